@@ -1,0 +1,1 @@
+"""One file a stage; `python -m tasks STAGE` is the only door to them."""
