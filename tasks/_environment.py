@@ -1,0 +1,45 @@
+"""Where things are, and what never leaves the machine: set once, before prefect, mlflow or dvc load.
+
+A value that is already in the environment wins: a team points the tools at its own
+servers by their own variables.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+QUIET = {
+    # no tool reports home; mlflow honours the word "true" only
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DVC_NO_ANALYTICS": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # no stage goes to the network, and no pickle is opened
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+    # a machine whose git is missing says so once, not in every process
+    "GIT_PYTHON_REFRESH": "quiet",
+    "TOKENIZERS_PARALLELISM": "false",
+    # how Prefect is kept out of a newcomer's way
+    "PREFECT_CLI_PROMPT": "false",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+}
+
+
+def set_environment() -> None:
+    """Fill in what the environment leaves open, and put this interpreter's tools first on PATH."""
+    places = {
+        "PREFECT_HOME": str(ROOT / ".state" / "prefect"),
+        # DVC's default is a folder that every user of the machine may write to
+        "DVC_SITE_CACHE_DIR": str(ROOT / ".dvc" / "tmp" / "site"),
+    }
+    for name, value in {**QUIET, **places}.items():
+        os.environ.setdefault(name, value)
+    own = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", "")
+    if path.split(os.pathsep)[0] != own:
+        os.environ["PATH"] = os.pathsep.join(filter(None, [own, path]))

@@ -1,0 +1,70 @@
+"""No process outlives the one that asked for it, and a signal is an exception, not an end."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+
+PR_SET_PDEATHSIG = 1
+
+
+class Terminated(BaseException):
+    """A signal asked this process to end. Not an Exception: nothing may swallow it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+def raise_on_sigterm() -> None:
+    """Turn SIGTERM into `Terminated`, so that `finally` blocks run and records are closed."""
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated(number)
+
+    signal.signal(signal.SIGTERM, handler)
+
+
+def die_with_parent() -> None:
+    """Have SIGTERM sent to this process when its parent dies, even by SIGKILL.
+
+    On Linux the kernel does it (prctl(2)) and the setting survives exec; elsewhere a thread
+    watches, which ends with the process image.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the kernel was told
+            os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+
+
+def watch_parent(parent: int, interval: float = 1.0) -> None:
+    """Send this process SIGTERM once `parent` is no longer its parent."""
+    while os.getppid() == parent:
+        time.sleep(interval)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_group(leader: int, *, patience: float = 15.0) -> None:
+    """End a process group: SIGTERM, `patience` seconds to close its records, then SIGKILL."""
+    deadline = time.monotonic() + patience
+    alive = _signal_group(leader, signal.SIGTERM)
+    while alive:
+        time.sleep(0.05)
+        late = time.monotonic() > deadline
+        alive = _signal_group(leader, signal.SIGKILL if late else 0)
+
+
+def _signal_group(leader: int, number: int) -> bool:
+    """Send a signal (0 only asks) and return whether the group still has a member."""
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        return False
+    return True
