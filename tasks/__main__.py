@@ -1,0 +1,76 @@
+"""`python -m tasks STAGE`: run one stage. DVC calls this; people call `make STAGE`.
+
+Exit status: 0 done; 2 a mistake that the user can mend, told in one sentence; 1 a fault
+of ours, with its traceback; 130 or 143 ended by a signal.
+"""
+
+import sys
+import traceback
+from pathlib import Path
+
+from tasks._environment import ROOT, set_environment
+from tasks._process import Terminated, die_with_parent, raise_on_sigterm
+
+
+def main(arguments: list[str]) -> int:
+    """Run the stage that is named, from this tree's own code."""
+    raise_on_sigterm()
+    die_with_parent()
+    set_environment()
+    use_own_source()
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except Terminated as stop:
+        return fail(str(stop), 128 + stop.number)
+
+
+def run(arguments: list[str]) -> int:
+    """Check the name and execute the stage, turning failures into exit statuses."""
+    from tasks._project import stages
+
+    try:
+        names = list(stages())
+        if len(arguments) != 1 or arguments[0] not in names:
+            given = " ".join(arguments) or "nothing"
+            return fail(f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {given}", 2)
+        from tasks._stage import execute
+
+        execute(arguments[0])
+    except (ValueError, OSError) as error:
+        return fail(str(error), 2)
+    except ModuleNotFoundError as error:
+        return fail(f"{error}: {sys.executable} is not the project's environment; `make env` "
+                    "makes .venv, whose bin folder must come first on PATH", 2)
+    except Exception as error:
+        traceback.print_exc()
+        return fail(f"{type(error).__name__}: {error}", 1)
+    return 0
+
+
+def fail(message: str, status: int) -> int:
+    """Say what went wrong, to a person and in the receipt."""
+    from tasks._receipt import tell
+
+    print(message, file=sys.stderr, flush=True)
+    tell("error", message=message)
+    return status
+
+
+def use_own_source() -> None:
+    """Put this tree's src first on the path, and stop if gptmill still comes from elsewhere.
+
+    An editable install would else have a worktree or a second clone run the main tree's
+    code while DVC hashes its own.
+    """
+    sys.path.insert(0, str(ROOT / "src"))
+    import gptmill
+
+    found = Path(gptmill.__file__ or "").resolve().parent
+    if found != ROOT / "src" / "gptmill":
+        raise SystemExit(f"gptmill comes from {found}, not from {ROOT / 'src'}: unset PYTHONPATH")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,61 @@
+"""Progress of long work: a bar in a terminal, a plain line every few seconds where there is none."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 5.0  # seconds between plain lines
+
+
+@dataclass
+class Meter:
+    """Shows how far a stage is. Reporting only: nothing here can change an artifact."""
+
+    label: str
+    started: float = field(default_factory=time.monotonic)
+    shown: float = 0.0
+    bar: Progress | None = None
+    task: TaskID | None = None
+
+    def update(self, step: int, steps: int, text: str) -> str | None:
+        """Show step `step` of `steps`; return the plain line where one was due."""
+        if sys.stdout.isatty():
+            self._draw(step, steps, text)
+            return None
+        now = time.monotonic()
+        if step < steps and now - self.shown < PLAIN_INTERVAL:
+            return None
+        self.shown = now
+        left = (now - self.started) / max(step, 1) * (steps - step)
+        return f"step {step}/{steps}  {text}  {duration(left)} left"
+
+    def close(self) -> None:
+        """Leave the terminal as a line of text needs it."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _draw(self, step: int, steps: int, text: str) -> None:
+        if self.bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(20))
+            figures = (TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),)
+            self.bar = Progress(
+                *columns, *figures, TimeRemainingColumn(), console=Console(), transient=True
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=steps, text=text)
+        assert self.task is not None
+        self.bar.update(self.task, completed=step, total=steps, text=text)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person reads them: `48s`, `3m12s`, `2h05m`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,254 @@
+"""What all stages share, once: params section, checked inputs, MLflow run, output folder, failure.
+
+A stage file declares a `Section` and a function under `@stage`; everything that is not
+about that stage is here.
+"""
+
+import importlib
+import json
+import math
+import re
+import shutil
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from gptmill.device import Device, RuntimeConfig, keep_freed_memory, pick
+from gptmill.files import atomic_folder, write_json
+from tasks import _project
+from tasks._environment import ROOT
+from tasks._progress import Meter
+from tasks._receipt import tell
+from tasks._tracking import StageRun
+
+if TYPE_CHECKING:
+    from tasks._models import Kind
+
+Metrics = dict[str, float | int | str]
+
+
+class Section(BaseModel):
+    """A stage's section of params.yaml: every key required, none unknown, types exact."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True)
+class Stage(Generic[S]):
+    """A stage: its name is its function's, and everything else is derived from the name."""
+
+    name: str
+    section: type[S]
+    body: Callable[[S, "Run"], Metrics]
+
+    def params(self) -> S:
+        """Return the stage's section of params.yaml, checked."""
+        return checked(self.section, self.name)
+
+
+def stage(body: Callable[[S, "Run"], Metrics]) -> Stage[S]:
+    """Make a stage of a function `(params, run) -> metrics`."""
+    return Stage(body.__name__, get_type_hints(body)["params"], body)
+
+
+def load(name: str) -> Stage[Any]:
+    """Import one stage, and only that one."""
+    found = getattr(importlib.import_module(f"tasks.{name}"), name)
+    assert isinstance(found, Stage)
+    return found
+
+
+T = TypeVar("T")
+
+
+def checked(kind: type[T], section: str) -> T:
+    """Return a section of params.yaml as `kind`. Raises ValueError, one line a mistake."""
+    content = _project.params()
+    if section not in content:
+        raise ValueError(f"params.yaml has no section `{section}`")
+    try:
+        # through JSON, whose strict mode takes mappings for dataclasses and lists for tuples
+        return TypeAdapter(kind).validate_json(json.dumps(content[section]), strict=True)
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(section, mistake) for mistake in error.errors())) from None
+    except TypeError:
+        raise ValueError(f"params.yaml: `{section}` holds something that is no plain value") from None
+
+
+def _sentence(section: str, mistake: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in (section, *mistake["loc"]))
+    match mistake["type"]:
+        case "missing":
+            return f"params.yaml: {where} is missing"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"params.yaml: {where} is unknown: remove it or mend its name"
+    what = mistake["msg"].removeprefix("Value error, ")
+    given = mistake["input"]
+    shown = "" if isinstance(given, dict) else f" (given: {json.dumps(given, default=str)})"
+    return f"params.yaml: {where}: {what[0].lower()}{what[1:]}{shown}"
+
+
+class Run:
+    """A stage's hands: where it reads and writes, and how it reports."""
+
+    def __init__(self, name: str, out: Path, tracking: StageRun, *, runtime: RuntimeConfig) -> None:
+        self.name = name
+        self.out = out
+        self.seed: int = checked(int, "seed")
+        self._runtime = runtime
+        self._tracking = tracking
+        self._meter = Meter(name)
+
+    def input(self, stage: str) -> Path:
+        """Return the folder that an earlier stage wrote; it must be among this stage's deps."""
+        return self.path(f"artifacts/{stage}")
+
+    def data(self, name: str) -> Path:
+        """Return a path below data/; it must be among this stage's deps."""
+        return self.path(f"data/{name}")
+
+    def path(self, path: str) -> Path:
+        """Return a path of the project; it must be among this stage's deps in dvc.yaml."""
+        declared = _project.inputs(self.name)
+        assert any(path == dep or path.startswith(dep + "/") for dep in declared), (
+            f"{self.name} reads {path}, which is not among its deps in dvc.yaml"
+        )
+        return ROOT / path
+
+    @cached_property
+    def _device(self) -> Device:
+        keep_freed_memory()
+        device = pick(self._runtime)
+        self._tracking.params({f"device.{key}": value for key, value in device.record().items()})
+        self.say(", ".join(f"{key} {value}" for key, value in device.record().items()))
+        return device
+
+    def device(self) -> Device:
+        """Return the device and precision that params.yaml's `runtime` asks for, recorded."""
+        return self._device
+
+    def say(self, text: str) -> None:
+        """Print one line to the log."""
+        self._meter.close()
+        print(text, flush=True)
+
+    def step(
+        self,
+        step: int,
+        steps: int,
+        figures: Mapping[str, float],
+        *,
+        tokens_per_second: float | None = None,
+        note: str = "",
+    ) -> None:
+        """Record figures at a step, and show how far the stage is and how long it still takes."""
+        rate = {} if tokens_per_second is None else {"tokens_per_second": tokens_per_second}
+        self._tracking.metrics({**figures, **rate}, step)
+        shown = [f"{name} {_short(value)}" for name, value in figures.items()]
+        if tokens_per_second is not None:
+            shown.append(f"{tokens_per_second:,.0f} tok/s")
+        text = "  ".join([*shown, note]).rstrip()
+        tell("step", step=step, steps=steps, text=text)
+        line = self._meter.update(step, steps, text)
+        if line is not None:
+            print(line, flush=True)
+
+    def show(self, title: str, content: str | pd.DataFrame) -> None:
+        """Put a table or markdown on the run's page, in Prefect and in MLflow."""
+        text = content if isinstance(content, str) else markdown_table(content)
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        self._tracking.mlflow.log_text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
+        tell("show", title=title, text=text)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keep a plot with the MLflow run; pixels are no artifact of ours."""
+        self._tracking.mlflow.log_figure(figure, f"plots/{name}.png")
+        tell("figure", name=name)
+
+    def log_model(self, kind: "Kind", folder: Path) -> None:
+        """Log a checkpoint folder as a model that MLflow loads and serves."""
+        from tasks._models import log_model
+
+        log_model(kind, folder, name=self.name)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self._meter.close()
+
+
+def execute(name: str) -> None:
+    """Run one stage from its checked inputs to its whole output folder, recorded throughout.
+
+    Raises what the body raises, after the run is closed as FAILED or KILLED; ValueError
+    and OSError are the user's to mend.
+    """
+    job = load(name)
+    params = job.params()
+    runtime = checked(RuntimeConfig, "runtime")
+    hashes = _project.check_inputs(name)
+    shutil.rmtree(ROOT / "artifacts" / f".{name}.partial", ignore_errors=True)
+    tracking = StageRun(name, description=_description(name))
+    tell("start", run=tracking.id)
+    try:
+        tracking.params({**params.model_dump(), "seed": checked(int, "seed")})
+        tracking.inputs(hashes)
+        metrics = _produce(job, params, Run(name, Path(), tracking, runtime=runtime))
+        tracking.outputs({f"artifacts/{name}": _project.content_hash(ROOT / "artifacts" / name)})
+    except Exception as error:
+        tracking.mlflow.log_text(traceback.format_exc(), "error.txt")
+        tracking.end("FAILED", str(error))
+        raise
+    except BaseException as stop:
+        tracking.end("KILLED", str(stop) or type(stop).__name__)
+        raise
+    tracking.end("FINISHED")
+    tell("end", metrics=metrics)
+
+
+def _produce(job: Stage[Any], params: Section, run: Run) -> Metrics:
+    """Run the body in a partial folder that becomes artifacts/NAME when the body returns."""
+    try:
+        with atomic_folder(ROOT / "artifacts" / job.name) as out:
+            run.out = out
+            metrics = job.body(params, run)
+            figures = {key: value for key, value in metrics.items() if not isinstance(value, str)}
+            bad = [key for key, value in figures.items() if not math.isfinite(value)]
+            assert not bad, f"{job.name} returned figures that are no numbers: {bad}"
+            write_json(out / "metrics.json", metrics)
+            run._tracking.metrics(figures, 0, now=True)
+            return metrics
+    finally:
+        run.close()
+
+
+def _description(name: str) -> str:
+    return (
+        f"{_project.stages()[name].get('desc', name)}\n\nMade again by `make {name}` at the commit "
+        "of the tag `mlflow.source.git.commit`; the tags `dvc.dep.*` and `dvc.out.*` hold the "
+        "hashes of what it read and wrote, as dvc.lock has them."
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:.3f}"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table as markdown; a cell never breaks out of its row."""
+
+    def cell(value: object) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell(value) for value in row) + " |" for row in rows)

@@ -1,0 +1,212 @@
+"""MLflow: one experiment, one run a stage, and the hashes that tie a run to its bytes.
+
+The store is `MLFLOW_TRACKING_URI`, or a SQLite file in mlflow/ that needs no server.
+Which run made a file is one search: the tag `dvc.out.PATH` holds the hash that dvc.lock
+records for PATH.
+"""
+
+import fcntl
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from tasks._environment import ROOT
+
+EXPERIMENT = "gptmill"
+PARENT_VARIABLE = "GPTMILL_PARENT_RUN"
+FLOW_VARIABLE = "GPTMILL_FLOW_PROCESS"
+STORE = ROOT / "mlflow" / "mlflow.db"
+ARTIFACTS = ROOT / "mlflow" / "artifacts"
+PROCESS_TAG = "gptmill.process"
+
+
+def tracking_uri() -> str:
+    """Return where runs are recorded."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
+
+
+def connect() -> str:
+    """Point mlflow at the store, make the experiment on first use, and return its id.
+
+    Several processes that open a fresh SQLite store together break it for good, so the
+    first opening is done under a lock. Raises ValueError where a server does not answer.
+    """
+    uri = tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    with _alone("mlflow"):
+        import mlflow
+
+        mlflow.set_tracking_uri(uri)
+        found = mlflow.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        local = ARTIFACTS.as_uri() if uri.startswith("sqlite:") else None
+        return str(mlflow.create_experiment(EXPERIMENT, artifact_location=local))
+
+
+def _check_server(uri: str) -> None:
+    """Ask once, briefly: mlflow itself would try for minutes."""
+    try:
+        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers; what it thinks of this path is its own affair
+    except OSError as error:
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI is {uri}, where no MLflow server answers ({error}): start it, "
+            "or unset the variable to record in mlflow/mlflow.db"
+        ) from None
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    path = ROOT / ".state" / f"{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def this_process() -> str:
+    """Name this process so that no later one can be taken for it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def is_dead(process: str) -> bool:
+    """Return whether a process named by `this_process` is known to be gone."""
+    host, pid, created = process.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) > 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def close_dead_runs(experiment: str) -> None:
+    """Mark runs whose process is gone as KILLED: nothing that is dead stays RUNNING."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        process = run.data.tags.get(PROCESS_TAG)
+        if process and is_dead(process):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def git_tags() -> dict[str, str]:
+    """Return commit and dirty flag. dvc.lock is left out: a clean clone's first stage changes it."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(git("status", "--porcelain", "--", ".", ":(exclude)dvc.lock"))
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(dirty).lower()}
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested params under dotted names: `optimizer.learning_rate`."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+class StageRun:
+    """The MLflow run of one stage that executes."""
+
+    def __init__(self, stage: str, *, description: str) -> None:
+        import mlflow
+
+        self.mlflow = mlflow
+        self.stage = stage
+        experiment = connect()
+        close_dead_runs(experiment)
+        self.run = mlflow.start_run(
+            experiment_id=experiment,
+            run_name=stage,
+            parent_run_id=os.environ.get(PARENT_VARIABLE),
+            description=description,
+            tags={"stage": stage, PROCESS_TAG: this_process(), **git_tags()},
+            log_system_metrics=True,
+        )
+        self.id = str(self.run.info.run_id)
+        self._waiting: list[tuple[str, float, int, int]] = []
+        self._sent = time.monotonic()
+
+    def inputs(self, hashes: Mapping[str, str]) -> None:
+        """Record what the stage reads: as tags, and as dataset inputs with their digests."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self.mlflow.set_tags({f"dvc.dep.{path}": value for path, value in hashes.items()})
+        datasets = [
+            DatasetInput(
+                Dataset(name=path, digest=value, source_type="dvc", source=f'{{"path": "{path}"}}'),
+                [InputTag("mlflow.data.context", self.stage)],
+            )
+            for path, value in hashes.items()
+        ]
+        self.mlflow.MlflowClient().log_inputs(self.id, datasets)
+
+    def outputs(self, hashes: Mapping[str, str]) -> None:
+        """Record what the stage wrote, under the hashes that dvc.lock will hold."""
+        self.mlflow.set_tags({f"dvc.out.{path}": value for path, value in hashes.items()})
+
+    def params(self, content: Mapping[str, Any]) -> None:
+        """Record params, nested ones under dotted names."""
+        self.mlflow.log_params(flatten(content))
+
+    def metrics(self, figures: Mapping[str, float], step: int, *, now: bool = False) -> None:
+        """Record figures at a step; they are sent together every few seconds (60 times faster)."""
+        stamp = int(time.time() * 1000)
+        self._waiting += [(name, float(value), stamp, step) for name, value in figures.items()]
+        if now or time.monotonic() - self._sent > 5:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send the figures that wait."""
+        from mlflow.entities import Metric
+
+        client = self.mlflow.MlflowClient()
+        for start in range(0, len(self._waiting), 1000):
+            batch = [Metric(*row) for row in self._waiting[start : start + 1000]]
+            client.log_batch(self.id, metrics=batch)
+        self._waiting = []
+        self._sent = time.monotonic()
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self.flush()
+        if error:
+            self.mlflow.set_tag("error", error[:5000])
+        self.mlflow.end_run(status)
+        flow = os.environ.get(FLOW_VARIABLE)
+        parent = os.environ.get(PARENT_VARIABLE)
+        if status == "KILLED" and flow and parent and is_dead(flow):
+            self.mlflow.MlflowClient().set_terminated(parent, "KILLED")
+
+
+def makers(outputs: Mapping[str, str], experiments: Iterable[str]) -> str | None:
+    """Return the id of the run that made these outputs, by their hashes; None if unknown."""
+    from mlflow import MlflowClient
+
+    terms = [f"tags.`dvc.out.{path}` = '{value}'" for path, value in outputs.items()]
+    found = MlflowClient().search_runs(
+        list(experiments), " and ".join(terms), order_by=["attributes.start_time DESC"]
+    )
+    return str(found[0].info.run_id) if found else None
