@@ -1,0 +1,252 @@
+"""GPT-2: token and position embeddings, pre-norm blocks of causal attention and GELU, a head.
+
+Radford et al. 2019, https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
+Modules carry GPT-2's own names, so that the names of a state dict are Hugging Face's.
+
+Letters: B rows, T positions, C embedding width, H heads, D = C / H, V vocabulary, K classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptmill.kv_cache import KVCache
+
+INIT_STD = 0.02
+
+
+class Size(NamedTuple):
+    """What a named size of GPT-2 fixes; all else is chosen with the data."""
+
+    emb_dim: int
+    n_layers: int
+    n_heads: int
+
+
+SIZES: dict[str, Size] = {
+    "laptop": Size(emb_dim=256, n_layers=4, n_heads=4),
+    "gpt2-small": Size(emb_dim=768, n_layers=12, n_heads=12),
+    "gpt2-medium": Size(emb_dim=1024, n_layers=24, n_heads=16),
+    "gpt2-large": Size(emb_dim=1280, n_layers=36, n_heads=20),
+    "gpt2-xl": Size(emb_dim=1600, n_layers=48, n_heads=25),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """The shape of a GPT: everything needed to build it, nothing about how it is trained."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    vocab_size: int
+    context_length: int
+    emb_dim: int
+    n_layers: int
+    n_heads: int
+    drop_rate: float
+    qkv_bias: bool
+    tie_weights: bool
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "emb_dim", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.emb_dim % self.n_heads:
+            raise ValueError(
+                f"emb_dim is {self.emb_dim}: it must be a multiple of n_heads, {self.n_heads}"
+            )
+        if not 0 <= self.drop_rate < 1:
+            raise ValueError(f"drop_rate is {self.drop_rate}: it must be in [0, 1)")
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention, queries, keys and values from one fused matrix."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_heads = config.n_heads
+        self.drop_rate = config.drop_rate
+        self.c_attn = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.emb_dim, config.emb_dim)
+
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        """Mix each position with those before it; with a cache, with the stored ones too."""
+        rows, length, width = x.shape  # B, T, C
+        heads = self.c_attn(x).view(rows, length, 3, self.n_heads, width // self.n_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            key, value = cache.update(self.layer, key, value)  # (B, H, S, D)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key.to(query.dtype),
+            value.to(query.dtype),
+            attn_mask=mask,
+            dropout_p=self.drop_rate if self.training else 0.0,
+            is_causal=mask is None,
+        )  # (B, H, T, D)
+        mixed = self.c_proj(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, T, C)
+        return F.dropout(mixed, self.drop_rate, self.training)
+
+
+class FeedForward(nn.Module):
+    """Two layers, four times as wide in between, with the tanh form of GELU as in GPT-2."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.drop_rate = config.drop_rate
+        self.c_fc = nn.Linear(config.emb_dim, 4 * config.emb_dim)
+        self.c_proj = nn.Linear(4 * config.emb_dim, config.emb_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each position by itself."""
+        wide = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        return F.dropout(self.c_proj(wide), self.drop_rate, self.training)  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to what came in after a norm of its own."""
+
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.emb_dim, eps=1e-5)
+        self.attn = Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.emb_dim, eps=1e-5)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        """Return the residual stream after this block."""
+        x = x + self.attn(self.ln_1(x), cache, mask)
+        out: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
+        return out
+
+
+class Transformer(nn.Module):
+    """Token ids in, final hidden states out: what all heads share."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.context_length = config.context_length
+        self.drop_rate = config.drop_rate
+        self.wte = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.wpe = nn.Embedding(config.context_length, config.emb_dim)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.emb_dim, eps=1e-5)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the hidden states (B, T, C) of ids (B, T), after the final norm.
+
+        With a cache the ids go behind the positions that it holds, row by row.
+        """
+        length = ids.size(1)
+        if cache is None:
+            assert length <= self.context_length, f"{length} ids > {self.context_length} positions"
+            positions = torch.arange(length, device=ids.device)  # (T,)
+            mask = None
+        else:
+            positions = cache.positions(length)  # (B, T)
+            mask = cache.mask(length)  # (B, 1, T, S)
+        x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
+        x = F.dropout(x, self.drop_rate, self.training)
+        for block in self.h:
+            x = block(x, cache, mask)
+        if cache is not None:
+            cache.advance(length)
+        out: Tensor = self.ln_f(x)  # (B, T, C)
+        return out
+
+
+class GPT(nn.Module):
+    """A GPT that predicts the next id. Its first weights are a function of the generator alone.
+
+    Tied weights are not stored twice: the head multiplies with the token embedding, and the
+    state dict has no `lm_head.weight`.
+    """
+
+    def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.lm_head = (
+            None if config.tie_weights else nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        )
+        init_weights(self, config.n_layers, generator)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """Return the (V, C) matrix that turns hidden states into logits."""
+        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the final hidden states (B, T, C) of ids (B, T)."""
+        out: Tensor = self.transformer(ids, cache)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of final hidden states (..., C)."""
+        return F.linear(hidden, self.head_weight)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the logits (B, T, V) of the id that follows each of ids (B, T)."""
+        return self.logits(self.hidden(ids, cache))
+
+    def new_cache(self, n_rows: int, capacity: int) -> KVCache:
+        """Return an empty cache for `n_rows` rows of up to `capacity` positions."""
+        config = self.config
+        assert capacity <= config.context_length, "a cache never holds more than the context"
+        shape = (config.n_layers, config.n_heads, config.emb_dim // config.n_heads)
+        return KVCache(n_rows, capacity, like=self.transformer.wte.weight, shape=shape)
+
+
+class GPTClassifier(nn.Module):
+    """A GPT body with a linear head on the last real token of each row.
+
+    The head has no bias: Hugging Face's classifier has none and would drop it in silence.
+    """
+
+    def __init__(
+        self, config: GPTConfig, n_classes: int, *, generator: torch.Generator | None = None
+    ):
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config)
+        self.score = nn.Linear(config.emb_dim, n_classes, bias=False)
+        init_weights(self, config.n_layers, generator)
+
+    @classmethod
+    def from_gpt(
+        cls, model: GPT, n_classes: int, *, generator: torch.Generator | None = None
+    ) -> Self:
+        """Return a classifier on the body of `model`, which it shares, with a new head."""
+        with torch.device("meta"):
+            classifier = cls(model.config, n_classes)
+        classifier.transformer = model.transformer
+        classifier.score = nn.Linear(model.config.emb_dim, n_classes, bias=False)
+        init_weights(classifier.score, model.config.n_layers, generator)
+        return classifier.to(model.transformer.wte.weight.device)
+
+    def forward(self, ids: Tensor, last: Tensor) -> Tensor:
+        """Return class scores (B, K) of ids (B, T), read at index `last` (B,) of each row."""
+        hidden = self.transformer(ids)  # (B, T, C)
+        rows = torch.arange(len(ids), device=ids.device)
+        scores: Tensor = self.score(hidden[rows, last])  # (B, K)
+        return scores
+
+
+def init_weights(module: nn.Module, n_layers: int, generator: torch.Generator | None) -> None:
+    """Draw weights as GPT-2 does: normal, biases zero, residual projections scaled down.
+
+    What each block adds to the residual stream shrinks with the number of additions, two a
+    block, so that the stream keeps its variance. On the meta device there is nothing to draw.
+    """
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear | nn.Embedding) or part.weight.is_meta:
+            continue
+        std = INIT_STD / math.sqrt(2 * n_layers) if name.endswith("c_proj") else INIT_STD
+        nn.init.normal_(part.weight, std=std, generator=generator)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
