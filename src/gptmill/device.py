@@ -1,0 +1,137 @@
+"""What the work runs on: device, precision, threads, and what equal bytes depend on.
+
+Deterministic algorithms are always on. Equal bytes are promised between runs whose
+`Device.record()` is equal: another thread count or build sums in another order.
+"""
+
+import ctypes
+import os
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+
+import torch
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What to run on; `auto` takes the fastest device, and bf16 where the device is fast in it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    device: DeviceChoice
+    precision: PrecisionChoice
+    compile: bool
+
+    def __post_init__(self) -> None:
+        _check_choice("device", self.device, get_args(DeviceChoice))
+        _check_choice("precision", self.precision, get_args(PrecisionChoice))
+
+
+@dataclass(frozen=True)
+class Device:
+    """What was picked. Training computes in `precision`; weights and optimizer stay fp32."""
+
+    device: str
+    model: str
+    precision: Precision
+    compile: bool
+    threads: int
+    torch: str
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context in which a forward pass runs in this precision."""
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=bf16)
+
+    def record(self) -> dict[str, str | int]:
+        """Return what equal bytes depend on, for the run's record."""
+        return asdict(self)
+
+
+def pick(config: RuntimeConfig) -> Device:
+    """Choose device and precision, and switch deterministic algorithms on for this process.
+
+    Raises ValueError where the device asked for is not there.
+    """
+    name = _device_name(config.device)
+    auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
+    # cuBLAS is deterministic only with a fixed workspace, which it reads once, at its start
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    return Device(
+        device=name,
+        model=_model(name),
+        precision=auto if config.precision == "auto" else config.precision,
+        compile=config.compile,
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+    )
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep big freed blocks; returns whether it did (False where libc is another).
+
+    A training step frees and takes the same hundreds of megabytes again and again. By
+    default each goes back to the kernel and returns as zeroed pages, which costs more than
+    the arithmetic on them. The price is that memory stays at its peak until the process ends.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers from glibc's malloc.h
+    libc = ctypes.CDLL(None)
+    return all(
+        libc.mallopt(option, value) == 1
+        for option, value in ((mmap_max, 0), (trim_threshold, -1), (top_pad, 1 << 26))
+    )
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+
+
+def _device_name(choice: DeviceChoice) -> str:
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if choice == "auto":
+        return next(name for name, is_there in there.items() if is_there)
+    if not there[choice]:
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise ValueError(f"device is {choice!r}, but this machine and torch build have {found}")
+    return choice
+
+
+def _fast_in_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
+
+
+def _model(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    if device == "mps":
+        return f"Apple {platform.machine()}"
+    # the name alone is often just "Intel(R) Xeon(R) Processor": what torch may use tells more
+    amx = "+AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
+    return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()}{amx})"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
