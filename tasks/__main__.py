@@ -6,10 +6,10 @@ of ours, with its traceback; 130 or 143 ended by a signal.
 
 import sys
 import traceback
-from pathlib import Path
 
-from tasks._environment import ROOT, set_environment
+from tasks._environment import set_environment, use_own_source
 from tasks._process import Terminated, die_with_parent, raise_on_sigterm
+from tasks._receipt import tell
 
 
 def main(arguments: list[str]) -> int:
@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """Check the name and execute the stage, turning failures into exit statuses."""
-    from tasks._project import stages
-
     try:
+        from tasks._project import stages
+
         names = list(stages())
         if len(arguments) != 1 or arguments[0] not in names:
             given = " ".join(arguments) or "nothing"
@@ -51,25 +51,9 @@ def run(arguments: list[str]) -> int:
 
 def fail(message: str, status: int) -> int:
     """Say what went wrong, to a person and in the receipt."""
-    from tasks._receipt import tell
-
     print(message, file=sys.stderr, flush=True)
     tell("error", message=message)
     return status
-
-
-def use_own_source() -> None:
-    """Put this tree's src first on the path, and stop if gptmill still comes from elsewhere.
-
-    An editable install would else have a worktree or a second clone run the main tree's
-    code while DVC hashes its own.
-    """
-    sys.path.insert(0, str(ROOT / "src"))
-    import gptmill
-
-    found = Path(gptmill.__file__ or "").resolve().parent
-    if found != ROOT / "src" / "gptmill":
-        raise SystemExit(f"gptmill comes from {found}, not from {ROOT / 'src'}: unset PYTHONPATH")
 
 
 if __name__ == "__main__":

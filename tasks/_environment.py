@@ -43,3 +43,17 @@ def set_environment() -> None:
     path = os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != own:
         os.environ["PATH"] = os.pathsep.join(filter(None, [own, path]))
+
+
+def use_own_source() -> None:
+    """Put this tree's src first on the path, and stop if gptmill still comes from elsewhere.
+
+    An editable install would else have a worktree or a second clone run the main tree's
+    code while DVC hashes its own.
+    """
+    sys.path.insert(0, str(ROOT / "src"))
+    import gptmill
+
+    found = Path(gptmill.__file__ or "").resolve().parent
+    if found != ROOT / "src" / "gptmill":
+        raise SystemExit(f"gptmill comes from {found}, not from {ROOT / 'src'}: unset PYTHONPATH")
