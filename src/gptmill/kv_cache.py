@@ -5,6 +5,8 @@ Radford et al. 2019 leave this to the implementer; the idea is as old as increme
 Letters: B rows, L layers, H heads, T new positions, S stored positions, D width of one head.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,6 @@ class KVCache:
     behind a row's end is never read.
     """
 
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-
     def __init__(self, n_rows: int, capacity: int, *, like: Tensor, shape: tuple[int, int, int]):
         """Allocate for `shape` = (layers, heads, width of a head) on the device of `like`."""
         n_layers, n_heads, head_dim = shape
@@ -30,41 +28,41 @@ class KVCache:
         self.values = torch.zeros_like(self.keys)  # (L, B, H, S, D)
         self.lengths = torch.zeros(n_rows, dtype=torch.long, device=like.device)  # (B,)
 
-    @property
-    def capacity(self) -> int:
-        """Return how many positions a row can hold."""
-        return self.keys.size(3)
+        self._positions = self.lengths[:, None]  # (B, T), of the ids that are being read
+        self._used = 0
 
-    def positions(self, n_new: int) -> Tensor:
-        """Return the positions that the next `n_new` ids of each row take."""
-        return self.lengths[:, None] + torch.arange(n_new, device=self.lengths.device)  # (B, T)
+    def begin(self, n_new: int) -> tuple[Tensor, Tensor]:
+        """Return the positions (B, T) of the next ids and which stored ones each may see.
+
+        That mask is (B, 1, T, S): a position sees itself and all before it.
+        """
+        device = self.lengths.device
+        self._positions = self.lengths[:, None] + torch.arange(n_new, device=device)  # (B, T)
+        self._used = int(self._positions.max()) + 1
+        stored = torch.arange(self._used, device=device)  # (S,)
+        return self._positions, (stored <= self._positions[:, :, None])[:, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, H, T, D) of one layer and return all stored so far."""
-        positions = self.positions(keys.size(2))  # (B, T)
-        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
-        self.keys[layer][rows, :, positions] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, positions] = values.transpose(1, 2).to(self.values.dtype)
-        used = int(positions.max()) + 1
+        rows = torch.arange(len(keys), device=keys.device)[:, None]  # (B, 1)
+        self.keys[layer][rows, :, self._positions] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][rows, :, self._positions] = values.transpose(1, 2).to(self.keys.dtype)
+        used = self._used
         return self.keys[layer, :, :, :used], self.values[layer, :, :, :used]  # (B, H, S, D)
 
-    def mask(self, n_new: int) -> Tensor:
-        """Return which stored positions each new one may see: itself and all before it."""
-        positions = self.positions(n_new)  # (B, T)
-        stored = torch.arange(int(positions.max()) + 1, device=positions.device)  # (S,)
-        return (stored <= positions[:, :, None])[:, None]  # (B, 1, T, S)
+    def end(self) -> None:
+        """Count the new positions, after the last layer has stored them."""
+        self.lengths = self._positions[:, -1] + 1
 
-    def advance(self, n_new: int) -> None:
-        """Count `n_new` more positions in every row, after the last layer has stored them."""
-        self.lengths = self.lengths + n_new
-
-    def keep_first(self, lengths: Tensor) -> None:
+    def keep_first(self, lengths: Sequence[int]) -> None:
         """Forget what lies behind `lengths` (B,) in each row, as after a right-padded prompt."""
-        assert bool((lengths <= self.lengths).all()), "a cache cannot keep what it does not hold"
-        self.lengths = lengths.to(self.lengths.device)
+        kept = torch.tensor(lengths, device=self.lengths.device)
+        assert bool((kept <= self.lengths).all()), "a cache cannot keep what it does not hold"
+        self.lengths = kept
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keep only `rows`, in that order: the others have ended."""
-        self.keys = self.keys[:, rows]
-        self.values = self.values[:, rows]
-        self.lengths = self.lengths[rows]
+        chosen = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
+        self.keys = self.keys[:, chosen]
+        self.values = self.values[:, chosen]
+        self.lengths = self.lengths[chosen]

@@ -148,14 +148,13 @@ class Transformer(nn.Module):
             positions = torch.arange(length, device=ids.device)  # (T,)
             mask = None
         else:
-            positions = cache.positions(length)  # (B, T)
-            mask = cache.mask(length)  # (B, 1, T, S)
+            positions, mask = cache.begin(length)  # (B, T), (B, 1, T, S)
         x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.drop_rate, self.training)
         for block in self.h:
             x = block(x, cache, mask)
         if cache is not None:
-            cache.advance(length)
+            cache.end()
         out: Tensor = self.ln_f(x)  # (B, T, C)
         return out
 
