@@ -112,7 +112,7 @@ def _pass_on(
 
 
 def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
-    """A receipt means that the stage ran; a new lock entry without one, that DVC had its bytes."""
+    """A receipt: the stage ran. A new lock entry without one: DVC had its bytes."""
     if events:
         return EXECUTED
     return UNCHANGED if before == after else RESTORED

@@ -1,4 +1,4 @@
-"""What the project's own files say: params.yaml, dvc.yaml, dvc.lock, data.dvc, and the hashes on disk.
+"""What the project's own files say: params.yaml, dvc.yaml, dvc.lock, and the hashes on disk.
 
 Hashes are DVC's: a file's is its MD5; a folder's is the MD5 of the JSON list of its
 files' hashes and relative paths, with `.dir` behind it.

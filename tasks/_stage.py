@@ -80,9 +80,13 @@ def checked(kind: type[T], section: str) -> T:
         # through JSON, whose strict mode takes mappings for dataclasses and lists for tuples
         return TypeAdapter(kind).validate_json(json.dumps(content[section]), strict=True)
     except ValidationError as error:
-        raise ValueError("\n".join(_sentence(section, mistake) for mistake in error.errors())) from None
+        raise ValueError(
+            "\n".join(_sentence(section, mistake) for mistake in error.errors())
+        ) from None
     except TypeError:
-        raise ValueError(f"params.yaml: `{section}` holds something that is no plain value") from None
+        raise ValueError(
+            f"params.yaml: `{section}` holds something that is no plain value"
+        ) from None
 
 
 def _sentence(section: str, mistake: Mapping[str, Any]) -> str:

@@ -12,8 +12,9 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import psutil
@@ -33,6 +34,7 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
 
 
+@cache
 def connect() -> str:
     """Point mlflow at the store, make the experiment on first use, and return its id.
 
@@ -86,7 +88,7 @@ def is_dead(process: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) > 1
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) > 1)
     except psutil.NoSuchProcess:
         return True
 
@@ -103,7 +105,7 @@ def close_dead_runs(experiment: str) -> None:
 
 
 def git_tags() -> dict[str, str]:
-    """Return commit and dirty flag. dvc.lock is left out: a clean clone's first stage changes it."""
+    """Return commit and dirty flag; dvc.lock is left out, since a clean clone's run changes it."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
@@ -201,12 +203,14 @@ class StageRun:
             self.mlflow.MlflowClient().set_terminated(parent, "KILLED")
 
 
-def makers(outputs: Mapping[str, str], experiments: Iterable[str]) -> str | None:
+def maker(outputs: Mapping[str, str]) -> str | None:
     """Return the id of the run that made these outputs, by their hashes; None if unknown."""
     from mlflow import MlflowClient
 
+    experiment = connect()
+
     terms = [f"tags.`dvc.out.{path}` = '{value}'" for path, value in outputs.items()]
     found = MlflowClient().search_runs(
-        list(experiments), " and ".join(terms), order_by=["attributes.start_time DESC"]
+        [experiment], " and ".join(terms), order_by=["attributes.start_time DESC"]
     )
     return str(found[0].info.run_id) if found else None

@@ -1,0 +1,224 @@
+"""The whole pipeline: each stage of dvc.yaml as a Prefect task, in the graph's order.
+
+Prefect shows, schedules and cancels; DVC alone decides what is stale. One stage runs at a
+time, since each takes the whole machine.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from mlflow import MlflowClient
+from prefect import State, Task, flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Completed, Crashed, Failed
+from rich.console import Console
+from rich.table import Table
+
+from flows import _dvc, _pages
+from flows._servers import prefect_api
+from gptmill.files import read_json, write_json
+from tasks import _tracking
+from tasks._environment import ROOT
+from tasks._progress import duration
+from tasks._project import content_hash, locked_outputs, stages, upstream
+
+ALIVE = ROOT / ".state" / "flows"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table that a pipeline run ends with."""
+
+    stage: str
+    state: str
+    seconds: float
+    figure: str
+
+
+def stage_task(stage: str, context: dict[str, str], rows: list[Row]) -> Task[[], State[None]]:
+    """Return the Prefect task of a stage; it appends to `rows` what became of it."""
+
+    def bring_up_to_date() -> State[None]:
+        started = time.monotonic()
+        outcome = _dvc.repro(
+            stage,
+            on_line=get_run_logger().info,
+            on_event=_pages.ProgressPage(stage).on_event,
+            context=context,
+        )
+        return _conclude(outcome, time.monotonic() - started, rows)
+
+    return Task(
+        bring_up_to_date,
+        name=stage,
+        task_run_name=stage,
+        description=stages()[stage]["desc"],
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _conclude(outcome: _dvc.Outcome, seconds: float, rows: list[Row]) -> State[None]:
+    """Return the Prefect state of an outcome: Completed if it ran, Cached if DVC had its bytes."""
+    stage = outcome.stage
+    if outcome.state == _dvc.FAILED:
+        _close_run(outcome)
+        rows.append(Row(stage, _dvc.FAILED, seconds, outcome.message))
+        return Failed(message=outcome.message)
+    _pages.stage_page(outcome, seconds=seconds)
+    figure = _pages.main_figure(stage)
+    ran = outcome.state == _dvc.EXECUTED
+    rows.append(Row(stage, "ran" if ran else "cached", seconds, figure))
+    if ran:
+        return Completed(message=figure)
+    return Completed(name="Cached", message=f"{outcome.state}: {figure}")
+
+
+def _close_run(outcome: _dvc.Outcome) -> None:
+    """Mark the MLflow run of a stage that had no time to do it itself (SIGKILL)."""
+    start = outcome.first("start")
+    if start and MlflowClient().get_run(start["run"]).info.status == "RUNNING":
+        MlflowClient().set_tag(start["run"], "error", outcome.message)
+        MlflowClient().set_terminated(start["run"], "KILLED")
+
+
+def _name() -> str:
+    commit = _tracking.git_tags().get("mlflow.source.git.commit", "")[:8]
+    return f"pipeline-{commit or 'no-git'}"
+
+
+@flow(name="pipeline", flow_run_name=_name, persist_result=False)
+def pipeline() -> State[None]:
+    """Raw text to a classifier and an assistant: every stage that is stale runs, no other."""
+    started = time.monotonic()
+    _tracking.close_dead_runs(_tracking.connect())
+    parent = _open_parent()
+    try:
+        with _alive():
+            rows = _run_stages(parent)
+        _record(parent, rows)
+        create_markdown_artifact(_as_markdown(rows), key="pipeline", description=summary(rows))
+    except BaseException:
+        MlflowClient().set_terminated(parent, "KILLED")
+        raise
+    failed = rows[-1].state == _dvc.FAILED
+    MlflowClient().set_terminated(parent, "FAILED" if failed else "FINISHED")
+    print_table(rows, time.monotonic() - started)
+    return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
+
+
+def _run_stages(parent: str) -> list[Row]:
+    """Run the stages in the graph's order, up to the first that fails."""
+    context = {
+        _tracking.PARENT_VARIABLE: parent,
+        _tracking.FLOW_VARIABLE: _tracking.this_process(),
+    }
+    rows: list[Row] = []
+    states: dict[str, State[State[None]]] = {}
+    for stage in stages():
+        before = [states[name] for name in upstream(stage)]
+        job = stage_task(stage, context, rows)
+        states[stage] = job(wait_for=before, return_state=True)
+        if states[stage].is_failed():
+            break
+    return rows
+
+
+def _open_parent() -> str:
+    """Open the MLflow run that holds the stages' runs."""
+    tags = {
+        "mlflow.runName": flow_run.name or "pipeline",
+        "prefect.flow_run_id": flow_run.id or "",
+        "stage": "pipeline",
+        _tracking.PROCESS_TAG: _tracking.this_process(),
+        **_tracking.git_tags(),
+    }
+    return str(MlflowClient().create_run(_tracking.connect(), tags=tags).info.run_id)
+
+
+def _record(parent: str, rows: list[Row]) -> None:
+    """Link each stage's run, also one that an earlier pipeline made, and stamp dvc.lock."""
+    for row in rows:
+        run = _tracking.maker(locked_outputs(row.stage))
+        MlflowClient().set_tag(parent, f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
+    if (ROOT / "dvc.lock").exists():
+        MlflowClient().set_tag(parent, "dvc.lock", content_hash(ROOT / "dvc.lock"))
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """Note that this process runs this flow, so that a later one can tell if it was killed."""
+    ALIVE.mkdir(parents=True, exist_ok=True)
+    note = ALIVE / f"{flow_run.id}.json"
+    write_json(note, {"process": _tracking.this_process()})
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def close_dead_flows() -> None:
+    """Mark flow runs whose process is gone as Crashed: Prefect alone would show them running."""
+    for note in ALIVE.glob("*.json"):
+        if not _tracking.is_dead(read_json(note)["process"]):
+            continue
+        with get_client(sync_client=True) as client:
+            state: State[Any] = Crashed(message="the process was killed")
+            with suppress(ObjectNotFound):  # a run of another server, or a deleted one
+                client.set_flow_run_state(UUID(note.stem), state, force=True)
+        note.unlink()
+
+
+def summary(rows: list[Row]) -> str:
+    """Return the run in one line."""
+    ran = [row.stage for row in rows if row.state == "ran"]
+    failed = [row.stage for row in rows if row.state == _dvc.FAILED]
+    if failed:
+        return f"{failed[0]} failed"
+    return f"ran {', '.join(ran)}" if ran else "everything was up to date: nothing ran"
+
+
+def _as_markdown(rows: list[Row]) -> str:
+    lines = [f"| {r.stage} | {r.state} | {r.seconds:.1f} | {r.figure} |" for r in rows]
+    return "\n".join(["| stage | state | seconds | figure |", "| --- | --- | --- | --- |", *lines])
+
+
+def print_table(rows: list[Row], seconds: float) -> None:
+    """Print what became of each stage, where the results lie and what to type next."""
+    table = Table(title=f"{summary(rows)} ({duration(seconds)})", title_justify="left")
+    table.add_column("stage")
+    table.add_column("state")
+    table.add_column("seconds", justify="right")
+    table.add_column("main figure", overflow="fold")
+    for row in rows:
+        style = {"cached": "dim", _dvc.FAILED: "red"}.get(row.state)
+        table.add_row(row.stage, row.state, f"{row.seconds:.1f}", row.figure, style=style)
+    Console().print(table)
+
+
+NEXT = """results   artifacts/ (one folder a stage), artifacts/evaluate/report.md
+next      make ui                     pages of every run, models, comparisons
+          edit params.yaml, then `make pipeline`: only what the change touches runs
+          dvc metrics diff            what the last change did"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run the pipeline once, in this terminal."""
+    if arguments:
+        raise ValueError(f"`make pipeline` takes no words; given: {' '.join(arguments)}")
+    with prefect_api():
+        close_dead_flows()
+        state = pipeline(return_state=True)
+    if not state.is_completed():
+        print("mend it and run `make pipeline` again: finished stages are kept")
+        return 1
+    print(NEXT)
+    return 0
