@@ -1,0 +1,49 @@
+"""Questions and answers from chatterbot-corpus, whose YAML is simple enough to read here."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+MAX_WORDS = 25  # of a question or an answer: a longer row would not fit a small context
+
+
+def questions(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return `instructions.json`: each distinct question with its answer, of the kind "question".
+
+    Exchanges of more than two turns, and long ones, are left out.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for _, content in sorted(members.items()):
+        for turns in conversations(content.decode("utf-8")):
+            if len(turns) == 2 and all(len(turn.split()) <= MAX_WORDS for turn in turns):
+                question, answer = turns
+                row = {"instruction": question, "input": "", "output": answer, "kind": "question"}
+                rows.setdefault(question.casefold(), row)
+    text = json.dumps(list(rows.values()), indent=1, ensure_ascii=False)
+    return {"instructions.json": (text + "\n").encode()}
+
+
+def conversations(text: str) -> Iterator[list[str]]:
+    """Yield each conversation's turns.
+
+    The files are lists of lists of one-line texts under `conversations:`, a long line
+    folded, quoted where YAML needs it. Anything else raises ValueError.
+    """
+    _, found, body = text.partition("conversations:\n")
+    if not found:
+        raise ValueError("no `conversations:` in the file")
+    for conversation in re.split(r"^- ", body, flags=re.MULTILINE)[1:]:
+        turns = re.split(r"^(?:  )?- ", conversation, flags=re.MULTILINE)[1:]
+        yield [_scalar(" ".join(turn.split())) for turn in turns]
+
+
+def _scalar(written: str) -> str:
+    """Return what a YAML text on one line says."""
+    if written[:1] == "'":
+        return written[1:-1].replace("''", "'")
+    if written[:1] == '"':
+        return str(ast.literal_eval(written))
+    if written[:1] in tuple("|>&*!%@`[{"):
+        raise ValueError(f"only plain and quoted texts are read, not {written[:40]!r}")
+    return written
