@@ -148,6 +148,8 @@ def _probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
     if 0 < config.top_k < logits.size(-1):
         smallest_kept = logits.topk(config.top_k).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
+    # Less the largest first, so that the coldest temperature overflows nothing.
+    logits = logits - logits.max(-1, keepdim=True).values  # (B, V)
     probabilities = (logits / config.temperature).softmax(-1)  # (B, V)
     if config.top_p == 1:
         return probabilities

@@ -97,6 +97,17 @@ class Tokenizer:
             write_text(folder / "chat_template.jinja", chat_template)
 
 
+def read_vocabulary(folder: Path) -> dict[str, int] | None:
+    """Return the ids that a Hugging Face folder of any origin gives its tokens, if it says so."""
+    if (folder / "vocab.json").is_file():
+        return dict(read_json(folder / "vocab.json"))
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    content = read_json(folder / "tokenizer.json")
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    return {**content["model"]["vocab"], **added}
+
+
 def _byte_characters() -> dict[int, str]:
     """Return the character by which GPT-2's files spell each byte, in the order of their ids.
 
