@@ -89,12 +89,15 @@ def read_config(folder: Path) -> GPTConfig:
     for name, allowed in fixed.items():
         if given.get(name, allowed[0]) not in allowed:
             raise ValueError(f"{path}: {name} is {given[name]!r}; allowed is {allowed[0]!r}")
-    return GPTConfig(
-        **{ours: given[theirs] for ours, theirs in CONFIG_NAMES.items()},
-        drop_rate=given.get("resid_pdrop", 0.1),
-        qkv_bias=given.get("qkv_bias", True),
-        tie_weights=given.get("tie_word_embeddings", True),
-    )
+    try:
+        return GPTConfig(
+            **{ours: given[theirs] for ours, theirs in CONFIG_NAMES.items()},
+            drop_rate=given.get("resid_pdrop", 0.1),
+            qkv_bias=given.get("qkv_bias", True),
+            tie_weights=given.get("tie_word_embeddings", True),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def read_class_names(folder: Path) -> list[str]:
