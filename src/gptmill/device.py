@@ -65,6 +65,9 @@ def pick(config: RuntimeConfig) -> Device:
     # cuBLAS is deterministic only with a fixed workspace, which it reads once, at its start
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # on by default with the line above: it writes NaN over every new tensor, a fifth of a step's
+    # time here, to make reads of unset memory show; equal hashes are tested instead
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Device(
         device=name,
         model=_model(name),

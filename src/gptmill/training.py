@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptmill.device import Device
+from gptmill.head_loss import head_loss
 from gptmill.model import GPT
 
 IGNORE = -100
@@ -140,12 +140,13 @@ def train(
 def language_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Return the mean next-token loss of a batch (ids (B, T), targets (B, T)), nats per token.
 
-    Targets equal to `IGNORE` are left out.
+    Targets equal to `IGNORE` are left out, and cost nothing at the head.
     """
     assert isinstance(model, GPT)
     ids, targets = batch
-    logits = model(ids)  # (B, T, V)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    kept = (targets.flatten() != IGNORE).nonzero().squeeze(1)  # (N,)
+    hidden = model.hidden(ids).flatten(0, 1).index_select(0, kept)  # (N, C)
+    return head_loss(hidden, model.head_weight, targets.flatten()[kept])
 
 
 @torch.no_grad()

@@ -1,0 +1,105 @@
+"""Token files: the ids of many documents in one flat array on disk, memory-mapped when read.
+
+`NAME.bin` holds little-endian uint16, or uint32 where ids do not fit. `NAME.json` beside it
+says how to read it: count, dtype, vocabulary size, the tokenizer's fingerprint, and the name
+and first position of each document. One separator id stands between documents.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gptmill.files import read_json, write_bytes, write_json
+
+Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+LARGEST_UINT16 = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """An open token file. Nothing is read until it is indexed."""
+
+    ids: Ids  # (N,)
+    vocab_size: int
+    fingerprint: str
+    names: tuple[str, ...]
+    starts: npt.NDArray[np.int64]  # (documents,) position of each document's first id
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def open(cls, path: Path) -> "TokenFile":
+        """Map `path`, a .bin file with its .json header beside it.
+
+        Raises ValueError where the file is not as long as its header says.
+        """
+        header = read_json(path.with_suffix(".json"))
+        dtype = DTYPES[header["dtype"]]
+        expected = header["count"] * dtype.itemsize
+        if path.stat().st_size != expected:
+            raise ValueError(
+                f"{path} has {path.stat().st_size} bytes and its header promises {expected}: "
+                "it was cut or belongs to another header; make it again"
+            )
+        return cls(
+            ids=np.memmap(path, dtype=dtype, mode="r"),
+            vocab_size=header["vocab_size"],
+            fingerprint=header["fingerprint"],
+            names=tuple(header["documents"]["names"]),
+            starts=np.array(header["documents"]["starts"], dtype=np.int64),
+        )
+
+    @staticmethod
+    def write(
+        path: Path,
+        documents: Sequence[npt.NDArray[np.uint32]],
+        *,
+        names: Sequence[str],
+        separator: int,
+        vocab_size: int,
+        fingerprint: str,
+    ) -> "TokenFile":
+        """Write the documents one behind the other with `separator` between, and open the file."""
+        assert documents, "a token file holds at least one document"
+        assert len(documents) == len(names), "each document has a name"
+        dtype = "uint16" if vocab_size - 1 <= LARGEST_UINT16 else "uint32"
+        ids, starts = _join(documents, separator)
+        assert int(ids.max()) < vocab_size, f"an id outside a vocabulary of {vocab_size}"
+        write_bytes(path, ids.astype(DTYPES[dtype]).tobytes())
+        header = {
+            "count": len(ids),
+            "dtype": dtype,
+            "vocab_size": vocab_size,
+            "fingerprint": fingerprint,
+            "documents": {"names": list(names), "starts": starts},
+        }
+        write_json(path.with_suffix(".json"), header)
+        return TokenFile.open(path)
+
+    def document_at(self, position: int) -> str:
+        """Return the name of the document that holds `position`; a separator ends the one before.
+
+        Positions count from the start of the file.
+        """
+        return self.names[int(np.searchsorted(self.starts, position, side="right")) - 1]
+
+
+def _join(
+    documents: Sequence[npt.NDArray[np.uint32]], separator: int
+) -> tuple[npt.NDArray[np.uint32], list[int]]:
+    between = np.array([separator], dtype=np.uint32)
+    parts, starts, position = [], [], 0
+    for place, document in enumerate(documents):
+        if place:
+            parts.append(between)
+            position += 1
+        starts.append(position)
+        parts.append(document)
+        position += len(document)
+    return np.concatenate(parts), starts
