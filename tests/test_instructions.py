@@ -1,15 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer
 
 from gptmill.checkpoint import save_causal_lm
 from gptmill.instructions import (
-    all_batches,
-    answer_loss,
     answers,
-    batches,
+    batch,
     chat_template,
     collate,
     encode_rows,
@@ -81,28 +80,21 @@ def test_a_masked_prompt_leaves_the_answer_and_its_end_as_targets():
 
 
 @pytest.mark.parametrize("mask_prompt", [True, False])
-def test_the_loss_on_counted_positions_is_the_loss_on_all_with_the_rest_ignored(mask_prompt: bool):
+def test_the_loss_of_a_batch_is_that_of_its_rows_alone(mask_prompt: bool):
     model = tiny_gpt(tiny_config(context_length=512))
     rows = encode_rows(RECORDS, tiny_tokenizer(), 512)
-    (batch,) = all_batches(rows, batch_size=3, end_id=316, mask_prompt=mask_prompt)
-    gradients = []
-    for loss in (answer_loss, language_loss):
-        model.zero_grad()
-        value = loss(model, batch)
-        value.backward()
-        gradients.append([value, *(p.grad.clone() for p in model.parameters())])
-    torch.testing.assert_close(gradients[0], gradients[1])
 
+    def one(*indices: int) -> tuple[torch.Tensor, ...]:
+        return batch(rows, np.array(indices), end_id=316, mask_prompt=mask_prompt)
 
-def test_the_loss_of_a_batch_is_that_of_its_rows_alone():
-    model = tiny_gpt(tiny_config(context_length=512))
-    rows = encode_rows(RECORDS, tiny_tokenizer(), 512)
     with torch.no_grad():
-        (together,) = all_batches(rows, batch_size=3, end_id=316, mask_prompt=True)
-        alone = list(all_batches(rows, batch_size=1, end_id=316, mask_prompt=True))
-        counts = [int((targets != IGNORE).sum()) for _, targets in alone]
-        total = sum(answer_loss(model, b).item() * n for b, n in zip(alone, counts, strict=True))
-        assert answer_loss(model, together).item() == pytest.approx(total / sum(counts), rel=1e-5)
+        counts = [int((one(index)[1] != IGNORE).sum()) for index in range(3)]
+        total = sum(language_loss(model, one(i)).item() * n for i, n in enumerate(counts))
+        together = language_loss(model, one(2, 0, 1)).item()
+    assert together == pytest.approx(total / sum(counts), rel=1e-5)
+    answer_lengths = [len(tiny_tokenizer().encode(r["output"])) + 1 for r in RECORDS]
+    row_lengths = [len(row) for row in rows.ids]  # the first id of a row is no target, its end is
+    assert counts == (answer_lengths if mask_prompt else row_lengths)
 
 
 def test_rows_that_do_not_fit_with_their_end_are_left_out_and_counted():
@@ -110,30 +102,19 @@ def test_rows_that_do_not_fit_with_their_end_are_left_out_and_counted():
     longest = max(len(row) for row in encode_rows(RECORDS, tokenizer, 512).ids)
     assert encode_rows(RECORDS, tokenizer, longest).n_dropped == 0
     assert encode_rows(RECORDS, tokenizer, longest - 1).n_dropped == 1
-    (batch,) = all_batches(
-        encode_rows(RECORDS, tokenizer, longest), batch_size=3, end_id=316, mask_prompt=False
-    )
-    assert batch[0].shape[1] == longest
-
-
-def test_batches_are_a_function_of_the_step():
-    rows = encode_rows(RECORDS * 5, tiny_tokenizer(), 512)
-    make = batches(rows, batch_size=4, seed=1, end_id=316, mask_prompt=True)
-    again = batches(rows, batch_size=4, seed=1, end_id=316, mask_prompt=True)
-    ahead = again(9)
-    for step in range(9):
-        make(step)
-    torch.testing.assert_close(make(9), ahead)
+    rows = encode_rows(RECORDS, tokenizer, longest)
+    ids, _ = batch(rows, np.arange(3), end_id=316, mask_prompt=False)
+    assert ids.shape[1] == longest
 
 
 def test_a_model_that_is_taught_answers_gives_them():
     tokenizer = tiny_tokenizer()
     model = tiny_gpt(tiny_config(context_length=512))
     rows = encode_rows(RECORDS, tokenizer, 512)
-    make = batches(rows, batch_size=3, seed=1, end_id=tokenizer.eot_id, mask_prompt=True)
+    taught = batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(30):
-        loss = answer_loss(model, make(step))
+    for _ in range(30):
+        loss = language_loss(model, taught)
         adamw.zero_grad()
         loss.backward()
         adamw.step()

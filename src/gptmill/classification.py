@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptmill.model import GPTClassifier
-from gptmill.rows import Ids, Indices, RowOrder, by_length, pad
+from gptmill.rows import Ids, Indices, by_length, pad
 from gptmill.tokenizer import Tokenizer
 from gptmill.training import Batch
 
@@ -122,23 +122,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-@dataclass(frozen=True)
-class RowBatches:
-    """The training batches (ids (B, T), last (B,), labels (B,)) by step."""
-
-    rows: Rows
-    order: RowOrder
-    pad_id: int
-
-    def __call__(self, step: int) -> Batch:
-        """Return the batch of `step`, counted from 0."""
-        chosen = self.rows.take(self.order.rows(step))
-        return (*_padded(chosen.ids, self.pad_id), torch.from_numpy(chosen.labels))
-
-
-def batches(rows: Rows, *, batch_size: int, seed: int, pad_id: int) -> RowBatches:
-    """Return the batches of a training set, as a function of the step."""
-    return RowBatches(rows, RowOrder(rows.lengths, batch_size, seed), pad_id)
+def batch(rows: Rows, indices: Indices, *, pad_id: int) -> Batch:
+    """Return the rows at `indices` as (ids (B, T), last (B,), labels (B,))."""
+    chosen = rows.take(indices)
+    return (*_padded(chosen.ids, pad_id), torch.from_numpy(chosen.labels))
 
 
 def class_loss(model: nn.Module, batch: Batch) -> Tensor:

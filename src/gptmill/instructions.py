@@ -1,19 +1,18 @@
-"""Instructions and answers: the prompt, the batches, the loss on answers, the answers given.
+"""Instructions and answers: the prompt, the batches, the answers given.
 
 One template is used for training, for answering and, as a chat template, in the saved folder:
 a model asked in another form than it was trained in does worse without any sign of it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptmill.generation import GenerationConfig, generate
 from gptmill.model import GPT
-from gptmill.rows import Ids, Indices, RowOrder, by_length, pad
+from gptmill.rows import Ids, Indices, pad
 from gptmill.tokenizer import Tokenizer
 from gptmill.training import IGNORE, Batch
 
@@ -121,37 +120,10 @@ def collate(
     return inputs, targets
 
 
-def batches(
-    rows: Rows, *, batch_size: int, seed: int, end_id: int, mask_prompt: bool
-) -> Callable[[int], Batch]:
-    """Return the training batches (inputs (B, T), targets (B, T)) as a function of the step."""
-    order = RowOrder(rows.lengths, batch_size, seed)
-    return lambda step: _batch(rows, order.rows(step), end_id=end_id, mask_prompt=mask_prompt)
-
-
-def all_batches(rows: Rows, *, batch_size: int, end_id: int, mask_prompt: bool) -> Iterable[Batch]:
-    """Yield every row once, in batches from short to long."""
-    for indices in by_length(rows.lengths, batch_size):
-        yield _batch(rows, indices, end_id=end_id, mask_prompt=mask_prompt)
-
-
-def _batch(rows: Rows, indices: Iterable[int], *, end_id: int, mask_prompt: bool) -> Batch:
-    chosen = list(indices)
-    prompt_lengths = [rows.prompt_lengths[index] for index in chosen] if mask_prompt else None
-    return collate([rows.ids[index] for index in chosen], end_id, prompt_lengths=prompt_lengths)
-
-
-def answer_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean loss over the targets that count, in nats per token.
-
-    Only their positions go through the head, by far the largest matrix: with masked prompts
-    most positions are spared it, and the loss is the same.
-    """
-    assert isinstance(model, GPT)
-    ids, targets = batch
-    counted = targets != IGNORE  # (B, T)
-    logits = model.logits(model.hidden(ids)[counted])  # (number of targets, V)
-    return F.cross_entropy(logits, targets[counted])
+def batch(rows: Rows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
+    """Return the rows at `indices` as (inputs (B, T), targets (B, T))."""
+    prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
+    return collate([rows.ids[index] for index in indices], end_id, prompt_lengths=prompt_lengths)
 
 
 def answers(

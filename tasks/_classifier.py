@@ -1,0 +1,137 @@
+"""What both ways of training a classifier share: rows, training, predictions on the test part."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+
+from gptmill.classification import (
+    Balance,
+    Rows,
+    balanced,
+    batch,
+    class_loss,
+    count_parameters,
+    encode_rows,
+    measure,
+    predict,
+)
+from gptmill.files import write_csv
+from gptmill.model import GPTClassifier
+from gptmill.rows import RowOrder
+from gptmill.splits import PARTS
+from gptmill.tokenizer import Tokenizer
+from gptmill.training import OptimizerConfig, train
+from tasks._stage import Metrics, Run, Section
+from tasks._training import follow
+
+DIGITS = 6
+"""Probabilities are written with so many decimals: more would tell of rounding alone."""
+
+
+class ClassifierTraining(Section):
+    """How a classifier is trained, whichever part of it."""
+
+    balance: Balance = Field(description="rows of each class in training: as few, as many, as is")
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    optimizer: OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The parts of the labelled set as tables and as rows of ids; classes in sorted order."""
+
+    tables: dict[str, pd.DataFrame]
+    rows: dict[str, Rows]
+    class_names: list[str]
+    pad_id: int
+
+    @classmethod
+    def read(cls, split: Path, tokenizer: Tokenizer, context_length: int) -> Self:
+        """Read what the stage `split` wrote; a text longer than the context loses its end."""
+        tables = {
+            part: pd.read_csv(split / f"labelled_{part}.csv", dtype=str, keep_default_na=False)
+            for part in PARTS
+        }
+        class_names = sorted(set(tables["train"]["label"]))
+        rows = {
+            part: encode_rows(
+                list(table["text"]),
+                list(table["label"]),
+                tokenizer=tokenizer,
+                context_length=context_length,
+                class_names=class_names,
+            )
+            for part, table in tables.items()
+        }
+        return cls(tables, rows, class_names, tokenizer.eot_id)
+
+
+def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled) -> Metrics:
+    """Train what of the model is trainable, in place; return what it was trained on."""
+    kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
+    rows, validation = data.rows["train"].take(kept), data.rows["validation"]
+    order = RowOrder(rows.lengths, params.batch_size, run.seed)
+
+    def evaluate() -> dict[str, float]:
+        return measure(
+            _probabilities(params, run, model, data=data, part="validation"), validation.labels
+        )
+
+    steps = train(
+        model,
+        class_loss,
+        lambda step: batch(rows, order.rows(step), pad_id=data.pad_id),
+        steps=params.epochs * order.steps_per_epoch,
+        learning_rate=params.learning_rate,
+        optimizer=params.optimizer,
+        device=run.device(),
+        seed=run.seed,
+        evaluate=evaluate,
+        evaluate_every=order.steps_per_epoch,
+    )
+    last = follow(run, steps).iloc[-1]
+    n_trainable, n_parameters = count_parameters(model)
+    return {
+        "train_rows": len(kept),
+        "rows_cut_to_the_context": sum(part.n_cut for part in data.rows.values()),
+        "trainable_parameters": n_trainable,
+        "parameters": n_parameters,
+        "validation_loss": float(last["val_loss"]),
+        "validation_accuracy": float(last["val_accuracy"]),
+    }
+
+
+def predict_test(
+    params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled
+) -> Metrics:
+    """Predict the test part, write predictions.csv and show some of it; return its figures."""
+    rows, table = data.rows["test"], data.tables["test"]
+    probabilities = _probabilities(params, run, model, data=data, part="test").round(DIGITS)
+    columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(data.class_names)}
+    predictions = pd.DataFrame({"label": table["label"], **columns})
+    write_csv(run.out / "predictions.csv", predictions)
+    predicted = [data.class_names[k] for k in probabilities.argmax(axis=1)]
+    shown = pd.DataFrame({"text": table["text"], "label": table["label"], "predicted": predicted})
+    run.show("test rows", shown.head(5))
+    run.show("mistakes", shown[shown["label"] != shown["predicted"]].head(5))
+    figures = measure(probabilities, rows.labels)
+    return {"test_rows": len(table), "test_accuracy": figures["val/accuracy"]}
+
+
+def _probabilities(
+    params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled, part: str
+) -> npt.NDArray[np.float64]:
+    return predict(
+        model,
+        data.rows[part].ids,
+        batch_size=params.batch_size,
+        pad_id=data.pad_id,
+        device=run.device().device,
+    )

@@ -1,0 +1,33 @@
+"""classify: artifacts/load_gpt2, artifacts/split -> artifacts/classify (a classifier)."""
+
+import torch
+
+from gptmill.checkpoint import load_causal_lm, save_classifier
+from gptmill.classification import Trainable, set_trainable
+from gptmill.model import GPTClassifier
+from gptmill.tokenizer import Tokenizer
+from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
+from tasks._stage import Metrics, Run, stage
+
+
+class Classify(ClassifierTraining):
+    """params.yaml `classify:`."""
+
+    trainable: Trainable
+
+
+@stage
+def classify(params: Classify, run: Run) -> Metrics:
+    """Train a class head and the last layers under it on balanced classes."""
+    folder = run.input("load_gpt2")
+    base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    data = Labelled.read(run.input("split"), tokenizer, base.config.context_length)
+
+    head = torch.Generator().manual_seed(run.seed)
+    model = GPTClassifier.from_gpt(base, len(data.class_names), generator=head)
+    set_trainable(model, params.trainable)
+    trained = fit(params, run, model, data=data)
+
+    save_classifier(run.out, model, tokenizer, class_names=data.class_names)
+    run.log_model("classifier", run.out)
+    return trained | predict_test(params, run, model, data=data)

@@ -1,0 +1,75 @@
+"""instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
+
+import pandas as pd
+from pydantic import Field
+
+from gptmill.checkpoint import load_causal_lm, save_causal_lm
+from gptmill.files import read_json, write_json
+from gptmill.instructions import answers, batch, chat_template, encode_rows
+from gptmill.rows import RowOrder, by_length
+from gptmill.splits import PARTS
+from gptmill.tokenizer import Tokenizer
+from gptmill.training import OptimizerConfig, language_loss, mean_language_loss, train
+from tasks._stage import Metrics, Run, Section, stage
+from tasks._training import follow
+
+
+class Instruct(Section):
+    """params.yaml `instruct:`."""
+
+    mask_prompt: bool = Field(description="learn answers alone, not the prompts before them")
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    optimizer: OptimizerConfig
+    max_new_tokens: int = Field(gt=0, description="an answer on the test part ends here at last")
+
+
+@stage
+def instruct(params: Instruct, run: Run) -> Metrics:
+    """Train the whole model on instructions and answers, then have it answer the test part."""
+    folder = run.input("load_gpt2")
+    model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    records = {part: read_json(run.input("split") / f"instructions_{part}.json") for part in PARTS}
+    length = model.config.context_length
+    rows = {part: encode_rows(records[part], tokenizer, length) for part in PARTS}
+    for part in ("train", "validation"):
+        if not rows[part].ids:
+            raise ValueError(
+                f"no instruction row of the {part} part fits a context of {length} ids"
+            )
+    device, end, masked = run.device(), tokenizer.eot_id, params.mask_prompt
+
+    order = RowOrder(rows["train"].lengths, params.batch_size, run.seed)
+    validation = [
+        batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
+        for indices in by_length(rows["validation"].lengths, params.batch_size)
+    ]
+    steps = train(
+        model,
+        language_loss,
+        lambda step: batch(rows["train"], order.rows(step), end_id=end, mask_prompt=masked),
+        steps=params.epochs * order.steps_per_epoch,
+        learning_rate=params.learning_rate,
+        optimizer=params.optimizer,
+        device=device,
+        seed=run.seed,
+        evaluate=lambda: {"val/loss": mean_language_loss(model, validation, device)},
+        evaluate_every=order.steps_per_epoch,
+    )
+    losses = follow(run, steps)["val_loss"].dropna()
+
+    save_causal_lm(run.out, model, tokenizer, chat_template=chat_template())
+    run.log_model("assistant", run.out)
+    found = answers(model, records["test"], tokenizer, max_new_tokens=params.max_new_tokens)
+    given = [
+        {**record, "answer": answer} for record, answer in zip(records["test"], found, strict=True)
+    ]
+    write_json(run.out / "answers.json", given)
+    run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
+    return {
+        "train_rows": len(rows["train"].ids),
+        "rows_too_long_for_the_context": sum(part.n_dropped for part in rows.values()),
+        "validation_loss": float(losses.iloc[-1]),
+        "test_rows": len(given),
+    }

@@ -1,0 +1,37 @@
+"""lora: artifacts/load_gpt2, artifacts/split -> artifacts/lora (an adapter, and it merged)."""
+
+import torch
+
+from gptmill.checkpoint import load_causal_lm, save_classifier
+from gptmill.lora import LoRAConfig, add_lora, merge, save_adapter
+from gptmill.model import GPTClassifier
+from gptmill.tokenizer import Tokenizer
+from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
+from tasks._stage import Metrics, Run, stage
+
+BASE = "artifacts/load_gpt2"  # as the adapter names it: its place in the project
+
+
+class Lora(ClassifierTraining):
+    """params.yaml `lora:`."""
+
+    adapter: LoRAConfig
+
+
+@stage
+def lora(params: Lora, run: Run) -> Metrics:
+    """Train a class head and low-rank additions to the frozen base on balanced classes."""
+    folder = run.path(BASE)
+    base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    data = Labelled.read(run.input("split"), tokenizer, base.config.context_length)
+
+    generator = torch.Generator().manual_seed(run.seed)
+    model = GPTClassifier.from_gpt(base, len(data.class_names), generator=generator)
+    add_lora(model, params.adapter, generator=generator)
+    trained = fit(params, run, model, data=data)
+
+    save_adapter(run.out / "adapter", model, params.adapter, base=BASE)
+    merge(model)
+    save_classifier(run.out / "merged", model, tokenizer, class_names=data.class_names)
+    run.log_model("classifier", run.out / "merged")
+    return trained | predict_test(params, run, model, data=data)

@@ -1,0 +1,49 @@
+"""split: labelled texts, instructions -> artifacts/split (train, validation, test of each)."""
+
+import pandas as pd
+from pydantic import Field
+
+from gptmill.files import write_csv, write_json
+from gptmill.splits import (
+    PARTS,
+    Fractions,
+    read_instructions,
+    read_labelled,
+    split_instructions,
+    split_labelled,
+)
+from tasks._stage import Metrics, Run, Section, stage
+
+
+class Parts(Section):
+    """Which files are split, and how much of them goes to each part."""
+
+    labelled: str = Field(description="CSV file with the columns label,text")
+    labelled_fractions: Fractions
+    instructions: str = Field(description="JSON list of {instruction, input, output, kind}")
+    instructions_fractions: Fractions
+
+
+@stage
+def split(params: Parts, run: Run) -> Metrics:
+    """Remove duplicates, then split by label and by kind; all later stages read these rows."""
+    labelled_rows = read_labelled(run.path(params.labelled))
+    instruction_rows = read_instructions(run.path(params.instructions))
+    labelled = split_labelled(labelled_rows, params.labelled_fractions, seed=run.seed)
+    instructions = split_instructions(
+        instruction_rows, params.instructions_fractions, seed=run.seed
+    )
+    for part in PARTS:
+        write_csv(run.out / f"labelled_{part}.csv", labelled.parts[part])
+        rows = instructions.parts[part].to_dict("records")
+        write_json(run.out / f"instructions_{part}.json", rows)
+    run.show("labels by part", _counts(labelled.parts, "label"))
+    run.show("kinds of instruction by part", _counts(instructions.parts, "kind"))
+    counts = {"labelled": labelled.counts, "instructions": instructions.counts}
+    run.show("rows and duplicates", pd.DataFrame(counts).rename_axis("count").reset_index())
+    return {f"{name}_{key}": value for name, c in counts.items() for key, value in c.items()}
+
+
+def _counts(parts: dict[str, pd.DataFrame], column: str) -> pd.DataFrame:
+    counts = {part: table[column].value_counts() for part, table in parts.items()}
+    return pd.DataFrame(counts).fillna(0).astype(int).rename_axis(column).reset_index()
