@@ -7,7 +7,7 @@ it when they load.
 import importlib
 import sys
 
-from tasks._environment import ROOT, set_environment, use_own_source
+from tasks._environment import ROOT, set_environment, use_own_source, wrong_environment
 from tasks._process import Terminated, raise_on_sigterm
 
 
@@ -29,6 +29,9 @@ def main(arguments: list[str]) -> int:
         status: int = importlib.import_module(f"flows.{arguments[0]}").main(arguments[1:])
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(wrong_environment(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; whatever was finished is kept, the same command goes on", file=sys.stderr)

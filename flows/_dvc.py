@@ -26,7 +26,7 @@ KILLED_BY = re.compile(r"exited with -(\d+)")
 CHATTER = re.compile(
     r"^(\s*$|Running stage |> exec python -m tasks|Updating lock file|Generating lock file"
     r"|To track the changes|\s*git add |To enable auto staging|\s*dvc config core.autostage"
-    r"|Use `dvc push`|'data\.dvc' didn't change|Stage '\w+' didn't change|Stage '\w+' is cached)"
+    r"|Use `dvc push`|Data and pipelines are up to date|'data\.dvc' didn't change|Stage '\w+' didn't change|Stage '\w+' is cached)"
 )
 
 EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
@@ -66,8 +66,8 @@ def repro(
         process = _start(["--wait-for-lock", "repro", "--single-item", stage], environment)
         events: list[dict[str, Any]] = []
         last = ""
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             for line in process.stdout:
                 if not CHATTER.match(line):
                     on_line(line.rstrip())
@@ -75,11 +75,10 @@ def repro(
                 _pass_on(reader, events, on_event)
             status = process.wait()
         except BaseException:
-            end_group(process.pid)
+            end_group(process)
             raise
         finally:
-            process.stdout and process.stdout.close()
-            process.poll()
+            process.stdout.close()
         _pass_on(reader, events, on_event)
     if status != 0:
         return Outcome(stage, FAILED, _why(stage, last, events), events)

@@ -4,6 +4,7 @@
 while it answers, and else one of its own over the same history.
 """
 
+import atexit
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gptmill.files import read_json, write_json
@@ -82,11 +83,11 @@ def running_prefect() -> str | None:
     return str(note["prefect"])
 
 
-@contextmanager
-def prefect_api() -> Iterator[str]:
-    """Set PREFECT_API_URL to a server that answers, for as long as the block runs.
+def prefect_api() -> str:
+    """Return the address of a Prefect server that answers for as long as this process lives.
 
-    It is the one that the environment names, or `make ui`'s, or a temporary one.
+    It is the one that the environment names, or `make ui`'s, or a temporary one. That one
+    ends after Prefect's own threads have sent their last words, at the exit of the process.
     """
     given = os.environ.get("PREFECT_API_URL")
     if given and not answers(given.rstrip("/") + "/health"):
@@ -94,17 +95,15 @@ def prefect_api() -> Iterator[str]:
             f"PREFECT_API_URL is {given}, where no Prefect server answers: start it, or unset "
             "the variable to use a temporary one"
         )
-    url = given or running_prefect()
-    if url:
-        os.environ["PREFECT_API_URL"] = url
-        yield url
-        return
+    running = given or running_prefect()
+    if running:
+        return running
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
-    with prefect_server(port, pages=False) as url:
-        os.environ["PREFECT_API_URL"] = url
-        yield url
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(prefect_server(port, pages=False))
 
 
 @contextmanager
@@ -162,8 +161,7 @@ def server(name: str, arguments: list[str], extra: dict[str, str], health: str) 
             _wait(process, name, health, log)
             yield
         finally:
-            end_group(process.pid)
-            process.wait()
+            end_group(process)
 
 
 def _wait(process: subprocess.Popen[bytes], name: str, health: str, log: Path) -> None:

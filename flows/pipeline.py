@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed
 from rich.console import Console
 from rich.table import Table
@@ -214,7 +215,7 @@ def main(arguments: list[str]) -> int:
     """Run the pipeline once, in this terminal."""
     if arguments:
         raise ValueError(f"`make pipeline` takes no words; given: {' '.join(arguments)}")
-    with prefect_api():
+    with temporary_settings(updates={PREFECT_API_URL: prefect_api()}):
         close_dead_flows()
         state = pipeline(return_state=True)
     if not state.is_completed():

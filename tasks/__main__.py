@@ -7,7 +7,7 @@ of ours, with its traceback; 130 or 143 ended by a signal.
 import sys
 import traceback
 
-from tasks._environment import set_environment, use_own_source
+from tasks._environment import set_environment, use_own_source, wrong_environment
 from tasks._process import Terminated, die_with_parent, raise_on_sigterm
 from tasks._receipt import tell
 
@@ -34,15 +34,16 @@ def run(arguments: list[str]) -> int:
         names = list(stages())
         if len(arguments) != 1 or arguments[0] not in names:
             given = " ".join(arguments) or "nothing"
-            return fail(f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {given}", 2)
+            return fail(
+                f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {given}", 2
+            )
         from tasks._stage import execute
 
         execute(arguments[0])
     except (ValueError, OSError) as error:
         return fail(str(error), 2)
-    except ModuleNotFoundError as error:
-        return fail(f"{error}: {sys.executable} is not the project's environment; `make env` "
-                    "makes .venv, whose bin folder must come first on PATH", 2)
+    except ImportError as error:
+        return fail(wrong_environment(error), 2)
     except Exception as error:
         traceback.print_exc()
         return fail(f"{type(error).__name__}: {error}", 1)

@@ -26,7 +26,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     # how Prefect is kept out of a newcomer's way
     "PREFECT_CLI_PROMPT": "false",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -39,6 +39,7 @@ def set_environment() -> None:
     }
     for name, value in {**QUIET, **places}.items():
         os.environ.setdefault(name, value)
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     own = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
     if path.split(os.pathsep)[0] != own:
@@ -57,3 +58,11 @@ def use_own_source() -> None:
     found = Path(gptmill.__file__ or "").resolve().parent
     if found != ROOT / "src" / "gptmill":
         raise SystemExit(f"gptmill comes from {found}, not from {ROOT / 'src'}: unset PYTHONPATH")
+
+
+def wrong_environment(error: ImportError) -> str:
+    """Say that this Python lacks what the project needs, and where the right one is."""
+    return (
+        f"{error}: {sys.executable} is not the project's environment; `make env` makes .venv, "
+        "whose bin folder must come first on PATH"
+    )

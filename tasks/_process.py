@@ -3,12 +3,15 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
+NOTHING = 0  # the signal that only asks whether anybody is there
 
 
 class Terminated(BaseException):
@@ -51,20 +54,21 @@ def watch_parent(parent: int, interval: float = 1.0) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def end_group(leader: int, *, patience: float = 15.0) -> None:
+def end_group(leader: subprocess.Popen[Any], *, patience: float = 15.0) -> None:
     """End a process group: SIGTERM, `patience` seconds to close its records, then SIGKILL."""
-    deadline = time.monotonic() + patience
-    alive = _signal_group(leader, signal.SIGTERM)
-    while alive:
+    started = time.monotonic()
+    number: int = signal.SIGTERM
+    while _signal_group(leader, number) and time.monotonic() - started < patience + 5:
         time.sleep(0.05)
-        late = time.monotonic() > deadline
-        alive = _signal_group(leader, signal.SIGKILL if late else 0)
+        late = time.monotonic() - started > patience
+        number = signal.SIGKILL if late else NOTHING
 
 
-def _signal_group(leader: int, number: int) -> bool:
+def _signal_group(leader: subprocess.Popen[Any], number: int) -> bool:
     """Send a signal (0 only asks) and return whether the group still has a member."""
+    leader.poll()  # a dead leader that nobody has asked after still counts as a member
     try:
-        os.killpg(leader, number)
+        os.killpg(leader.pid, number)
     except ProcessLookupError:
         return False
     return True
