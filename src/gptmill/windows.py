@@ -7,6 +7,7 @@ number.
 
 import io
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +91,13 @@ class WindowIndex:
         places = self.offsets[rows][:, None] + np.arange(self.config.max_length + 1)
         ids = torch.from_numpy(tokens.ids[places].astype(np.int64))  # (B, T + 1)
         return ids[:, :-1], ids[:, 1:]
+
+    def batches(
+        self, tokens: TokenFile, rows: Rows, *, batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the ids and targets of windows `rows` in their order, `batch_size` at a time."""
+        for start in range(0, len(rows), batch_size):
+            yield self.batch(tokens, rows[start : start + batch_size])
 
     def rows_at(self, step: int, *, batch_size: int, seed: int) -> Rows:
         """Return the windows (B,) of training step `step`, counted from 0.

@@ -1,0 +1,67 @@
+"""tokenize: data/text, data/bpe -> artifacts/tokenize (token ids, in two parts)."""
+
+import pandas as pd
+from pydantic import Field
+
+from gptmill.documents import Document, read_documents, split_documents
+from gptmill.files import write_json
+from gptmill.tokenizer import Tokenizer
+from gptmill.tokens import TokenFile
+from tasks._stage import Metrics, Run, Section, stage
+
+
+class Tokenize(Section):
+    """params.yaml `tokenize:`."""
+
+    validation_fraction: float = Field(gt=0, lt=1, description="of the documents, by hash")
+
+
+@stage
+def tokenize(params: Tokenize, run: Run) -> Metrics:
+    """Turn each document into GPT-2 token ids, <|endoftext|> between them, in two parts."""
+    documents = read_documents(run.data("text"))
+    train, validation = split_documents(documents, params.validation_fraction)
+    bpe = run.data("bpe")
+    tokenizer = Tokenizer.from_bpe_files(bpe / "vocab.bpe", bpe / "encoder.json")
+    statistics = {}
+    for part, chosen in (("train", train), ("validation", validation)):
+        tokens = TokenFile.write(
+            run.out / f"{part}.bin",
+            tokenizer.encode_batch([document.text for document in chosen]),
+            names=[document.name for document in chosen],
+            separator=tokenizer.eot_id,
+            vocab_size=tokenizer.n_vocab,
+            fingerprint=tokenizer.fingerprint,
+        )
+        statistics[part] = {**sizes(chosen), "tokens": len(tokens)}
+    (run.out / "tokenizer").mkdir()
+    tokenizer.save(run.out / "tokenizer", context_length=CONTEXT_LENGTH)
+    write_json(run.out / "statistics.json", statistics)
+    run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
+    return figures(statistics)
+
+
+CONTEXT_LENGTH = 1024
+"""What the tokenizer's own folder states, GPT-2's; each checkpoint states its model's."""
+
+
+def sizes(documents: list[Document]) -> dict[str, int]:
+    """Return what bits per byte and averages are computed from; separators are not counted."""
+    return {
+        "documents": len(documents),
+        "characters": sum(len(document.text) for document in documents),
+        "bytes": sum(len(document.text.encode("utf-8")) for document in documents),
+    }
+
+
+def figures(statistics: dict[str, dict[str, int]]) -> Metrics:
+    """Return the main figures of both parts."""
+    train, validation = statistics["train"], statistics["validation"]
+    tokens = train["tokens"] + validation["tokens"]
+    return {
+        "documents": train["documents"] + validation["documents"],
+        "training_tokens": train["tokens"],
+        "validation_tokens": validation["tokens"],
+        "validation_share_of_tokens": validation["tokens"] / tokens,
+        "bytes_per_token": (train["bytes"] + validation["bytes"]) / tokens,
+    }
