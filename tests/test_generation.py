@@ -7,7 +7,7 @@ from helpers import tiny_config, tiny_gpt
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmill.checkpoint import TRANSPOSED
-from gptmill.generation import GenerationConfig, _probabilities, generate
+from gptmill.generation import GenerationConfig, _choose, _probabilities, _Row, generate
 from gptmill.model import GPT
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
@@ -161,6 +161,17 @@ def test_top_p_keeps_the_fewest_ids_that_hold_that_much(top_p: float) -> None:
         held += probabilities[index]
     found = _probabilities(BOOK_LOGITS.double(), sampled(top_p=top_p))[0]
     assert set(found.nonzero().flatten().tolist()) == kept
+
+
+def test_half_is_held_by_one_of_two_equals() -> None:
+    found = _probabilities(torch.zeros(1, 2).double(), sampled(top_p=0.5))
+    assert found.count_nonzero() == 1
+
+
+def test_the_smallest_draw_takes_no_id_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(size).double())
+    row = _Row([1], [], torch.Generator())
+    assert _choose(torch.tensor([[0.0, 0.0, 5.0, 4.0]]), [row], sampled(top_k=2)) == [2]
 
 
 def test_the_coldest_draw_is_greedy() -> None:

@@ -92,6 +92,15 @@ def test_a_cut_file_is_told(tmp_path: Path, keep: int) -> None:
         read_shapes(tmp_path)
 
 
+def test_a_cut_header_is_told(tmp_path: Path) -> None:
+    write(tmp_path, some_tensors(), "safetensors")
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: 8 + int.from_bytes(content[:8], "little") - 4])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole safetensors file"):
+        read_shapes(tmp_path)
+
+
 def test_what_is_no_safetensors_file_is_told(tmp_path: Path) -> None:
     for content in (b"version https://git-lfs.example\noid sha256:12\nsize 5\n", b"\2" + bytes(9)):
         (tmp_path / "model.safetensors").write_bytes(content)
