@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics
 
-from gptmill.device import Device
 from gptmill.scoring import (
     bag_of_words_probabilities,
     bits_per_byte,
@@ -24,12 +23,11 @@ from gptmill.scoring import (
     score_classifier,
     token_f1,
     token_nats,
+    token_sizes,
     wilson,
 )
 from gptmill.training import IGNORE
-from tests.helpers import tiny_gpt
-
-CPU = Device(device="cpu", model="", precision="fp32", compile=False, threads=1, torch="")
+from tests.helpers import TINY_TEXT, tiny_gpt, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_nats_equal_torch_cross_entropy_whatever_the_batch_size() -> None:
     model = tiny_gpt()
     ids = np.random.default_rng(0).integers(0, 317, size=75)
     inputs, targets = cut(ids, length=32, limit=0)
-    found = [token_nats(model, inputs, targets, batch_size=n, device=CPU) for n in (1, 2, 5)]
+    found = [token_nats(model, inputs, targets, batch_size=n, device="cpu") for n in (1, 2, 5)]
     expected = []
     for start in (0, 32, 64):
         window = torch.from_numpy(ids[start : start + 33])
@@ -90,6 +88,14 @@ def test_nats_equal_torch_cross_entropy_whatever_the_batch_size() -> None:
 def test_bits_per_byte_of_a_fair_coin_a_byte() -> None:
     assert bits_per_byte(math.log(2), tokens=100, size=100) == pytest.approx(1.0)
     assert bits_per_byte(math.log(256), tokens=50, size=200) == pytest.approx(2.0)
+
+
+def test_token_sizes_add_up_to_the_bytes_of_the_text() -> None:
+    tokenizer = tiny_tokenizer()
+    sizes = token_sizes(tokenizer)
+    text = TINY_TEXT + "caf\u00e9 \u65e5\u672c"
+    assert len(sizes) == tokenizer.n_vocab
+    assert sizes[[*tokenizer.encode(text), tokenizer.eot_id]].sum() == len(text.encode())
 
 
 # ---- classifiers

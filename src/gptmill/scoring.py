@@ -19,13 +19,13 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from gptmill.device import Device
 from gptmill.model import GPT
+from gptmill.tokenizer import Tokenizer
 from gptmill.training import IGNORE
 
 Ids = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64]
 
 EDGES = ".,;:!?\"'`()[]{}<>*_\u2018\u2019\u201c\u201d\u2026"  # and curly quotes, ellipsis
 Z_95 = 1.959963984540054
@@ -87,22 +87,33 @@ def cut(ids: Ids, *, length: int, limit: int) -> tuple[Ids, Ids]:
 
 
 @torch.inference_mode()
-def token_nats(model: GPT, inputs: Ids, targets: Ids, *, batch_size: int, device: Device) -> Floats:
-    """Return -ln p of every target that counts, row by row: (W, T), (W, T) -> (N,)."""
-    model = model.to(device.device).eval()
+def token_nats(model: GPT, inputs: Ids, targets: Ids, *, batch_size: int, device: str) -> Floats:
+    """Return -ln p of every target that counts, row by row: (W, T), (W, T) -> (N,).
+
+    Computed in float32 on every device, so that scores from different machines compare.
+    """
+    model = model.to(device).eval()
     found = []
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
-        with device.autocast():
-            logits = model(torch.from_numpy(inputs[rows]).to(device.device))  # (B, T, V)
-        wanted = torch.from_numpy(targets[rows]).to(device.device)  # (B, T)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none")
+        logits = model(torch.from_numpy(inputs[rows]).to(device))  # (B, T, V)
+        wanted = torch.from_numpy(targets[rows]).to(device)  # (B, T)
+        nats = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
         found.append(nats[wanted.flatten() != IGNORE].double().cpu().numpy())
     return np.concatenate(found)
 
 
+def token_sizes(tokenizer: Tokenizer) -> Counts:
+    """Return how many bytes of text each id stands for, (V,); `<|endoftext|>` stands for none."""
+    single = tokenizer.encoding.decode_single_token_bytes
+    return np.array([len(single(index)) for index in range(tokenizer.eot_id)] + [0])
+
+
 def bits_per_byte(nats_per_token: float, *, tokens: int, size: int) -> float:
-    """Return the bits spent on each byte of a text of `size` bytes that `tokens` ids spell."""
+    """Return the bits spent on each byte of a text of `size` bytes that `tokens` ids spell.
+
+    It compares models with different vocabularies, as nats per token do not.
+    """
     return nats_per_token / math.log(2) * tokens / size
 
 
@@ -110,7 +121,7 @@ def bits_per_byte(nats_per_token: float, *, tokens: int, size: int) -> float:
 
 
 def score_classifier(
-    actual: Labels, probabilities: Floats, *, positive: int | None, resamples: int, seed: int
+    actual: Counts, probabilities: Floats, *, positive: int | None, resamples: int, seed: int
 ) -> ClassifierScore:
     """Score class probabilities (N, K) against the actual classes (N,), each present in them."""
     rows, classes = probabilities.shape
@@ -131,7 +142,7 @@ def score_classifier(
     )
 
 
-def confusion(actual: Labels, predicted: Labels, classes: int) -> npt.NDArray[np.int64]:
+def confusion(actual: Counts, predicted: Counts, classes: int) -> Counts:
     """Return how often each class (row) was taken for each class (column): (K, K)."""
     pairs = np.bincount(actual * classes + predicted, minlength=classes**2)
     return pairs.reshape(classes, classes).astype(np.int64)
@@ -151,13 +162,13 @@ def roc_curve(actual: npt.NDArray[np.bool_], scores: Floats) -> pd.DataFrame:
     )
 
 
-def majority_probabilities(train: Labels, rows: int, classes: int) -> Floats:
+def majority_probabilities(train: Counts, rows: int, classes: int) -> Floats:
     """Return the classes' shares of the training rows, once per row to score: (rows, K)."""
     return np.tile(np.bincount(train, minlength=classes) / len(train), (rows, 1))
 
 
 def bag_of_words_probabilities(
-    train_texts: Sequence[str], train: Labels, texts: Sequence[str]
+    train_texts: Sequence[str], train: Counts, texts: Sequence[str]
 ) -> Floats:
     """Return the class probabilities of a logistic regression on word counts: (len(texts), K)."""
     model = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
