@@ -97,6 +97,11 @@ def exercises(
 
     Raises ValueError for a kind that is not known, and for more rows than there are words.
     """
+    wrong = [kind for kind, count in rows.items() if not isinstance(count, int) or count < 0]
+    if not isinstance(seed, int) or wrong:
+        raise ValueError(
+            f"seed and each of rows must be whole numbers, not {seed!r} and {dict(rows)}"
+        )
     unknown = sorted(set(rows) - set(PHRASINGS))
     if unknown:
         raise ValueError(
@@ -166,7 +171,7 @@ class Lexicon:
         common = {word: used[word] + wordnet.counts[word] for word in wordnet.senses if fit(word)}
         self.words = sorted(common, key=lambda word: (-common[word], word))[:COMMON]
         self.rank = {word: place for place, word in enumerate(self.words)}
-        self.asked = {word: synset for word in self.words if (synset := self._plain_sense(word))}
+        self.asked = {word: sense for word in self.words if (sense := self._plain_sense(word))}
 
     def pairs(self, kind: str) -> Iterator[Pair]:
         """Yield the pairs of a kind of exercise, the most common words first."""

@@ -1,31 +1,48 @@
 """Documents: plain text files as they come, and the books of a Bible kept in Python source."""
 
 import ast
+import gzip
+import os
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+GZIP = b"\x1f\x8b"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # as `surrogateescape` marks bytes that it cannot read
 SUPPLIED_WORDS = re.compile(r"[\[\]]")
 
 
 def documents(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return each member as one document: UTF-8 without a mark, lines ending in a newline.
 
-    The archive's own ending for one edition of a text (`_gut`) is left out of the name.
+    A gzipped member is unpacked. Folders that all members share are left out of the names.
     """
-    made = {document_name(name): _document(content) for name, content in members.items()}
-    assert len(made) == len(members), "two members must not become one document"
+    shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in members])
+    made = {}
+    for name, content in members.items():
+        text = gzip.decompress(content) if content.startswith(GZIP) else content
+        short = document_name(os.path.relpath(name, shared))
+        if short in made:
+            raise ValueError(f"{name} and another member would both be {short}; rename one")
+        made[short] = _document(name, text)
     return made
 
 
 def document_name(member: str) -> str:
-    """Return the file name of a member's document: letters, digits and `_` only."""
-    stem = PurePosixPath(member).stem.removesuffix("_gut")
+    """Return a document's file name: letters, digits and `_`, without the edition (`_gut`)."""
+    path = PurePosixPath(member)
+    stem = "_".join([*path.parts[:-1], path.name.removesuffix(".gz")])
+    stem = stem.removesuffix(PurePosixPath(stem).suffix).removesuffix("_gut")
     return re.sub(r"[\W_]+", "_", stem).strip("_").lower() + ".txt"
 
 
-def _document(content: bytes) -> bytes:
-    lines = [line.rstrip() for line in content.decode("utf-8-sig").splitlines()]
+def _document(name: str, content: bytes) -> bytes:
+    text = content.decode("utf-8-sig", errors="surrogateescape")
+    wrong = NOT_UTF8.search(text)
+    if wrong:
+        line = text.count("\n", 0, wrong.start()) + 1
+        raise ValueError(f"{name} is not UTF-8 text (line {line}); save it as UTF-8")
+    lines = [line.rstrip() for line in text.splitlines()]
     return ("\n".join(lines).strip("\n") + "\n").encode()
 
 
@@ -46,7 +63,7 @@ def kjv_books(members: Mapping[str, bytes]) -> dict[str, bytes]:
         start = min(at for verse, at in starts.items() if verse // 1_000_000 == number)
         end = max(at for verse, at in ends.items() if verse // 1_000_000 == number)
         body = f"{title}\n\n" + SUPPLIED_WORDS.sub("", text[start:end])
-        books[document_name(f"{number:02d}_{name}")] = _document(body.encode())
+        books[document_name(f"{number:02d}_{name}")] = _document(name, body.encode())
     return books
 
 

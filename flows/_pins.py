@@ -1,0 +1,153 @@
+"""What data.dvc pins, what lies in data/, and the DVC commands that bring the two together.
+
+data.dvc holds one hash for all of data/. Its `meta`, which DVC leaves alone, tells an edit
+of the source table from bytes that changed by themselves: the table's hash, a hash for what
+each source became, and one for each of the user's own files.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from gptmill.files import md5, read_json, sha256
+from gptmill.sources.archive import visible_files
+from gptmill.sources.build import MANIFEST
+from tasks._project import content_hash
+
+META = "made_from"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What data was made from: hashes of the table, of each source's files, of own files."""
+
+    table: str
+    sources: Mapping[str, str]
+    own: Mapping[str, str]
+
+    def edited_since(self, pinned: "Origin") -> bool:
+        """Tell whether the table or a user's own file changed; one that is not here did not."""
+        own = {path: digest for path, digest in self.own.items() if path in pinned.own}
+        return self.table != pinned.table or any(
+            digest != pinned.own[path] for path, digest in own.items()
+        )
+
+
+@dataclass(frozen=True)
+class Pin:
+    """data.dvc: the hash of data/, and what it was made from where that is known."""
+
+    md5: str
+    origin: Origin | None
+
+
+def read_pin(root: Path) -> Pin | None:
+    """Read data.dvc; None where there is none yet."""
+    path = root / "data.dvc"
+    if not path.exists():
+        return None
+    content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    meta = (content.get("meta") or {}).get(META)
+    return Pin(content["outs"][0]["md5"], Origin(**meta) if meta else None)
+
+
+def write_pin(root: Path, origin: Origin) -> None:
+    """Have DVC take in data/ as it is and pin it, with what it was made from."""
+    dvc(root, "add", "data")
+    yaml, path = YAML(), root / "data.dvc"
+    content = yaml.load(path.read_text(encoding="utf-8"))
+    meta = {
+        "table": origin.table,
+        "sources": dict(sorted(origin.sources.items())),
+        "own": dict(sorted(origin.own.items())),
+    }
+    if (content.get("meta") or {}).get(META) != meta:
+        content.setdefault("meta", {})[META] = meta
+        with path.with_name(".data.dvc.partial").open("w", encoding="utf-8") as file:
+            yaml.dump(content, file)
+        path.with_name(".data.dvc.partial").replace(path)
+
+
+def matches(root: Path, pin: Pin) -> bool:
+    """Tell whether data/ is, byte for byte, what data.dvc pins."""
+    return (root / "data").is_dir() and content_hash(root / "data") == pin.md5
+
+
+def unsaved(root: Path) -> list[str]:
+    """Name the files of data/ whose bytes DVC's cache does not hold: to replace is to lose them."""
+    files = visible_files(root / "data")
+    if not files:
+        return []
+    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
+    made = made_here(root)
+    return [
+        path.relative_to(root).as_posix()
+        for path in files
+        if path.name != MANIFEST
+        and made.get(path.relative_to(root / "data").as_posix()) != sha256(path)
+        and not _cached(cache, md5(path)).exists()
+    ]
+
+
+def made_here(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of data/ as its own manifest tells; empty without one."""
+    manifest = root / "data" / MANIFEST
+    if not manifest.exists():
+        return {}
+    return {name: entry["sha256"] for name, entry in read_json(manifest)["files"].items()}
+
+
+def restore(root: Path, pin: Pin) -> str:
+    """Bring data/ back from DVC's cache or remote; say from where, "" if neither has it."""
+    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
+    if _cached(cache, pin.md5).exists() and _try(root, pin, "checkout"):
+        return "DVC's cache"
+    remotes = dvc(root, "remote", "list").split()
+    if remotes and _try(root, pin, "pull"):
+        return f"the DVC remote {remotes[0]}"
+    if remotes:
+        print(f"the DVC remote {remotes[0]} does not have this data, or cannot be reached")
+    return ""
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """Run DVC and return what it prints; raise ValueError with its last line when it fails."""
+    done = _run(root, *arguments)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = (lines or done.stderr.splitlines() or ["no message"])[-1]
+        raise ValueError(f"`dvc {' '.join(arguments)}` failed: {why}")
+    return done.stdout
+
+
+def _try(root: Path, pin: Pin, command: str) -> bool:
+    done = _run(root, command, "--quiet", "--force", "data.dvc")
+    return done.returncode == 0 and matches(root, pin)
+
+
+def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(
+        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+
+
+def _cached(cache: Path, digest: str) -> Path:
+    return cache / digest[:2] / digest[2:]
+
+
+def listing_hash(hashes: Mapping[str, str]) -> str:
+    """Return one hash for several files' names and hashes."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+
+def own_hash(path: Path) -> str:
+    """Return one hash for a user's own file, or for all files of a folder."""
+    files: Iterable[Path] = visible_files(path) if path.is_dir() else [path]
+    return listing_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})

