@@ -4,6 +4,7 @@ Prefect shows, schedules and cancels; DVC alone decides what is stale. One stage
 time, since each takes the whole machine.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,13 +19,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed
 from rich.console import Console
 from rich.table import Table
 
 from flows import _dvc, _pages
-from flows._servers import prefect_api
+from flows._servers import HOST, prefect_api, prefect_port
 from gptmill.files import read_json, write_json
 from tasks import _tracking
 from tasks._environment import ROOT
@@ -211,11 +212,22 @@ next      make ui                     pages of every run, models, comparisons
           dvc metrics diff            what the last change did"""
 
 
+def _without_empty_traceback(record: logging.LogRecord) -> bool:
+    """Drop the words `NoneType: None`, which Prefect logs behind a state that failed politely."""
+    if record.exc_info and record.exc_info[0] is None:
+        record.exc_info = None
+    return True
+
+
 def main(arguments: list[str]) -> int:
     """Run the pipeline once, in this terminal."""
     if arguments:
         raise ValueError(f"`make pipeline` takes no words; given: {' '.join(arguments)}")
-    with temporary_settings(updates={PREFECT_API_URL: prefect_api()}):
+    logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
+    # runs are found under `make ui`, also those that a temporary server took down
+    pages = f"http://{HOST}:{prefect_port()}"
+    settings = {PREFECT_API_URL: prefect_api(), PREFECT_UI_URL: pages}
+    with temporary_settings(updates=settings):
         close_dead_flows()
         state = pipeline(return_state=True)
     if not state.is_completed():

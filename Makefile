@@ -1,0 +1,73 @@
+# The one list of commands; `make` alone prints it. Every command uses the environment in
+# .venv, which is made on first use.
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+ENV := .venv/installed
+STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
+
+.DEFAULT_GOAL := help
+.PHONY: help env lock data pipeline ui serve accept test test-all lint check format clean $(STAGES)
+
+help:  ## print this list
+	@echo "make COMMAND, one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@echo "or one stage alone:"
+	@awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); name = $$1} \
+	  on && /^    desc:/ {sub(/^ *desc: /, ""); printf "  %-12s %s\n", name, $$0}' dvc.yaml
+
+env: $(ENV)  ## make .venv from pyproject.toml and constraints.txt (2 minutes, 2 GB)
+
+$(ENV): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gptmill needs Python 3.11 or newer; name one: make env PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "making .venv: about 2 minutes and 2 GB, once"
+	@$(PYTHON) -m venv .venv
+	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@python -m pip check
+	@touch $(ENV)
+
+lock: $(ENV)  ## write constraints.txt anew from what .venv holds
+	@python -m pip freeze --exclude-editable \
+	  | grep -v -i -E '^(nvidia|triton|cuda)' | sed -E 's/\+[a-z0-9]+$$//; s/ @ .*//' > constraints.partial
+	@mv constraints.partial constraints.txt
+
+data: $(ENV)  ## fetch the raw data of sources.toml into data/, checked against data.dvc
+	@python -m flows data
+
+pipeline: data  ## raw text to a classifier and an assistant: whatever is stale runs
+	@python -m flows pipeline
+
+$(STAGES): $(ENV)
+	@python -m flows stage $@
+
+ui: $(ENV)  ## start the pages of Prefect and MLflow, until Ctrl-C
+	@python -m flows ui
+
+serve: $(ENV)  ## register the schedule of prefect.yaml and start a worker for it (beside `make ui`)
+	@python -m flows serve
+
+accept: $(ENV)  ## take a change of code that keeps a stage's bytes, without a re-run: STAGE=x
+	@python -m flows accept $(STAGE)
+
+test: $(ENV)  ## the tests
+	@python -m pytest
+
+test-all: $(ENV)  ## the slow and GPU tests too
+	@python -m pytest -m ''
+
+lint: $(ENV)  ## format, style, types, layers
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@PYTHONPATH=src:. lint-imports
+
+check: lint test  ## what CI runs
+
+format: $(ENV)  ## rewrite the code as `make lint` wants it
+	@ruff format .
+	@ruff check --fix .
+
+clean:  ## remove caches; data, artifacts and history stay
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
