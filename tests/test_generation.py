@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 import torch
 from helpers import tiny_config, tiny_gpt
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmill.checkpoint import TRANSPOSED
-from gptmill.generation import GenerationConfig, _choose, _probabilities, _Row, generate
+from gptmill.generation import GenerationConfig, _candidates, _choose, _Row, generate
 from gptmill.model import GPT
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
@@ -143,28 +144,34 @@ def test_ids_are_drawn_as_often_as_they_are_probable() -> None:
 BOOK_LOGITS = torch.tensor([[4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]])
 
 
+def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
+    """Return the probability of every id in its own place."""
+    found, ids = _candidates(logits, config)
+    return torch.zeros_like(logits).scatter(-1, ids, found)
+
+
 def test_top_k_gives_the_probabilities_of_the_book() -> None:
-    found = _probabilities(BOOK_LOGITS.double(), sampled(top_k=3))
+    found = probabilities(BOOK_LOGITS.double(), sampled(top_k=3))
     expected = torch.tensor([[0.0615, 0, 0, 0.5775, 0, 0, 0, 0.3610, 0]]).double()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.58, 0.9, 0.94, 0.97, 0.999])
 def test_top_p_keeps_the_fewest_ids_that_hold_that_much(top_p: float) -> None:
-    probabilities = BOOK_LOGITS.double().softmax(-1)[0].tolist()
+    shares = BOOK_LOGITS.double().softmax(-1)[0].tolist()
     kept: set[int] = set()
     held = 0.0
-    for index in sorted(range(9), key=lambda index: -probabilities[index]):
+    for index in sorted(range(9), key=lambda index: -shares[index]):
         if held >= top_p:
             break
         kept.add(index)
-        held += probabilities[index]
-    found = _probabilities(BOOK_LOGITS.double(), sampled(top_p=top_p))[0]
+        held += shares[index]
+    found = probabilities(BOOK_LOGITS.double(), sampled(top_p=top_p))[0]
     assert set(found.nonzero().flatten().tolist()) == kept
 
 
 def test_half_is_held_by_one_of_two_equals() -> None:
-    found = _probabilities(torch.zeros(1, 2).double(), sampled(top_p=0.5))
+    found = probabilities(torch.zeros(1, 2).double(), sampled(top_p=0.5))
     assert found.count_nonzero() == 1
 
 

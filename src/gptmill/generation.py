@@ -136,23 +136,30 @@ def _choose(logits: Tensor, rows: Sequence[_Row], config: GenerationConfig) -> l
     """Choose the next id of each row from logits (B, V)."""
     if config.temperature == 0:
         return logits.argmax(-1).tolist()
-    # On the CPU and in double precision: a running sum on a GPU is not deterministic.
-    probabilities = _probabilities(logits.cpu().double(), config)  # (B, V)
-    sums = probabilities.cumsum(-1)  # (B, V)
+    probabilities, ids = _candidates(logits, config)  # (B, K)
+    sums = probabilities.cumsum(-1)  # (B, K)
     draws = torch.stack([torch.rand(1, generator=row.stream, dtype=sums.dtype) for row in rows])
-    return torch.searchsorted(sums, draws * sums[:, -1:], right=True).squeeze(-1).tolist()
+    places = torch.searchsorted(sums, draws * sums[:, -1:], right=True)  # (B, 1)
+    return ids.gather(-1, places).squeeze(-1).tolist()
 
 
-def _probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """Return the probability of each id: top-k first, then temperature, then top-p."""
-    if 0 < config.top_k < logits.size(-1):
-        smallest_kept = logits.topk(config.top_k).values[:, -1:]  # (B, 1)
-        logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
+def _candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
+    """Return the probabilities (B, K) of the ids that may be drawn, and the ids.
+
+    Top-k first, then temperature, then top-p, which leaves ids in place at probability 0. In
+    double precision on the CPU: a running sum on a GPU is not deterministic.
+    """
+    n_ids = logits.size(-1)
+    n_kept = min(config.top_k or n_ids, n_ids)
+    if n_kept < n_ids or config.top_p < 1:
+        logits, ids = logits.topk(n_kept)  # (B, K), the likeliest first
+    else:
+        ids = torch.arange(n_ids, device=logits.device).expand_as(logits)
+    logits = logits.cpu().double()
     # Less the largest first, so that the coldest temperature overflows nothing.
-    logits = logits - logits.max(-1, keepdim=True).values  # (B, V)
-    probabilities = (logits / config.temperature).softmax(-1)  # (B, V)
-    if config.top_p == 1:
-        return probabilities
-    ordered, ids = probabilities.sort(descending=True, stable=True)
-    beyond = ordered.cumsum(-1) - ordered >= config.top_p  # what the likelier ones already hold
-    return probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, ids, beyond), 0)
+    logits = logits - logits.max(-1, keepdim=True).values
+    probabilities = (logits / config.temperature).softmax(-1)  # (B, K)
+    if config.top_p < 1:
+        held_before = probabilities.cumsum(-1) - probabilities
+        probabilities = probabilities.masked_fill(held_before >= config.top_p, 0)
+    return probabilities, ids.cpu()
