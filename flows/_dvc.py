@@ -26,7 +26,8 @@ KILLED_BY = re.compile(r"exited with -(\d+)")
 CHATTER = re.compile(
     r"^(\s*$|Running stage |> exec python -m tasks|Updating lock file|Generating lock file"
     r"|To track the changes|\s*git add |To enable auto staging|\s*dvc config core.autostage"
-    r"|Use `dvc push`|Data and pipelines are up to date|'data\.dvc' didn't change|Stage '\w+' didn't change|Stage '\w+' is cached)"
+    r"|Use `dvc push`|Data and pipelines are up to date|'data\.dvc' didn't change"
+    r"|Stage '\w+' didn't change|Stage '\w+' is cached)"
 )
 
 EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
@@ -111,7 +112,7 @@ def _pass_on(
 
 
 def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
-    """A receipt: the stage ran. A new lock entry without one: DVC had its bytes."""
+    """Tell from receipt and lock: a receipt means it ran, a new entry alone that DVC had it."""
     if events:
         return EXECUTED
     return UNCHANGED if before == after else RESTORED
