@@ -175,10 +175,10 @@ def test_half_is_held_by_one_of_two_equals() -> None:
     assert found.count_nonzero() == 1
 
 
-def test_the_smallest_draw_takes_no_id_that_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_draw_takes_no_id_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(size).double())
     row = _Row([1], [], torch.Generator())
-    assert _choose(torch.tensor([[0.0, 0.0, 5.0, 4.0]]), [row], sampled(top_k=2)) == [2]
+    assert _choose(torch.tensor([[-2e3, -2e3, 5.0, 4.0]]), [row], sampled()) == [2]
 
 
 def test_the_coldest_draw_is_greedy() -> None:
