@@ -5,7 +5,7 @@ import os
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,10 +28,16 @@ def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
         members = _from_tar(path.open("rb"), patterns)
     else:
         raise ValueError(f"{path.name} is no zip, tar or Debian archive")
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in members):
-            raise ValueError(f"{path.name} has no member {pattern}")
+    check_found(members, patterns, path.name)
     return dict(sorted(members.items()))
+
+
+def check_found(names: Iterable[str], patterns: Sequence[str], where: str) -> None:
+    """Raise ValueError where a pattern matches none of the names."""
+    found = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise ValueError(f"{where} has no member {pattern}")
 
 
 def wanted(name: str, patterns: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gptmill.files import sha256, write_bytes, write_json
-from gptmill.sources.archive import read_members, visible_files, wanted
+from gptmill.sources.archive import check_found, read_members, visible_files, wanted
 from gptmill.sources.bpe import bpe_files
 from gptmill.sources.exercises import exercises
 from gptmill.sources.questions import questions
@@ -105,11 +105,9 @@ def _members(place: Place, fetched: Path) -> dict[str, bytes]:
 def _copies(place: Place, fetched: Path) -> Made:
     """Return files as they are; big ones (weights) are copied later, never read whole."""
     if fetched.is_dir():
-        return {
-            path.relative_to(fetched).as_posix(): path
-            for path in visible_files(fetched)
-            if not place.members or wanted(path.relative_to(fetched).as_posix(), place.members)
-        }
+        files = {path.relative_to(fetched).as_posix(): path for path in visible_files(fetched)}
+        check_found(files, place.members or ("*",), str(place))
+        return {name: files[name] for name in files if wanted(name, place.members or ("*",))}
     if not place.members:
         return {file_name(place): fetched}
     members = read_members(fetched, place.members)

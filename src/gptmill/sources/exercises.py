@@ -125,12 +125,12 @@ def choose(pairs: Iterable[Pair], count: int, *, seed: int, kind: str) -> list[P
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
-    each, rest = divmod(count, len(groups))
-    if rest or any(2 * each > 3 * len(group) for group in groups.values()):
-        most = min(len(group) for group in groups.values()) * len(groups)
+    each, rest = divmod(count, len(groups) or 1)
+    smallest = min(map(len, groups.values()), default=0)
+    if rest or each > smallest:
         raise ValueError(
             f"{count} rows of {kind!r} were asked for; allowed is a multiple of {len(groups)}"
-            f" up to {most}"
+            f" up to {smallest * len(groups)}"
         )
     return [
         pair

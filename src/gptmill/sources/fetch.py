@@ -5,6 +5,7 @@ registry is named here, and no package is installed or imported. What was fetche
 kept under its hash; a half download over HTTP is gone on with.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -63,6 +64,7 @@ def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
     """
     if place.kind == "path":
         return own_path(place, root)
+    downloads.mkdir(parents=True, exist_ok=True)
     if place.kind == "hub":
         return _from_hub(place, downloads)
     kept = downloads / place.at["sha256"]
@@ -90,7 +92,8 @@ def own_path(place: Place, root: Path) -> Path:
 
 def _kept_name(place: Place) -> str:
     if place.kind == "hub":
-        return re.sub(r"\W+", "-", f"{place.at['repo']}-{place.at['revision']}")
+        wanted = hashlib.sha256("\n".join(place.members).encode()).hexdigest()[:8]
+        return re.sub(r"\W+", "-", f"{place.at['repo']}-{place.at['revision']}-{wanted}")
     return place.at["sha256"]
 
 
@@ -196,7 +199,7 @@ def _from_hub(place: Place, downloads: Path) -> Path:
     if kept.exists():
         return kept
     repo = place.at["repo"]
-    kind, name = ("model", repo.removeprefix("models/"))
+    kind, name = "model", repo.removeprefix("models/")
     if repo.startswith("datasets/"):
         kind, name = "dataset", repo.removeprefix("datasets/")
     partial = kept.with_name(f"{kept.name}.partial")

@@ -33,7 +33,7 @@ def document_name(member: str) -> str:
     path = PurePosixPath(member)
     stem = "_".join([*path.parts[:-1], path.name.removesuffix(".gz")])
     stem = stem.removesuffix(PurePosixPath(stem).suffix).removesuffix("_gut")
-    return re.sub(r"[\W_]+", "_", stem).strip("_").lower() + ".txt"
+    return (re.sub(r"[\W_]+", "_", stem).strip("_").lower() or "document") + ".txt"
 
 
 def _document(name: str, content: bytes) -> bytes:
