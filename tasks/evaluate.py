@@ -1,0 +1,76 @@
+"""evaluate: tokenize, split, all checkpoints -> artifacts/evaluate (scores beside baselines)."""
+
+from typing import Annotated
+
+import pandas as pd
+from pydantic import Field, StringConstraints
+
+from gptmill.checkpoint import load_causal_lm
+from gptmill.files import read_json, write_csv, write_text
+from gptmill.generation import GenerationConfig, generate
+from gptmill.scoring import score_assistant
+from gptmill.tokenizer import Tokenizer
+from tasks import _plots
+from tasks._evaluation import Classifiers, score_language_models
+from tasks._report import answers_page, figures, report, samples_page
+from tasks._stage import Metrics, Run, Section, stage
+
+CHECKPOINTS = {"classify": "", "lora": "merged"}  # where a classifier's folder lies in its stage's
+
+
+class Evaluate(Section):
+    """params.yaml `evaluate:`."""
+
+    windows: int = Field(ge=0, description="of the validation part, spread evenly; 0: all")
+    prompts: list[Annotated[str, StringConstraints(min_length=1)]]
+    generation: GenerationConfig
+    resamples: int = Field(gt=0, description="of the test rows, for intervals of F1 and ROC AUC")
+    checked_rows: int = Field(gt=0, description="that saved classifiers must predict once more")
+    answers_shown: int = Field(gt=0, description="of each kind of question")
+
+
+@stage
+def evaluate(params: Evaluate, run: Run) -> Metrics:
+    """Score the pretrained model, the classifiers and the assistant on what none was trained on."""
+    device = run.device().device
+    predictions = {name: run.input(name) / "predictions.csv" for name in CHECKPOINTS}
+    classifiers = Classifiers.read(run.input("split"), predictions)
+    for name, place in CHECKPOINTS.items():
+        classifiers.check(name, run.input(name) / place, rows=params.checked_rows, device=device)
+    answers = pd.DataFrame(read_json(run.input("instruct") / "answers.json"))
+    taught = pd.DataFrame(read_json(run.input("split") / "instructions_train.json"))
+
+    tables = {
+        "language_model": score_language_models(
+            run.input("tokenize"), run.input("pretrain"), windows=params.windows, device=device
+        ),
+        "classifiers": classifiers.score(resamples=params.resamples, seed=run.seed),
+        "assistant": score_assistant(answers, taught),
+    }
+    pages = {
+        "samples": samples(params, run),
+        "answers": answers_page(answers, params.answers_shown),
+        "report": report(tables),
+    }
+    confusions, curves = classifiers.confusions(), classifiers.roc_curves()
+    plots = {f"confusion_{name}": table for name, table in confusions.items()}
+    plots |= {f"roc_{name}": table for name, table in curves.items()}
+    for name, table in {**tables, **plots}.items():
+        write_csv(run.out / f"{name}.csv", table)
+    for name, page in pages.items():
+        write_text(run.out / f"{name}.md", page)
+        run.show(name, page)
+    run.figure("losses", _plots.losses(tables["language_model"]))
+    run.figure("confusion_matrices", _plots.confusion_matrices(confusions))
+    run.figure("roc", _plots.roc(curves, positive=classifiers.rarest))
+    run.figure("exact_matches", _plots.exact_matches(tables["assistant"]))
+    return figures(tables)
+
+
+def samples(params: Evaluate, run: Run) -> str:
+    """Return what the pretrained model makes of the prompts."""
+    folder = run.input("pretrain")
+    model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
+    found = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=run.seed)
+    return samples_page(params.prompts, [tokenizer.decode(ids) for ids in found])
