@@ -6,7 +6,6 @@ number.
 """
 
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -116,8 +115,8 @@ class WindowIndex:
 
     def spread(self, count: int) -> Rows:
         """Return `count` windows at equal distances over the file, or all if there are fewer."""
-        step = max(1, math.ceil(len(self) / count))
-        return np.arange(0, len(self), step, dtype=np.int64)
+        taken = min(count, len(self))
+        return np.arange(taken, dtype=np.int64) * len(self) // taken
 
 
 @lru_cache(maxsize=4)
