@@ -79,6 +79,14 @@ def matches(root: Path, pin: Pin) -> bool:
     return (root / "data").is_dir() and content_hash(root / "data") == pin.md5
 
 
+def altered(root: Path) -> list[str]:
+    """Name the files of data/ that are not what data/manifest.json says."""
+    made = made_here(root)
+    paths = (path.relative_to(root / "data").as_posix() for path in visible_files(root / "data"))
+    found = {name: sha256(root / "data" / name) for name in paths if name != MANIFEST}
+    return sorted(name for name in {*made, *found} if made.get(name) != found.get(name))
+
+
 def unsaved(root: Path) -> list[str]:
     """Name the files of data/ whose bytes DVC's cache does not hold: to replace is to lose them."""
     files = visible_files(root / "data")
@@ -143,8 +151,8 @@ def _cached(cache: Path, digest: str) -> Path:
 
 
 def listing_hash(hashes: Mapping[str, str]) -> str:
-    """Return one hash for several files' names and hashes."""
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    """Return one hash for several files' names and hashes, short enough for a line of YAML."""
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def own_hash(path: Path) -> str:

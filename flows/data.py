@@ -34,7 +34,6 @@ from gptmill.sources.build import (
     make_files,
     write_manifest,
 )
-from gptmill.sources.check import check_files
 from gptmill.sources.fetch import fetch, is_kept
 from gptmill.sources.table import Place, Source, parse, table_key
 from tasks._environment import ROOT
@@ -100,6 +99,7 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     pin, now = _pins.read_pin(root), origin_now(root, sources)
     edited = pin is None or pin.origin is None or now.edited_since(pin.origin)
     if pin and not edited and _pins.matches(root, pin):
+        refuse_unnoticed_edits(root)
         print(f"data/ is what data.dvc pins: {summary(root)}")
         return
     refuse_to_lose(root)
@@ -137,6 +137,8 @@ def own_places(sources: Sequence[Source]) -> list[Place]:
 
 def build(root: Path, sources: Sequence[Source], folder: Path) -> dict[str, str]:
     """Make every source's files below `folder`; return a hash of what each source became."""
+    from gptmill.sources.check import check_files  # takes torch in, which most runs don't need
+
     made_from: dict[str, list[Source]] = {}
     hashes = {}
     for source in sources:
@@ -182,6 +184,17 @@ def refuse_to_lose(root: Path) -> None:
         raise ValueError(
             f"data/ holds what neither sources.toml nor DVC knows: {some(lost)}. Move it out of "
             "data/ (raw data comes in by an entry in sources.toml), then run `make data`"
+        )
+
+
+def refuse_unnoticed_edits(root: Path) -> None:
+    """Raise ValueError where data.dvc pins what was changed by hand: `dvc repro` pins anything."""
+    changed = _pins.altered(root)
+    if changed:
+        raise ValueError(
+            f"{some([f'data/{name}' for name in changed])}: not what data/{MANIFEST} says, though "
+            "data.dvc pins it: `dvc repro` alone takes in any change. `git checkout data.dvc` and "
+            "`make data` bring the raw data back; changes come in by an entry in sources.toml"
         )
 
 
