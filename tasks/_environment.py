@@ -27,6 +27,7 @@ QUIET = {
     # how Prefect is kept out of a newcomer's way
     "PREFECT_CLI_PROMPT": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 

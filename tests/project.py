@@ -24,7 +24,7 @@ SPAM = "win a free prize now call cash claim urgent reply".split()
 TINY: dict[str, Any] = {
     "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
     "tokenize": {"validation_fraction": 0.3},
-    "sample": {"windows": {"max_length": 96, "stride": 96}},
+    "sample": {"windows": {"max_length": 256, "stride": 256}},
     "pretrain": {
         "size": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
         "steps": 12,
@@ -132,13 +132,16 @@ def copy_tree(root: Path) -> Project:
         if (ROOT / name).exists() and name not in ("data.dvc", "dvc.lock"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-    return Project(root)
+    project = Project(root)
+    done = project.run("git", "init", "-q")
+    assert done.returncode == 0, done.stderr
+    return project
 
 
 def commit(project: Project, message: str) -> None:
     """Commit everything that is there."""
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    for words in (("init", "-q"), ("add", "-A"), (*who, "commit", "-q", "-m", message)):
+    for words in (("add", "-A"), (*who, "commit", "-q", "-m", message)):
         done = project.run("git", *words)
         assert done.returncode == 0, done.stderr
 
@@ -148,7 +151,7 @@ def tiny_project(root: Path) -> Project:
     project = copy_tree(root)
     project.params(TINY)
     write_tiny_data(root / "data")
-    done = project.python("-m", "dvc", "add", "-q", "data")
+    done = project.python("-m", "dvc", "add", "data")
     assert done.returncode == 0, done.stderr
     commit(project, "a tiny project")
     return project

@@ -43,8 +43,11 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a UTF-8 JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a UTF-8 JSON file. Raises ValueError naming the file where it is something else."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not UTF-8 JSON: {error}") from None
 
 
 def md5(path: Path) -> str:
