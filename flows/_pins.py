@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -89,17 +90,17 @@ def altered(root: Path) -> list[str]:
 
 def unsaved(root: Path) -> list[str]:
     """Name the files of data/ whose bytes DVC's cache does not hold: to replace is to lose them."""
-    files = visible_files(root / "data")
-    if not files:
-        return []
-    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
     made = made_here(root)
+    unknown = [
+        path
+        for path in visible_files(root / "data")
+        if path.relative_to(root / "data").as_posix() != MANIFEST
+        and made.get(path.relative_to(root / "data").as_posix()) != sha256(path)
+    ]
     return [
         path.relative_to(root).as_posix()
-        for path in files
-        if path.name != MANIFEST
-        and made.get(path.relative_to(root / "data").as_posix()) != sha256(path)
-        and not _cached(cache, md5(path)).exists()
+        for path in unknown
+        if not _cached(_cache(root), md5(path)).exists()
     ]
 
 
@@ -113,8 +114,7 @@ def made_here(root: Path) -> dict[str, str]:
 
 def restore(root: Path, pin: Pin) -> str:
     """Bring data/ back from DVC's cache or remote; say from where, "" if neither has it."""
-    cache = Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
-    if _cached(cache, pin.md5).exists() and _try(root, pin, "checkout"):
+    if _cached(_cache(root), pin.md5).exists() and _try(root, pin, "checkout"):
         return "DVC's cache"
     remotes = dvc(root, "remote", "list").split()
     if remotes and _try(root, pin, "pull"):
@@ -146,8 +146,13 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _cached(cache: Path, digest: str) -> Path:
-    return cache / digest[:2] / digest[2:]
+@cache
+def _cache(root: Path) -> Path:
+    return Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
+
+
+def _cached(folder: Path, digest: str) -> Path:
+    return folder / digest[:2] / digest[2:]
 
 
 def listing_hash(hashes: Mapping[str, str]) -> str:
