@@ -95,6 +95,17 @@ def test_two_runs_write_the_same_bytes(project, finished, tmp_path):
     assert hashes[0] == hashes[1]
 
 
+def test_the_seed_draws_the_first_weights(project, tmp_path):
+    weights = []
+    for seed in (1, 2):
+        run = FakeRun(project, tmp_path / str(seed))
+        run.seed = seed
+        # a learning rate of next to nothing leaves the weights as they were drawn
+        pretrain.body(PARAMS.model_copy(update={"steps": 1, "learning_rate": 1e-30}), run)
+        weights.append(load_causal_lm(run.out).transformer.wte.weight)
+    assert (weights[0] - weights[1]).abs().mean() > 0.01
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
