@@ -329,7 +329,7 @@ def test_pip_fetches_a_wheel_or_says_why_not(index: Path, tmp_path: Path) -> Non
     assert read_members(fetch(pip_place(archive), downloads, root=tmp_path), ["*.txt"])
     with pytest.raises(ValueError, match=r"pip a-b==1.0 has the wrong bytes"):
         fetch(pip_place(archive, sha256=HASH), downloads, root=tmp_path)
-    with pytest.raises(ValueError, match=r"pip a-b==2.0: .* failed: ERROR: .*a-b==2.0"):
+    with pytest.raises(ValueError, match=r"pip a-b==2.0 could not be fetched: ERROR: .*a-b==2.0"):
         fetch(pip_place(archive, sha256=HASH, version="2.0"), downloads, root=tmp_path)
 
 
@@ -350,7 +350,7 @@ def tool(path: Path, script: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "expected"),
     [
-        ("npm", "npm", "pack --ignore-scripts --pack-destination FOLDER @x/y@1.0"),
+        ("npm", "npm", "--ignore-scripts --pack-destination FOLDER @x/y@1.0"),
         ("apt", "apt-get", "download --quiet @x/y=1.0"),
     ],
 )
@@ -369,13 +369,13 @@ def test_npm_and_apt_are_asked_for_one_archive(
     with pytest.raises(ValueError, match=f"needs {name}, which is not on this machine"):
         fetch(at, tmp_path / "downloads", root=tmp_path)
     tool(tools / name, "echo 'npm error code ENOTFOUND' >&2; echo 'E: cannot' >&2; exit 1")
-    with pytest.raises(ValueError, match=rf"{name} failed: .*\(is there a network\?\)"):
+    with pytest.raises(ValueError, match=r"could not be fetched: .*\(is there a network\?\)"):
         fetch(at, tmp_path / "downloads", root=tmp_path)
     tool(tools / name, f'echo "$@" > {tmp_path}/asked; /bin/cp {archive} "$PWD/x.tgz"')
     fetched = fetch(at, tmp_path / "downloads", root=tmp_path)
     assert set(read_members(fetched, ["*"])) == set(MEMBERS)
     asked = (tmp_path / "asked").read_text(encoding="utf-8").strip()
-    assert asked == expected.replace("FOLDER", f"{fetched}.partial")
+    assert asked.endswith(expected.replace("FOLDER", f"{fetched}.partial"))
 
 
 HUB = """

