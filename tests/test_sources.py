@@ -1,5 +1,6 @@
 """The table of sources, archives, and fetching: what is wrong stops, naming itself."""
 
+import errno
 import hashlib
 import io
 import os
@@ -371,6 +372,11 @@ def test_npm_and_apt_are_asked_for_one_archive(
     tool(tools / name, "echo 'npm error code ENOTFOUND' >&2; echo 'E: cannot' >&2; exit 1")
     with pytest.raises(ValueError, match=r"could not be fetched: .*\(is there a network\?\)"):
         fetch(at, tmp_path / "downloads", root=tmp_path)
+    tool(tools / name, "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        fetch(at, tmp_path / "downloads", root=tmp_path)
+    assert full.value.errno == errno.ENOSPC
+    assert list((tmp_path / "downloads").iterdir()) == []
     tool(tools / name, f'echo "$@" > {tmp_path}/asked; /bin/cp {archive} "$PWD/x.tgz"')
     fetched = fetch(at, tmp_path / "downloads", root=tmp_path)
     assert set(read_members(fetched, ["*"])) == set(MEMBERS)

