@@ -23,7 +23,7 @@ $(ENV): pyproject.toml constraints.txt
 	  { echo "gptmill needs Python 3.11 or newer; name one: make env PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "making .venv: about 2 minutes and 2 GB, once"
 	@$(PYTHON) -m venv .venv
-	@python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@python -m pip check
 	@touch $(ENV)
 

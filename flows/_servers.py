@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -129,16 +130,19 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
-    """Run an MLflow server on `port` over this project's store; yield its address.
-
-    One worker and no job runner: 0.5 GB of memory instead of 1.9 (measured).
-    """
+    """Run an MLflow server on `port` over this project's store, as mlflow/server.toml says."""
     site = f"http://{HOST}:{port}"
-    command = ["-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{STORE}"]
-    options = ["--artifacts-destination", str(ARTIFACTS), "--serve-artifacts", "--workers", "1"]
-    place = ["--host", HOST, "--port", str(port)]
-    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with server("mlflow", [*command, *options, *place], environment, f"{site}/health"):
+    settings = tomllib.loads((ROOT / "mlflow" / "server.toml").read_text(encoding="utf-8"))
+    options = {
+        "backend-store-uri": f"sqlite:///{STORE}",
+        "artifacts-destination": str(ARTIFACTS),
+        "host": HOST,
+        "port": str(port),
+        **settings["options"],
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = ["-m", "mlflow", "server", "--serve-artifacts", *words]
+    with server("mlflow", command, settings["environment"], f"{site}/health"):
         yield site
 
 

@@ -88,7 +88,10 @@ def is_dead(process: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return bool(abs(psutil.Process(int(pid)).create_time() - float(created)) > 1)
+        found = psutil.Process(int(pid))
+        if found.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has asked after it yet
+            return True
+        return bool(abs(found.create_time() - float(created)) > 1)
     except psutil.NoSuchProcess:
         return True
 

@@ -13,12 +13,12 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from gptmill.files import sha256
+from helpers import tiny_bpe
 from tasks._environment import ROOT
 
-from helpers import tiny_bpe
-
-WORDS = "the king and his people went up to the great city by the sea in peace".split()
-SPAM = "win a free prize now call cash claim urgent reply".split()
+PROSE = "the king and his people went up to the great city by the sea in peace"
+ADVERTISEMENT = "win a free prize now call cash claim urgent reply"
+WORDS, SPAM = PROSE.split(), ADVERTISEMENT.split()
 
 # what makes the pipeline small; everything else is as in params.yaml
 TINY: dict[str, Any] = {

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from project import Project, commit, tiny_project
-from ruamel.yaml import YAML
 from tasks._project import stages
 
 
