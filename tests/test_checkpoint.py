@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_config, tiny_gpt, tiny_tokenizer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from gptmill.checkpoint import (
 )
 from gptmill.files import read_json, write_json
 from gptmill.model import GPT, GPTClassifier, GPTConfig
+from helpers import tiny_config, tiny_gpt, tiny_tokenizer
 
 CLASS_NAMES = ["ham", "spam"]
 CONFIGS = [

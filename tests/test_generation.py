@@ -3,13 +3,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_config, tiny_gpt
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmill.checkpoint import TRANSPOSED
 from gptmill.generation import GenerationConfig, _candidates, _choose, _Row, generate
 from gptmill.model import GPT
+from helpers import tiny_config, tiny_gpt
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
 

@@ -1,11 +1,11 @@
 from pathlib import Path
 
 import pytest
-from helpers import tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from gptmill.checkpoint import save_causal_lm
 from gptmill.tokenizer import Tokenizer
+from helpers import tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
 from tasks.load_gpt2 import LoadGpt2, check_vocabulary, load_gpt2, tensor_table
 
 

@@ -2,12 +2,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_config, tiny_gpt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptmill.kv_cache import KVCache
 from gptmill.model import GPT, INIT_STD, SIZES, Attention, GPTClassifier, GPTConfig
+from helpers import tiny_config, tiny_gpt
 
 
 def some_ids(rows: int = 3, length: int = 20) -> Tensor:

@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import FakeRun
-from helpers import TINY_TEXT, tiny_tokenizer
 
 from gptmill.files import read_json
 from gptmill.tokens import TokenFile
 from gptmill.windows import WindowConfig, WindowIndex
+from helpers import TINY_TEXT, tiny_tokenizer
 from tasks.sample import Sample, sample
 
 PARTS = ("train", "validation")

@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeRun
-from helpers import tiny_bpe, tiny_tokenizer
 from pydantic import ValidationError
 
 from gptmill.documents import read_documents, split_documents
 from gptmill.files import read_json
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
+from helpers import tiny_bpe, tiny_tokenizer
 from tasks.tokenize import Tokenize, tokenize
 
 PARAMS = Tokenize(validation_fraction=0.25)

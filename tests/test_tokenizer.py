@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import TINY_TEXT, tiny_bpe, tiny_merges, tiny_tokenizer
 from transformers import AutoTokenizer, GPT2Tokenizer
 
 from gptmill.files import read_json, write_json, write_text
 from gptmill.tokenizer import END_OF_TEXT, Tokenizer, read_vocabulary
+from helpers import TINY_TEXT, tiny_bpe, tiny_merges, tiny_tokenizer
 
 BPE = Path(__file__).parent.parent / "data" / "bpe"
 real = pytest.mark.skipif(not BPE.exists(), reason="GPT-2's vocabulary is not fetched yet")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import tiny_config, tiny_gpt
 from torch import nn
 
 from gptmill.device import RuntimeConfig, pick
@@ -23,6 +22,7 @@ from gptmill.training import (
     mean_language_loss,
     train,
 )
+from helpers import tiny_config, tiny_gpt
 
 CPU = pick(RuntimeConfig(device="cpu", precision="fp32", compile=False))
 OPTIMIZER = OptimizerConfig(
