@@ -151,8 +151,19 @@ def build(root: Path, sources: Sequence[Source], folder: Path) -> dict[str, str]
     try:
         check_files(folder)
     except ValueError as error:
-        raise ValueError(str(error).replace(str(folder), "data")) from None
+        said = str(error).replace(str(folder), "data")
+        raise ValueError(f"{said} (it comes from {makers_of(said, made_from)})") from None
     return hashes
+
+
+def makers_of(said: str, made_from: Mapping[str, Sequence[Source]]) -> str:
+    """Name the sources of the file, or else of the folder, that a message is about."""
+    found = [
+        source for path, made in made_from.items() if f"data/{path}" in said for source in made
+    ]
+    every = [source for made in made_from.values() for source in made]
+    found = found or [source for source in every if f"data/{source.target}" in said]
+    return ", ".join(dict.fromkeys(f"source {one.name}, {one.places[0]}" for one in found))
 
 
 def obtain(root: Path, source: Source) -> Made:
@@ -172,6 +183,7 @@ def obtain(root: Path, source: Source) -> Made:
             reasons.append(str(error) if str(place) in str(error) else f"{place}: {error}")
             continue
         how = "kept from before" if kept else f"{seconds:.1f} s"
+        how = "on this machine" if place.kind == "path" else how
         print(f"{source.name}: {place}, {size_of(fetched)}, {how}: {count(len(made))}", flush=True)
         return made
     raise ValueError(f"source {source.name}: {'; '.join(reasons)}. `make data` goes on from here")

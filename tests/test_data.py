@@ -234,6 +234,7 @@ def test_data_that_no_stage_could_use_is_not_pinned(root: Path, name: str) -> No
     with pytest.raises(ValueError, match=message) as caught:
         make(root)
     assert "data/" in str(caught.value)
+    assert str(caught.value).endswith(f" (it comes from source mail, path {name})")
     assert ".state" not in str(caught.value)
     assert not (root / "data").exists()
     assert not (root / "data.dvc").exists()

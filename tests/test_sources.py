@@ -274,7 +274,7 @@ def test_a_download_that_ended_early_goes_on(server: str, tmp_path: Path) -> Non
 
 
 def test_wrong_bytes_are_not_kept(server: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has the wrong bytes: SHA-256 .* they were not opened"):
+    with pytest.raises(ValueError, match=r"has the wrong bytes: SHA-256 .* nothing of it was used"):
         fetch(http_place(server, content=b"other"), tmp_path, root=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

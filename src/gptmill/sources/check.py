@@ -9,6 +9,7 @@ from gptmill.splits import read_instructions, read_labelled
 from gptmill.tokenizer import Tokenizer
 
 DOCUMENT = ".txt"
+MODEL_FILES = (".safetensors", ".bin")
 
 
 def check_files(folder: Path) -> None:
@@ -63,9 +64,10 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Check each folder of weights that lies in `weights/`, and the one that this may be."""
-    configs = [path.parent for path in visible_files(folder) if path.name == "config.json"]
-    if not configs:
-        raise ValueError(f"{folder} has no config.json; weights come as a Hugging Face folder")
-    for found in configs:
+    """Check each folder in `weights/` that holds a model, and that at least one does."""
+    names = ("config.json", *MODEL_FILES)
+    models = {path.parent for path in visible_files(folder) if path.name.endswith(names)}
+    for found in sorted(models or {folder}):
+        if not (found / "config.json").exists():
+            raise ValueError(f"{found} has no config.json; weights come as a Hugging Face folder")
         check_weights(found)

@@ -182,7 +182,7 @@ def _take(place: Place, file: Path, kept: Path) -> None:
         file.unlink()
         raise ValueError(
             f"{place} has the wrong bytes: SHA-256 {found}, the table says {place.at['sha256']};"
-            " they were not opened"
+            " nothing of it was used"
         )
     file.replace(kept)
 
