@@ -77,12 +77,15 @@ def _number(value: float) -> float | int:
 def _language_sentence(table: pd.DataFrame) -> str:
     rows = table.set_index("model")
     loss = rows["loss"]
-    gap = loss["bigram"] - loss["pretrain"]
     return (
         f"{loss['pretrain']:.2f} nats a token on {rows['tokens']['pretrain']:,} validation tokens: "
-        f"{rows['nats_below_unigram']['pretrain']:.2f} below a unigram model, "
-        f"{abs(gap):.2f} {'below' if gap > 0 else 'above'} a bigram."
+        f"{_beside(loss['pretrain'], loss['unigram'])} a unigram model, "
+        f"{_beside(loss['pretrain'], loss['bigram'])} a bigram."
     )
+
+
+def _beside(loss: float, other: float) -> str:
+    return f"{abs(other - loss):.2f} {'below' if loss < other else 'above'}"
 
 
 def _classifiers_sentence(table: pd.DataFrame) -> str:
