@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from gptmill.device import Device, RuntimeConfig, keep_freed_memory, pick
+from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.files import atomic_folder, write_json
 from tasks import _project
 from tasks._environment import ROOT
@@ -131,7 +131,6 @@ class Run:
 
     @cached_property
     def _device(self) -> Device:
-        keep_freed_memory()
         device = pick(self._runtime)
         self._tracking.params({f"device.{key}": value for key, value in device.record().items()})
         self.say(", ".join(f"{key} {value}" for key, value in device.record().items()))

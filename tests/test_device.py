@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gptmill.device import Device, RuntimeConfig, keep_freed_memory, pick
+from gptmill.device import Device, RuntimeConfig, pick
 
 
 def test_auto_picks_what_is_there_and_records_it():
@@ -39,10 +39,6 @@ def test_unknown_choices_are_refused():
         RuntimeConfig(device="tpu", precision="auto", compile=False)
     with pytest.raises(ValueError, match="precision is 'fp16'; allowed are auto, fp32, bf16"):
         RuntimeConfig(device="cpu", precision="fp16", compile=False)
-
-
-def test_keep_freed_memory_says_whether_it_did():
-    assert keep_freed_memory() in (True, False)
 
 
 def test_a_device_is_a_plain_value():

@@ -4,7 +4,6 @@ Deterministic algorithms are always on. Equal bytes are promised between runs wh
 `Device.record()` is equal: another thread count or build sums in another order.
 """
 
-import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager
@@ -75,23 +74,6 @@ def pick(config: RuntimeConfig) -> Device:
         compile=config.compile,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
-    )
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep big freed blocks; returns whether it did (False where libc is another).
-
-    A training step frees and takes the same hundreds of megabytes again and again. By
-    default each goes back to the kernel and returns as zeroed pages, which costs more than
-    the arithmetic on them. The price is that memory stays at its peak until the process ends.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers from glibc's malloc.h
-    libc = ctypes.CDLL(None)
-    return all(
-        libc.mallopt(option, value) == 1
-        for option, value in ((mmap_max, 0), (trim_threshold, -1), (top_pad, 1 << 26))
     )
 
 
