@@ -1,4 +1,4 @@
-"""Where things are, and what never leaves the machine: set once, before prefect, mlflow or dvc load.
+"""Where things are, and what never leaves the machine: set before prefect, mlflow or dvc load.
 
 A value that is already in the environment wins: a team points the tools at its own
 servers by their own variables.

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line every few seconds where there is none."""
+"""Progress of long work: a bar in a terminal, else a plain line every few seconds."""
 
 import sys
 import time
