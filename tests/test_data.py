@@ -173,6 +173,22 @@ def test_a_changed_file_of_ones_own_is_pinned_and_a_missing_one_is_not_missed(
     assert contents(root) == made
 
 
+@pytest.mark.parametrize(
+    ("table", "own", "edited"),
+    [
+        ("t", {"a": "1"}, False),
+        ("u", {"a": "1"}, True),
+        ("t", {"a": "2"}, True),
+        ("t", {}, False),
+    ],
+)
+def test_an_edit_is_of_the_table_or_of_an_own_file_that_is_here(
+    table: str, own: dict[str, str], edited: bool
+) -> None:
+    pinned = _pins.Origin("t", {"x": "1"}, {"a": "1"})
+    assert _pins.Origin(table, {}, own).edited_since(pinned) is edited
+
+
 def test_other_bytes_without_an_edit_are_an_error(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +332,7 @@ def test_a_second_run_at_once_is_turned_away(
     monkeypatch.setattr(data, "ROOT", root)
     (root / ".state").mkdir()
     with (root / ".state" / "data.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_SH)
         assert data.main([]) == 1
     assert "another `make data` is at work" in capsys.readouterr().err
     assert data.main([]) == 0

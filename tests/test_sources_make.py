@@ -238,6 +238,7 @@ def test_groups_are_of_one_size() -> None:
         ({"word class": 3}, "multiple of 4"),
         ({"category": 6}, "multiple of 2 up to 4"),
         ({"synonym": 2}, "multiple of 1 up to 1"),
+        ({"antonym": 2}, "multiple of 1 up to 1"),
         ({"word class": -4}, "whole numbers"),
     ],
 )
