@@ -28,7 +28,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "laptop": Size(emb_dim=256, n_layers=4, n_heads=4),
+    "laptop": Size(emb_dim=128, n_layers=4, n_heads=4),
     "gpt2-small": Size(emb_dim=768, n_layers=12, n_heads=12),
     "gpt2-medium": Size(emb_dim=1024, n_layers=24, n_heads=16),
     "gpt2-large": Size(emb_dim=1280, n_layers=36, n_heads=20),
