@@ -21,13 +21,14 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"`make ui` takes no words; given: {' '.join(arguments)}")
     _check_ports()
     print("starting Prefect and MLflow, some 15 seconds ...", flush=True)
-    close_dead_runs(connect())
+    experiment = connect()
+    close_dead_runs(experiment)
     with ExitStack() as stack:
         prefect = stack.enter_context(prefect_server(prefect_port(), pages=True))
         mlflow = stack.enter_context(mlflow_server(mlflow_port()))
         stack.enter_context(noted(prefect, mlflow))
         print(f"\nPrefect  {prefect.removesuffix('/api')}   runs, pages, schedules")
-        print(f"MLflow   {mlflow}   metrics, models, comparisons")
+        print(f"MLflow   {mlflow}/#/experiments/{experiment}/runs   metrics, models, comparisons")
         print("\nCtrl-C ends both. In another terminal: `make pipeline`, `make serve`.", flush=True)
         signal.pause()
     return 0

@@ -52,7 +52,10 @@ def connect() -> str:
         if found is not None:
             return str(found.experiment_id)
         local = ARTIFACTS.as_uri() if uri.startswith("sqlite:") else None
-        return str(mlflow.create_experiment(EXPERIMENT, artifact_location=local))
+        # the page opens on training runs, not on traces of chats
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        made = mlflow.create_experiment(EXPERIMENT, artifact_location=local, tags=tags)
+        return str(made)
 
 
 def _check_server(uri: str) -> None:

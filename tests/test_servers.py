@@ -4,10 +4,12 @@ import json
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,13 +32,16 @@ def ports() -> dict[str, str]:
     return {"GPTMILL_PREFECT_PORT": str(free_port()), "GPTMILL_MLFLOW_PORT": str(free_port())}
 
 
+SCHEDULER = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "1"}
+
+
 @pytest.fixture(scope="module")
 def ui(project: Project, ports: dict[str, str]) -> Iterator[str]:
     """Run `make ui`'s command and yield what it printed once both servers answered."""
     process = subprocess.Popen(
         ["python", "-m", "flows", "ui"],
         cwd=project.root,
-        env={**project.environment(), **ports},
+        env={**project.environment(), **ports, **SCHEDULER},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -70,6 +75,27 @@ def test_both_pages_answer_at_the_addresses_printed(ui: str, ports: dict[str, st
 def test_the_pages_talk_to_their_own_server(ui: str, ports: dict[str, str]) -> None:
     site = f"http://127.0.0.1:{ports['GPTMILL_PREFECT_PORT']}"
     assert json.loads(get(f"{site}/ui-settings"))["api_url"] == f"{site}/api"
+
+
+def post(url: str, content: object) -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(content).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def test_a_schedule_makes_runs(ui: str, ports: dict[str, str]) -> None:
+    # an sqlalchemy that prefect cannot bulk-insert with leaves the server up and this undone
+    api = f"http://127.0.0.1:{ports['GPTMILL_PREFECT_PORT']}/api"
+    flow = post(f"{api}/flows/", {"name": "pipeline"})["id"]
+    schedule = {"active": True, "schedule": {"cron": "0 2 * * *", "timezone": "UTC"}}
+    deployment = {"name": "nightly", "flow_id": flow, "schedules": [schedule]}
+    made = post(f"{api}/deployments/", deployment)["id"]
+    wanted = {"deployments": {"id": {"any_": [made]}}}
+    deadline = time.monotonic() + 30
+    while not (runs := post(f"{api}/flow_runs/filter", wanted)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
 
 
 def test_another_site_may_not_drive_prefect(ui: str, ports: dict[str, str]) -> None:
