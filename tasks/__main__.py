@@ -23,6 +23,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Terminated as stop:
+        from tasks._tracking import close_orphaned_parent
+
+        close_orphaned_parent()
         return fail(str(stop), 128 + stop.number)
 
 

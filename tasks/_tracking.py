@@ -110,6 +110,16 @@ def close_dead_runs(experiment: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
+def close_orphaned_parent() -> None:
+    """Mark the pipeline's run as KILLED where its flow died and left only this stage to do it."""
+    flow, parent = os.environ.get(FLOW_VARIABLE), os.environ.get(PARENT_VARIABLE)
+    if flow and parent and is_dead(flow):
+        from mlflow import MlflowClient
+
+        connect()
+        MlflowClient().set_terminated(parent, "KILLED")
+
+
 def git_tags() -> dict[str, str]:
     """Return commit and dirty flag; dvc.lock is left out, since a clean clone's run changes it."""
 
@@ -203,10 +213,6 @@ class StageRun:
         if error:
             self.mlflow.set_tag("error", error[:5000])
         self.mlflow.end_run(status)
-        flow = os.environ.get(FLOW_VARIABLE)
-        parent = os.environ.get(PARENT_VARIABLE)
-        if status == "KILLED" and flow and parent and is_dead(flow):
-            self.mlflow.MlflowClient().set_terminated(parent, "KILLED")
 
 
 def maker(outputs: Mapping[str, str]) -> str | None:
