@@ -1,5 +1,11 @@
 """Every test runs without telemetry and leaves the machine's own settings alone."""
 
+import signal
+
 from tasks._environment import set_environment
 
 set_environment()
+
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit
+# that: the tests that press Ctrl-C would then wait for ever. A handler does not survive exec.
+signal.signal(signal.SIGINT, signal.default_int_handler)
