@@ -1,0 +1,241 @@
+"""How gradients become updates: AdamW or Muon, and the learning rate of each step.
+
+Both are torch's own. This file decides which parameter goes where, and keeps the moments of
+both under the parameters' names, so that a stopped run can go on from the same numbers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+OptimizerName = Literal["adamw", "muon"]
+Schedule = Literal["cosine", "linear", "wsd"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Muon, with a linear warmup and one of three schedules behind it.
+
+    The peak learning rate stands beside this in each stage's section, as the number most
+    often turned. `final_learning_rate`, `warmup` and `decay` are fractions, of the peak and of
+    the steps, so that turning the peak or the steps needs no second edit. For the same reason
+    `decay`, the last steps over which `wsd` falls, and `muon_momentum` stay when the schedule
+    or the optimizer that reads them is not chosen: turning back needs no second edit either.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    name: OptimizerName
+    schedule: Schedule
+    final_learning_rate: float
+    warmup: float
+    decay: float
+    weight_decay: float
+    beta_1: float
+    beta_2: float
+    clip_norm: float
+    muon_momentum: float
+
+    def __post_init__(self) -> None:
+        for name, choices in (("name", OptimizerName), ("schedule", Schedule)):
+            value = getattr(self, name)
+            if value not in get_args(choices):
+                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(choices))}")
+        for name in ("final_learning_rate", "warmup", "decay"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is a fraction, 0 to 1")
+        # the slack is for fractions like 0.1 + 0.7 + 0.2, which do not add up to 1 in binary
+        if self.schedule == "wsd" and self.warmup + self.decay > 1 + 1e-9:
+            raise ValueError(
+                f"warmup is {self.warmup} and decay is {self.decay}; with the schedule wsd they "
+                "are parts of the same steps, so lower one until they add up to 1 or less"
+            )
+        for name in ("beta_1", "beta_2", "muon_momentum"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} is {value}; allowed is 0 up to, not including, 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+        if not self.clip_norm > 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+
+
+def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerConfig) -> float:
+    """Return the rate of update `step`, counted from 0: linear up to `peak`, then down.
+
+    The peak is reached with the last warmup step, the final rate with the last step. `cosine`
+    is https://arxiv.org/abs/1608.03983 without restarts, `linear` a straight line, and `wsd`
+    holds the peak and falls in a straight line over the last `decay` of the steps
+    (https://arxiv.org/abs/2404.06395).
+    """
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    final = peak * config.final_learning_rate
+    left = steps - warmup
+    if config.schedule == "cosine":
+        progress = (step - warmup + 1) / left
+        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    # warmup and decay are rounded each by itself, which may ask for one step too many
+    falling = min(round(config.decay * steps), left) if config.schedule == "wsd" else left
+    fallen = step + 1 - (steps - falling)
+    if fallen <= 0:
+        return peak
+    progress = fallen / falling
+    return peak * (1 - progress) + final * progress
+
+
+class Optimizer:
+    """AdamW, or Muon for the blocks' matrices and AdamW for the rest, as one optimizer.
+
+    Muon (https://kellerjordan.github.io/posts/muon/) makes each update of a matrix nearly
+    orthogonal. It is meant for matrices between hidden states, so embeddings, heads and vectors
+    stay with AdamW (https://arxiv.org/abs/1711.05101). Its updates are scaled to the size of
+    AdamW's (https://arxiv.org/abs/2502.16982), so that one learning rate and one weight decay
+    fit both.
+
+    Only parameters that require gradients are trained. An update is three calls, so that the
+    caller can look at the norm between them: `clip`, `step`, `zero_grad`. Built on a model that
+    is already on its device, where the moments are kept.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig):
+        self._clip_norm = config.clip_norm
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        assert self._trained, "nothing to train: no parameter requires a gradient"
+        use_muon = config.name == "muon"
+        hidden = {name for name, p in self._trained.items() if use_muon and _is_hidden(name, p)}
+        rest = [p for name, p in self._trained.items() if name not in hidden]
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if hidden:
+            self._optimizers.append(
+                _muon([self._trained[n] for n in self._trained if n in hidden], config)
+            )
+        if rest:
+            self._optimizers.append(_adamw(rest, config))
+        self._groups = [group for each in self._optimizers for group in each.param_groups]
+        self._owners = {
+            name: self._optimizers[0 if name in hidden else -1] for name in self._trained
+        }
+
+    def clip(self) -> Tensor:
+        """Scale all gradients together to the norm allowed; return their norm before that.
+
+        The norm is a tensor on the model's device: reading it waits for the device.
+        """
+        parameters = [parameter for group in self._groups for parameter in group["params"]]
+        return nn.utils.clip_grad_norm_(parameters, self._clip_norm)
+
+    def step(self, learning_rate: float) -> None:
+        """Make one update from the gradients as they are."""
+        for group in self._groups:
+            group["lr"] = learning_rate
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients and their memory."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments as "{parameter}.{key}": the tensors themselves, not copies.
+
+        Before the first step there are none. After it there are some for each parameter: one
+        that never had a gradient has the zeros that its first gradient would find.
+        """
+        if not any(optimizer.state for optimizer in self._optimizers):
+            return {}
+        return {
+            f"{name}.{key}": tensor
+            for name, parameter in self._trained.items()
+            for key, tensor in (
+                self._owners[name].state.get(parameter) or self._blank(name)
+            ).items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over copies of what `state` returned; an empty one resets to before any step.
+
+        Raises ValueError, and changes nothing, where the tensors are not those of this model
+        and this optimizer.
+        """
+        moments = {name: self._blank(name) for name in self._trained} if state else {}
+        flat = {f"{name}.{key}": t for name, keys in moments.items() for key, t in keys.items()}
+        _check_same(state, flat)
+        for name, tensor in flat.items():
+            tensor.copy_(state[name])
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+        for name, tensors in moments.items():
+            self._owners[name].state[self._trained[name]] = tensors
+
+    def _blank(self, name: str) -> dict[str, Tensor]:
+        """Return the moments that torch makes for a parameter when it sees a first gradient."""
+        like = self._trained[name].detach()
+        if isinstance(self._owners[name], torch.optim.Muon):
+            return {"momentum_buffer": torch.zeros_like(like)}
+        return {
+            "step": torch.zeros((), dtype=torch.float32, device=like.device),
+            "exp_avg": torch.zeros_like(like),
+            "exp_avg_sq": torch.zeros_like(like),
+        }
+
+
+def _is_hidden(name: str, parameter: Tensor) -> bool:
+    """Say whether this is a matrix inside a block, from hidden states to hidden states."""
+    return parameter.ndim == 2 and ".h." in f".{name}"
+
+
+def _muon(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
+    return torch.optim.Muon(
+        parameters,
+        weight_decay=config.weight_decay,
+        momentum=config.muon_momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+
+
+def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    """Decay matrices only: a decayed norm gain or bias pulls towards nothing useful."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        betas=(config.beta_1, config.beta_2),
+        fused=True,
+    )
+
+
+def _check_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where names, shapes or types differ, naming the first few that do."""
+    wrong = {
+        "missing": [name for name in wanted if name not in given],
+        "left over": [name for name in given if name not in wanted],
+        "different": [
+            f"{name} is {_kind(given[name])}, here {_kind(tensor)}"
+            for name, tensor in wanted.items()
+            if name in given and _kind(given[name]) != _kind(tensor)
+        ],
+    }
+    found = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in wrong.items()
+        if names
+    ]
+    if found:
+        raise ValueError(
+            f"the optimizer's state is not this run's: {'; '.join(found)}; load a state that the "
+            "same model and the same optimizer saved, or start from the first step"
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
