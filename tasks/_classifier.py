@@ -10,11 +10,11 @@ import pandas as pd
 from pydantic import Field
 
 from gptmill.classification import (
+    CLASSES,
     Balance,
     Rows,
     balanced,
     batch,
-    class_loss,
     count_parameters,
     encode_rows,
     measure,
@@ -25,22 +25,19 @@ from gptmill.model import GPTClassifier
 from gptmill.rows import RowOrder
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
-from gptmill.training import OptimizerConfig, train
-from tasks._stage import Metrics, Run, Section
-from tasks._training import follow
+from tasks._stage import Metrics, Run
+from tasks._training import TrainingSection, train
 
 DIGITS = 6
 """Probabilities are written with so many decimals: more would tell of rounding alone."""
 
 
-class ClassifierTraining(Section):
+class ClassifierTraining(TrainingSection):
     """How a classifier is trained, whichever part of it."""
 
     balance: Balance = Field(description="rows of each class in training: as few, as many, as is")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    optimizer: OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -84,27 +81,29 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
             _probabilities(params, run, model, data=data, part="validation"), validation.labels
         )
 
-    steps = train(
+    trained = train(
+        run,
         model,
-        class_loss,
+        CLASSES,
         lambda step: batch(rows, order.rows(step), pad_id=data.pad_id),
-        steps=params.epochs * order.steps_per_epoch,
-        learning_rate=params.learning_rate,
-        optimizer=params.optimizer,
-        device=run.device(),
-        seed=run.seed,
+        plan=params.plan(
+            run,
+            steps=params.epochs * order.steps_per_epoch,
+            evaluate_every=order.steps_per_epoch,
+        ),
         evaluate=evaluate,
-        evaluate_every=order.steps_per_epoch,
+        describe=lambda step: [{"row": int(kept[row])} for row in order.rows(step)],
     )
-    last = follow(run, steps).iloc[-1]
     n_trainable, n_parameters = count_parameters(model)
     return {
         "train_rows": len(kept),
         "rows_cut_to_the_context": sum(part.n_cut for part in data.rows.values()),
         "trainable_parameters": n_trainable,
         "parameters": n_parameters,
-        "validation_loss": float(last["val_loss"]),
-        "validation_accuracy": float(last["val_accuracy"]),
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped,
+        "validation_loss": trained.evaluation["val/loss"],
+        "validation_accuracy": trained.evaluation["val/accuracy"],
     }
 
 

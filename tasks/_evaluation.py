@@ -13,6 +13,7 @@ import pandas as pd
 from gptmill.checkpoint import load_causal_lm, load_classifier
 from gptmill.classification import encode, predict
 from gptmill.ngrams import fit_bigram
+from gptmill.objectives import IGNORE
 from gptmill.scoring import (
     ClassifierScore,
     bag_of_words_probabilities,
@@ -26,7 +27,6 @@ from gptmill.scoring import (
 )
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
-from gptmill.training import IGNORE
 
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

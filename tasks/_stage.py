@@ -12,7 +12,6 @@ import shutil
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
@@ -22,7 +21,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.files import atomic_folder, write_json
-from tasks import _project
+from gptmill.parallel import SOLO, World
+from gptmill.state import StateStore
+from tasks import _project, _resume
 from tasks._environment import ROOT
 from tasks._progress import Meter
 from tasks._receipt import tell
@@ -105,13 +106,18 @@ def _sentence(section: str, mistake: Mapping[str, Any]) -> str:
 class Run:
     """A stage's hands: where it reads and writes, and how it reports."""
 
-    def __init__(self, name: str, out: Path, tracking: StageRun, *, runtime: RuntimeConfig) -> None:
-        self.name = name
-        self.out = out
+    def __init__(
+        self, tracking: StageRun, training: _resume.Training, *, runtime: RuntimeConfig
+    ) -> None:
+        self.name = training.stage
+        self.out = Path()
         self.seed: int = checked(int, "seed")
-        self._runtime = runtime
+        self.runtime = runtime
+        self.world: World = SOLO
+        self._training = training
         self._tracking = tracking
-        self._meter = Meter(name)
+        self._meter = Meter(training.stage)
+        self._device: Device | None = None
 
     def input(self, stage: str) -> Path:
         """Return the folder that an earlier stage wrote; it must be among this stage's deps."""
@@ -129,16 +135,32 @@ class Run:
         )
         return ROOT / path
 
-    @cached_property
-    def _device(self) -> Device:
-        device = pick(self._runtime)
-        self._tracking.params({f"device.{key}": value for key, value in device.record().items()})
-        self.say(", ".join(f"{key} {value}" for key, value in device.record().items()))
-        return device
+    def device(self, *, flops: float = 0.0) -> Device:
+        """Return the device and precision that params.yaml's `runtime` asks for, recorded.
 
-    def device(self) -> Device:
-        """Return the device and precision that params.yaml's `runtime` asks for, recorded."""
+        The first call decides; `flops` is how much training is to come.
+        """
+        if self._device is None:
+            self._device = device = pick(self.runtime, flops=flops)
+            record = device.record()
+            self._tracking.params({f"device.{name}": value for name, value in record.items()})
+            self.say(", ".join(f"{name} {value}" for name, value in record.items()))
         return self._device
+
+    def store(self) -> StateStore:
+        """Return where this stage's training keeps its state, and what it goes on from."""
+        return self._training.store(checked(_resume.ResumeConfig, "resume"), self._tracking.id)
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keep JSON beside the training's state and with the MLflow run, not in the outputs."""
+        path = self._training.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+        self._tracking.mlflow.log_artifact(str(path), str(Path(name).parent))
+
+    def tag(self, name: str, value: str) -> None:
+        """Record a plain word on the MLflow run."""
+        self._tracking.tag(name, value)
 
     def say(self, text: str) -> None:
         """Print one line to the log."""
@@ -151,15 +173,22 @@ class Run:
         steps: int,
         figures: Mapping[str, float],
         *,
-        tokens_per_second: float | None = None,
+        costs: Mapping[str, float] | None = None,
         note: str = "",
+        replayed: bool = False,
     ) -> None:
-        """Record figures at a step, and show how far the stage is and how long it still takes."""
-        rate = {} if tokens_per_second is None else {"tokens_per_second": tokens_per_second}
-        self._tracking.metrics({**figures, **rate}, step)
+        """Record figures at a step, and show how far the stage is and how long it still takes.
+
+        `costs` are what a step took (rates, seconds, memory): of these the first is shown. A
+        step that was done before this process began is recorded where it is missing, not shown.
+        """
+        costs = costs or {}
+        self._tracking.metrics(figures, step)
+        self._tracking.metrics(costs, step, once=True)
+        if replayed:
+            return
         shown = [f"{name} {_short(value)}" for name, value in figures.items()]
-        if tokens_per_second is not None:
-            shown.append(f"{tokens_per_second:,.0f} tok/s")
+        shown += [f"{value:,.0f} {name}" for name, value in list(costs.items())[:1]]
         text = "  ".join([*shown, note]).rstrip()
         tell("step", step=step, steps=steps, text=text)
         line = self._meter.update(step, steps, text)
@@ -182,6 +211,8 @@ class Run:
         """Log a checkpoint folder as a model that MLflow loads and serves."""
         from tasks._models import log_model
 
+        if self._tracking.continued:
+            self._tracking.forget_models(self.name)
         log_model(kind, folder, name=self.name)
 
     def close(self) -> None:
@@ -198,14 +229,20 @@ def execute(name: str) -> None:
     job = load(name)
     params = job.params()
     runtime = checked(RuntimeConfig, "runtime")
+    resume = checked(_resume.ResumeConfig, "resume")
     hashes = _project.check_inputs(name)
+    training = _resume.training(name, hashes)
+    _resume.clean()
+    for line in _resume.others(training, resume):
+        print(line, flush=True)
     shutil.rmtree(ROOT / "artifacts" / f".{name}.partial", ignore_errors=True)
-    tracking = StageRun(name, description=_description(name))
+    tracking = StageRun(name, description=_description(name), earlier=training.run)
     tell("start", run=tracking.id)
     try:
         tracking.params({**params.model_dump(), "seed": checked(int, "seed")})
         tracking.inputs(hashes)
-        metrics = _produce(job, params, Run(name, Path(), tracking, runtime=runtime))
+        tracking.tag("dvc.stage_key", training.key)
+        metrics = _produce(job, params, Run(tracking, training, runtime=runtime))
         tracking.outputs({f"artifacts/{name}": _project.content_hash(ROOT / "artifacts" / name)})
     except Exception as error:
         tracking.mlflow.log_text(traceback.format_exc(), "error.txt")

@@ -148,22 +148,36 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 class StageRun:
     """The MLflow run of one stage that executes."""
 
-    def __init__(self, stage: str, *, description: str) -> None:
+    def __init__(self, stage: str, *, description: str, earlier: str | None = None) -> None:
+        """Open a run, or go on in the `earlier` one, in which this training began."""
         import mlflow
 
         self.mlflow = mlflow
         self.stage = stage
-        experiment = connect()
-        close_dead_runs(experiment)
-        self.run = mlflow.start_run(
-            experiment_id=experiment,
-            run_name=stage,
-            parent_run_id=os.environ.get(PARENT_VARIABLE),
-            description=description,
-            tags={"stage": stage, PROCESS_TAG: this_process(), **git_tags()},
-            log_system_metrics=True,
-        )
-        self.id = str(self.run.info.run_id)
+        self.experiment = connect()
+        close_dead_runs(self.experiment)
+        tags = {"stage": stage, PROCESS_TAG: this_process(), **git_tags()}
+        parent = os.environ.get(PARENT_VARIABLE)
+        self.continued = earlier is not None and _is_there(earlier)
+        if self.continued:
+            # shown under the pipeline that goes on with it
+            under = {"mlflow.parentRunId": parent} if parent else {}
+            run = mlflow.start_run(run_id=earlier, log_system_metrics=True)
+            if "error" in run.data.tags:
+                mlflow.delete_tag("error")
+            mlflow.set_tags({**tags, **under})
+        else:
+            run = mlflow.start_run(
+                experiment_id=self.experiment,
+                run_name=stage,
+                parent_run_id=parent,
+                description=description,
+                tags=tags,
+                log_system_metrics=True,
+            )
+        self.id = str(run.info.run_id)
+        self._params = dict(run.data.params) if self.continued else {}
+        self._logged: dict[str, dict[int, str]] = {}
         self._waiting: list[tuple[str, float, int, int]] = []
         self._sent = time.monotonic()
 
@@ -186,15 +200,52 @@ class StageRun:
         self.mlflow.set_tags({f"dvc.out.{path}": value for path, value in hashes.items()})
 
     def params(self, content: Mapping[str, Any]) -> None:
-        """Record params, nested ones under dotted names."""
-        self.mlflow.log_params(flatten(content))
+        """Record params, nested ones under dotted names.
 
-    def metrics(self, figures: Mapping[str, float], step: int, *, now: bool = False) -> None:
-        """Record figures at a step; they are sent together every few seconds (60 times faster)."""
+        A param of a run holds for good: one that is another now that the run goes on (it may be
+        on another machine) is recorded as the tag `continued.NAME`.
+        """
+        flat = flatten(content)
+        new = {name: value for name, value in flat.items() if name not in self._params}
+        self.mlflow.log_params(new)
+        for name, value in flat.items():
+            if name not in new and self._params[name] != str(value):
+                self.mlflow.set_tag(f"continued.{name}", str(value))
+
+    def tag(self, name: str, value: str) -> None:
+        """Record a plain word on the run; the last one stands."""
+        self.mlflow.set_tag(name, value)
+
+    def forget_models(self, name: str) -> None:
+        """Delete what this run logged of a model before it was gone on with."""
+        client = self.mlflow.MlflowClient()
+        term = f"source_run_id = '{self.id}' AND name = '{name}'"
+        for model in client.search_logged_models([self.experiment], filter_string=term):
+            client.delete_logged_model(model.model_id)
+
+    def metrics(
+        self, figures: Mapping[str, float], step: int, *, now: bool = False, once: bool = False
+    ) -> None:
+        """Record figures at a step; they are sent together every few seconds (60 times faster).
+
+        What a run that goes on has already for a step is not recorded twice. With `once` that
+        is so whatever its value: a duration differs when a step is done again.
+        """
         stamp = int(time.time() * 1000)
-        self._waiting += [(name, float(value), stamp, step) for name, value in figures.items()]
+        for name, value in figures.items():
+            there = self._has(name).get(step)
+            if there is None or not (once or there == repr(float(value))):
+                self._waiting.append((name, float(value), stamp, step))
         if now or time.monotonic() - self._sent > 5:
             self.flush()
+
+    def _has(self, name: str) -> dict[int, str]:
+        """Return what this run had of a metric before it was gone on with, by step."""
+        if name not in self._logged:
+            client = self.mlflow.MlflowClient()
+            history = client.get_metric_history(self.id, name) if self.continued else []
+            self._logged[name] = {entry.step: repr(entry.value) for entry in history}
+        return self._logged[name]
 
     def flush(self) -> None:
         """Send the figures that wait."""
@@ -213,6 +264,17 @@ class StageRun:
         if error:
             self.mlflow.set_tag("error", error[:5000])
         self.mlflow.end_run(status)
+
+
+def _is_there(run: str) -> bool:
+    """Return whether this store has a run, and not as a deleted one."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(MlflowClient().get_run(run).info.lifecycle_stage == "active")
+    except MlflowException:
+        return False
 
 
 def maker(outputs: Mapping[str, str]) -> str | None:

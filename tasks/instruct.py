@@ -5,23 +5,22 @@ from pydantic import Field
 
 from gptmill.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.files import read_json, write_json
+from gptmill.flops import train_flops_per_token
 from gptmill.instructions import answers, batch, chat_template, encode_rows
+from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
-from gptmill.training import OptimizerConfig, language_loss, mean_language_loss, train
-from tasks._stage import Metrics, Run, Section, stage
-from tasks._training import follow
+from tasks._stage import Metrics, Run, stage
+from tasks._training import TrainingSection, train
 
 
-class Instruct(Section):
+class Instruct(TrainingSection):
     """params.yaml `instruct:`."""
 
     mask_prompt: bool = Field(description="learn answers alone, not the prompts before them")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    optimizer: OptimizerConfig
     max_new_tokens: int = Field(gt=0, description="an answer on the test part ends here at last")
 
 
@@ -38,26 +37,26 @@ def instruct(params: Instruct, run: Run) -> Metrics:
             raise ValueError(
                 f"no instruction row of the {part} part fits a context of {length} ids"
             )
-    device, end, masked = run.device(), tokenizer.eot_id, params.mask_prompt
-
+    end, masked = tokenizer.eot_id, params.mask_prompt
     order = RowOrder(rows["train"].lengths, params.batch_size, run.seed)
+    steps = params.epochs * order.steps_per_epoch
+    mean_length = int(rows["train"].lengths.mean())
+    flops = train_flops_per_token(model.config, mean_length)
+    device = run.device(flops=flops * steps * params.batch_size * mean_length)
     validation = [
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
-    steps = train(
+    trained = train(
+        run,
         model,
-        language_loss,
+        LANGUAGE,
         lambda step: batch(rows["train"], order.rows(step), end_id=end, mask_prompt=masked),
-        steps=params.epochs * order.steps_per_epoch,
-        learning_rate=params.learning_rate,
-        optimizer=params.optimizer,
-        device=device,
-        seed=run.seed,
+        plan=params.plan(run, steps=steps, evaluate_every=order.steps_per_epoch),
         evaluate=lambda: {"val/loss": mean_language_loss(model, validation, device)},
-        evaluate_every=order.steps_per_epoch,
+        describe=lambda step: [{"row": int(row)} for row in order.rows(step)],
+        flops_per_token=flops,
     )
-    losses = follow(run, steps)["val_loss"].dropna()
 
     save_causal_lm(run.out, model, tokenizer, chat_template=chat_template())
     run.log_model("assistant", run.out)
@@ -70,6 +69,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     return {
         "train_rows": len(rows["train"].ids),
         "rows_too_long_for_the_context": sum(part.n_dropped for part in rows.values()),
-        "validation_loss": float(losses.iloc[-1]),
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped,
+        "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }

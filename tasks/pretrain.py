@@ -1,10 +1,10 @@
 """pretrain: artifacts/tokenize, artifacts/sample -> artifacts/pretrain (a GPT from scratch)."""
 
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, StringConstraints, model_validator
@@ -12,14 +12,15 @@ from pydantic import Field, StringConstraints, model_validator
 from gptmill.checkpoint import save_causal_lm
 from gptmill.device import Device
 from gptmill.files import write_text
+from gptmill.flops import parameters, train_flops_per_token
 from gptmill.generation import GenerationConfig, generate
 from gptmill.model import GPT, SIZES, GPTConfig
+from gptmill.objectives import LANGUAGE, Batch, mean_language_loss
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
-from gptmill.training import Batch, OptimizerConfig, Step, language_loss, mean_language_loss, train
 from gptmill.windows import WindowIndex
 from tasks._stage import Metrics, Run, Section, stage
-from tasks._training import follow
+from tasks._training import TrainingSection, train
 
 ROWS = 16  # windows a forward pass of an evaluation; bounds memory
 
@@ -35,7 +36,7 @@ class Shape(Section):
     n_heads: int = Field(gt=0)
 
 
-class Pretrain(Section):
+class Pretrain(TrainingSection):
     """params.yaml `pretrain:`; the context length is `sample`'s."""
 
     size: str | Shape
@@ -43,10 +44,9 @@ class Pretrain(Section):
     qkv_bias: bool
     tie_weights: bool
     steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0, description="the peak")
-    optimizer: OptimizerConfig
+    batch_tokens: int = Field(gt=0, description="read in a step: whole windows")
     evaluate_every: int = Field(gt=0, description="steps")
+    sample_every: int = Field(ge=0, description="steps; 0: never")
     evaluate_windows: int = Field(gt=0, description="of the validation part, while training")
     final_windows: int = Field(gt=0, description="of the validation part, at the end")
     prompts: list[Prompt]
@@ -62,6 +62,17 @@ class Pretrain(Section):
             )
         self.model(vocab_size=1, context_length=1)
         return self
+
+    def batch_size(self, context_length: int) -> int:
+        """Return the windows of a step. Raises ValueError where its tokens are no whole windows."""
+        windows, rest = divmod(self.batch_tokens, context_length)
+        if rest:
+            raise ValueError(
+                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,}; it must be a "
+                f"multiple of sample.windows.max_length, {context_length:,}; the nearest are "
+                f"{max(windows, 1) * context_length:,} and {(windows + 1) * context_length:,}"
+            )
+        return windows
 
     def model(self, *, vocab_size: int, context_length: int) -> GPTConfig:
         """Return the whole config of the model."""
@@ -102,6 +113,20 @@ class Texts:
         rows = self.train.rows_at(step, batch_size=batch_size, seed=seed)
         return self.train.batch(self.train_tokens, rows)
 
+    def describe(self, step: int, *, batch_size: int, seed: int) -> list[dict[str, Any]]:
+        """Return which windows a training step reads: where they begin, of which documents."""
+        rows = self.train.rows_at(step, batch_size=batch_size, seed=seed)
+        return [
+            {
+                "window": int(row),
+                "offset": int(self.train.offsets[row]),
+                "documents": self.train_tokens.documents_in(
+                    int(self.train.offsets[row]), self.train.config.max_length
+                ),
+            }
+            for row in rows
+        ]
+
     def validation_loss(self, model: GPT, device: Device, *, windows: int) -> float:
         """Return the loss on so many windows, spread evenly over the validation part."""
         rows = self.validation.spread(windows)
@@ -112,30 +137,34 @@ class Texts:
 @stage
 def pretrain(params: Pretrain, run: Run) -> Metrics:
     """Train a GPT from random weights on the training windows."""
-    device = run.device()
     texts = Texts.open(run.input("tokenize"), run.input("sample"))
-    config = params.model(
-        vocab_size=texts.tokenizer.n_vocab, context_length=texts.train.config.max_length
-    )
+    length = texts.train.config.max_length
+    config = params.model(vocab_size=texts.tokenizer.n_vocab, context_length=length)
+    flops = train_flops_per_token(config, length)
+    tokens = params.steps * params.batch_tokens
+    device = run.device(flops=flops * tokens)
     model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
-    steps = train(
+    step = {"batch_size": params.batch_size(length), "seed": run.seed}
+    trained = train(
+        run,
         model,
-        language_loss,
-        lambda step: texts.batch(step, batch_size=params.batch_size, seed=run.seed),
-        steps=params.steps,
-        learning_rate=params.learning_rate,
-        optimizer=params.optimizer,
-        device=device,
-        seed=run.seed,
+        LANGUAGE,
+        partial(texts.batch, **step),
+        plan=params.plan(
+            run,
+            steps=params.steps,
+            evaluate_every=params.evaluate_every,
+            sample_every=params.sample_every,
+        ),
         evaluate=lambda: {
             "val/loss": texts.validation_loss(model, device, windows=params.evaluate_windows)
         },
-        evaluate_every=params.evaluate_every,
+        describe=partial(texts.describe, **step),
+        sample=partial(written, model, texts.tokenizer, params),
+        flops_per_token=flops,
     )
-    samples: list[str] = []
-    table = follow(run, sampled(steps, model, texts.tokenizer, into=samples, params=params))
-    write_text(run.out / "samples.md", "\n".join(samples))
-    run.show("samples", samples[-1])
+    write_text(run.out / "samples.md", "\n".join(trained.samples))
+    run.show("samples", (trained.samples or ["none: pretrain.sample_every is 0"])[-1])
     save_causal_lm(run.out, model, texts.tokenizer)
     run.log_model("generator", run.out)
     loss = texts.validation_loss(model, device, windows=params.final_windows)
@@ -143,31 +172,22 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
         "validation_loss": loss,
         "validation_perplexity": math.exp(loss),
         "validation_windows": len(texts.validation.spread(params.final_windows)),
-        "training_loss": float(table["train_loss"].tail(params.evaluate_every).mean()),
-        "tokens": params.steps * params.batch_size * config.context_length,
-        "epochs": params.steps * params.batch_size / len(texts.train),
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training_loss": float(trained.table["train_loss"].tail(params.evaluate_every).mean()),
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped,
+        "tokens": trained.steps * params.batch_tokens,
+        "epochs": trained.steps * step["batch_size"] / len(texts.train),
+        "n_parameters": parameters(config).total,
+        "training_petaflop": flops * trained.steps * params.batch_tokens / 1e15,
     }
 
 
-def sampled(
-    steps: Iterable[Step],
-    model: GPT,
-    tokenizer: Tokenizer,
-    *,
-    into: list[str],
-    params: Pretrain,
-) -> Iterator[Step]:
-    """Pass the steps on; after each evaluation, add what the model writes by now, as markdown."""
+def written(model: GPT, tokenizer: Tokenizer, params: Pretrain, step: int) -> str:
+    """Return what the model writes after so many steps, as markdown."""
     prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
-    for step in steps:
-        if step.evaluation:
-            answers = generate(
-                model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=step.step
-            )
-            texts = [
-                f"> **{prompt}**{tokenizer.decode(ids)}".replace("\n", "  \n> ")
-                for prompt, ids in zip(params.prompts, answers, strict=True)
-            ]
-            into.append("\n\n".join([f"## After {step.step:,} steps", *texts, ""]))
-        yield step
+    answers = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=step)
+    texts = [
+        f"> **{prompt}**{tokenizer.decode(ids)}".replace("\n", "  \n> ")
+        for prompt, ids in zip(params.prompts, answers, strict=True)
+    ]
+    return "\n\n".join([f"## After {step:,} steps", *texts, ""])

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gptmill.device import Device, RuntimeConfig, pick
+from gptmill.parallel import SOLO
+from gptmill.state import StateStore
 
-CPU = RuntimeConfig(device="cpu", precision="fp32", compile=False)
+CPU = RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
 
 
 class FakeRun:
@@ -15,6 +17,10 @@ class FakeRun:
         self.root = root
         self.out = out
         self.seed = 1
+        self.runtime = CPU
+        self.world = SOLO
+        self.tags: dict[str, str] = {}
+        self.kept: dict[str, object] = {}
         self.shown: dict[str, object] = {}
         self.said: list[str] = []
         self.steps: list[Mapping[str, float]] = []
@@ -27,8 +33,17 @@ class FakeRun:
     def data(self, name: str) -> Path:
         return self.root / "data" / name
 
-    def device(self) -> Device:
-        return pick(CPU)
+    def device(self, *, flops: float = 0.0) -> Device:
+        return pick(CPU, flops=flops)
+
+    def store(self) -> StateStore:
+        return StateStore(self.out.with_name(f"{self.out.name}-state"), every=60, keep=2)
+
+    def keep(self, name: str, content: object) -> None:
+        self.kept[name] = content
+
+    def tag(self, name: str, value: str) -> None:
+        self.tags[name] = value
 
     def show(self, title: str, content: object) -> None:
         self.shown[title] = content
@@ -42,8 +57,9 @@ class FakeRun:
         steps: int,
         figures: Mapping[str, float],
         *,
-        tokens_per_second: float | None = None,
+        costs: Mapping[str, float] | None = None,
         note: str = "",
+        replayed: bool = False,
     ) -> None:
         self.steps.append(figures)
 

@@ -23,13 +23,15 @@ WORDS, SPAM = PROSE.split(), ADVERTISEMENT.split()
 # what makes the pipeline small; everything else is as in params.yaml
 TINY: dict[str, Any] = {
     "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
+    "resume": {"every_seconds": 0},
     "tokenize": {"validation_fraction": 0.3},
     "sample": {"windows": {"max_length": 256, "stride": 256}},
     "pretrain": {
         "size": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
         "steps": 12,
-        "batch_size": 4,
+        "batch_tokens": 1024,
         "evaluate_every": 6,
+        "sample_every": 6,
         "evaluate_windows": 4,
         "final_windows": 8,
         "generation": {"max_new_tokens": 4},

@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from courses import RUNTIME
 
 from gptmill.device import Device, RuntimeConfig, pick
 
 
 def test_auto_picks_what_is_there_and_records_it():
-    device = pick(RuntimeConfig(device="auto", precision="auto", compile=False))
+    device = pick(RuntimeConfig(device="auto", precision="auto", compile=False, micro_batch="auto"))
     assert device.device in ("cpu", "cuda", "mps")
     assert device.precision in ("fp32", "bf16")
     assert torch.are_deterministic_algorithms_enabled()
@@ -15,7 +18,7 @@ def test_auto_picks_what_is_there_and_records_it():
 
 
 def test_a_choice_that_is_not_auto_is_kept():
-    device = pick(RuntimeConfig(device="cpu", precision="fp32", compile=True))
+    device = pick(RuntimeConfig(device="cpu", precision="fp32", compile=True, micro_batch="auto"))
     assert (device.device, device.precision, device.compile) == ("cpu", "fp32", True)
 
 
@@ -23,7 +26,7 @@ def test_a_choice_that_is_not_auto_is_kept():
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
 )
 def test_autocast_computes_in_the_precision(precision, dtype):
-    device = pick(RuntimeConfig(device="cpu", precision=precision, compile=False))
+    device = pick(replace(RUNTIME, precision=precision))
     with device.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is dtype
 
@@ -31,17 +34,17 @@ def test_autocast_computes_in_the_precision(precision, dtype):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_device_is_refused_by_name():
     with pytest.raises(ValueError, match=r"device is 'cuda', but this machine .* cpu"):
-        pick(RuntimeConfig(device="cuda", precision="auto", compile=False))
+        pick(RuntimeConfig(device="cuda", precision="auto", compile=False, micro_batch="auto"))
 
 
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="device is 'tpu'; allowed are auto, cpu, cuda, mps"):
-        RuntimeConfig(device="tpu", precision="auto", compile=False)
+        RuntimeConfig(device="tpu", precision="auto", compile=False, micro_batch="auto")
     with pytest.raises(ValueError, match="precision is 'fp16'; allowed are auto, fp32, bf16"):
-        RuntimeConfig(device="cpu", precision="fp16", compile=False)
+        RuntimeConfig(device="cpu", precision="fp16", compile=False, micro_batch="auto")
 
 
 def test_a_device_is_a_plain_value():
-    one = pick(RuntimeConfig(device="cpu", precision="fp32", compile=False))
-    assert one == pick(RuntimeConfig(device="cpu", precision="fp32", compile=False))
+    one = pick(RUNTIME)
+    assert one == pick(RUNTIME)
     assert isinstance(one, Device)

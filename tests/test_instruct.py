@@ -15,7 +15,7 @@ from gptmill.instructions import (
     prompt,
     user_text,
 )
-from gptmill.training import IGNORE, language_loss
+from gptmill.objectives import IGNORE, LANGUAGE, kept, language_loss
 from tests.helpers import tiny_config, tiny_gpt, tiny_tokenizer
 
 EOT = 50256
@@ -89,9 +89,9 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_alone(mask_prompt: bool):
 
     with torch.no_grad():
         counts = [int((one(index)[1] != IGNORE).sum()) for index in range(3)]
-        total = sum(language_loss(model, one(i)).item() * n for i, n in enumerate(counts))
-        together = language_loss(model, one(2, 0, 1)).item()
-    assert together == pytest.approx(total / sum(counts), rel=1e-5)
+        total = sum(language_loss(model, kept(one(index))).item() for index in range(3))
+        together = language_loss(model, kept(one(2, 0, 1))).item()
+    assert together == pytest.approx(total, rel=1e-5)
     answer_lengths = [len(tiny_tokenizer().encode(r["output"])) + 1 for r in RECORDS]
     row_lengths = [len(row) for row in rows.ids]  # the first id of a row is no target, its end is
     assert counts == (answer_lengths if mask_prompt else row_lengths)
@@ -111,10 +111,10 @@ def test_a_model_that_is_taught_answers_gives_them():
     tokenizer = tiny_tokenizer()
     model = tiny_gpt(tiny_config(context_length=512))
     rows = encode_rows(RECORDS, tokenizer, 512)
-    taught = batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True)
+    taught = kept(batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True))
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
-        loss = language_loss(model, taught)
+        loss = language_loss(model, taught) / LANGUAGE.count(taught)
         adamw.zero_grad()
         loss.backward()
         adamw.step()

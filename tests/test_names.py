@@ -11,7 +11,7 @@ from tasks import _stage
 from tasks._environment import QUIET, ROOT
 from tasks._project import ancestors, lock, params, read_yaml, stages, upstream
 
-SHARED = {"seed", "runtime"}
+SHARED = {"seed", "runtime", "resume"}
 
 
 def modules(folder: str) -> set[str]:

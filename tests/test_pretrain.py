@@ -1,9 +1,11 @@
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from courses import GUARD, OPTIMIZER, STOPPING
 from fakes import FakeRun
 from pydantic import ValidationError
 from test_sample import body as sample_body
@@ -11,8 +13,8 @@ from test_sample import write_tokens
 
 from gptmill.checkpoint import load_causal_lm
 from gptmill.generation import GenerationConfig
+from gptmill.objectives import mean_language_loss
 from gptmill.tokens import TokenFile
-from gptmill.training import OptimizerConfig, mean_language_loss
 from gptmill.windows import WindowIndex
 from tasks.pretrain import Pretrain, Shape, pretrain
 
@@ -22,17 +24,13 @@ PARAMS = Pretrain(
     qkv_bias=True,
     tie_weights=True,
     steps=30,
-    batch_size=4,
+    batch_tokens=64,
     learning_rate=1e-2,
-    optimizer=OptimizerConfig(
-        final_learning_rate=0.1,
-        warmup=0.1,
-        weight_decay=0.1,
-        beta_1=0.9,
-        beta_2=0.95,
-        clip_norm=1.0,
-    ),
+    optimizer=replace(OPTIMIZER, warmup=0.1),
+    stopping=STOPPING,
+    guard=GUARD,
     evaluate_every=12,
+    sample_every=12,
     evaluate_windows=5,
     final_windows=1000,
     prompts=["The quick", "You have"],
@@ -78,7 +76,7 @@ def test_curve_and_samples_follow_the_evaluations(finished):
     run, _ = finished
     table = pd.read_csv(run.out / "training.csv")
     assert table["step"].tolist() == list(range(1, 31))
-    assert table.dropna()["step"].tolist() == [12, 24, 30]
+    assert table.dropna(subset="val_loss")["step"].tolist() == [12, 24, 30]
     samples = (run.out / "samples.md").read_text(encoding="utf-8")
     assert [samples.count(f"## After {step} steps") for step in (12, 24, 30)] == [1, 1, 1]
     assert samples.count("> **The quick**") == 3

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from sklearn import metrics
 
+from gptmill.objectives import IGNORE
 from gptmill.scoring import (
     bag_of_words_probabilities,
     bits_per_byte,
@@ -26,7 +27,6 @@ from gptmill.scoring import (
     token_sizes,
     wilson,
 )
-from gptmill.training import IGNORE
 from tests.helpers import TINY_TEXT, tiny_gpt, tiny_tokenizer
 
 

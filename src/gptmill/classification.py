@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptmill.model import GPTClassifier
+from gptmill.objectives import Batch, Objective
 from gptmill.rows import Ids, Indices, by_length, pad
 from gptmill.tokenizer import Tokenizer
-from gptmill.training import Batch
 
 Trainable = Literal["head", "last_block", "last_two_blocks", "all"]
 Balance = Literal["undersample", "oversample", "none"]
@@ -129,9 +129,13 @@ def batch(rows: Rows, indices: Indices, *, pad_id: int) -> Batch:
 
 
 def class_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of a batch (ids (B, T), last (B,), labels (B,)), in nats."""
+    """Return the sum of cross-entropies, nats, of a batch (ids (B, T), last (B,), labels (B,))."""
     ids, last, labels = batch
-    return F.cross_entropy(model(ids, last), labels)
+    return F.cross_entropy(model(ids, last), labels, reduction="sum")
+
+
+CLASSES = Objective(loss=class_loss, count=lambda batch: len(batch[0]))
+"""The class's loss; each row is one target."""
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ Deterministic algorithms are always on. Equal bytes are promised between runs wh
 `Device.record()` is equal: another thread count or build sums in another order.
 """
 
+import math
 import os
 import platform
 from contextlib import AbstractContextManager
@@ -18,6 +19,11 @@ PrecisionChoice = Literal["auto", "fp32", "bf16"]
 Precision = Literal["fp32", "bf16"]
 
 
+# Compiling takes half a minute to a minute and makes a step 1.1 to 1.5 times as fast
+# (benchmarks/README.md): it pays from some minutes of training on.
+WORTH_COMPILING = {"cpu": 2e14, "cuda": 3e16, "mps": math.inf}
+
+
 @dataclass(frozen=True)
 class RuntimeConfig:
     """What to run on; `auto` takes the fastest device, and bf16 where the device is fast in it."""
@@ -26,11 +32,16 @@ class RuntimeConfig:
 
     device: DeviceChoice
     precision: PrecisionChoice
-    compile: bool
+    compile: bool | Literal["auto"]
+    micro_batch: int | Literal["auto"]
+    """Rows of a training step that go through the model together; `auto` halves them where
+    memory runs out. The step is the same sum however it is cut."""
 
     def __post_init__(self) -> None:
         _check_choice("device", self.device, get_args(DeviceChoice))
         _check_choice("precision", self.precision, get_args(PrecisionChoice))
+        if self.micro_batch != "auto" and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1, or auto")
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,10 @@ class Device:
         return asdict(self)
 
 
-def pick(config: RuntimeConfig) -> Device:
+def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
     """Choose device and precision, and switch deterministic algorithms on for this process.
 
+    `flops` is how much work is to come: `compile: auto` compiles where that is worth the wait.
     Raises ValueError where the device asked for is not there.
     """
     name = _device_name(config.device)
@@ -71,7 +83,7 @@ def pick(config: RuntimeConfig) -> Device:
         device=name,
         model=_model(name),
         precision=auto if config.precision == "auto" else config.precision,
-        compile=config.compile,
+        compile=flops >= WORTH_COMPILING[name] if config.compile == "auto" else config.compile,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
     )

@@ -17,7 +17,7 @@ from torch.autograd.function import FunctionCtx
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy, nats, of `hidden @ weight.T` against `targets`.
+    """Return the sum of cross-entropies, nats, of `hidden @ weight.T` against `targets`.
 
     Shapes (N, C), (V, C), (N,) and (). In bf16 each target's loss is right to about 0.2 %,
     by chance up or down. Without gradients, the plain form in fp32 is taken: it is exact.
@@ -25,7 +25,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         loss: Tensor = _HeadLoss.apply(hidden, weight, targets)  # type: ignore[no-untyped-call]
         return loss
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -41,12 +41,12 @@ class _HeadLoss(torch.autograd.Function):
             gradient[rows, targets] -= 1
         ctx.save_for_backward(hidden, weight, gradient)
         tiny = torch.finfo(torch.float32).tiny  # a probability may round to 0
-        return -chosen.clamp_min(tiny).log().mean()
+        return -chosen.clamp_min(tiny).log().sum()
 
     @staticmethod
     def backward(ctx: FunctionCtx, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
         hidden, weight, gradient = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale = upstream[0] / len(hidden)
+        scale = upstream[0]
         to_hidden = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype) * scale  # (N, C)
         to_weight = gradient.T @ (hidden * scale).to(gradient.dtype)  # (V, C)
         return to_hidden, to_weight.to(weight.dtype), None

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gptmill.generation import GenerationConfig, generate
 from gptmill.model import GPT
+from gptmill.objectives import IGNORE, Batch
 from gptmill.rows import Ids, Indices, pad
 from gptmill.tokenizer import Tokenizer
-from gptmill.training import IGNORE, Batch
 
 # The Alpaca template (https://github.com/tatsu-lab/stanford_alpaca), with one opening for rows
 # with and without an input.

@@ -20,8 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from gptmill.model import GPT
+from gptmill.objectives import IGNORE
 from gptmill.tokenizer import Tokenizer
-from gptmill.training import IGNORE
 
 Ids = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.float64]

@@ -89,6 +89,14 @@ class TokenFile:
         """
         return self.names[int(np.searchsorted(self.starts, position, side="right")) - 1]
 
+    def documents_in(self, position: int, length: int) -> list[str]:
+        """Return the names of the documents that `length` ids from `position` on belong to."""
+        first, last = (
+            int(np.searchsorted(self.starts, place, side="right")) - 1
+            for place in (position, position + length - 1)
+        )
+        return list(self.names[first : last + 1])
+
 
 def _join(
     documents: Sequence[npt.NDArray[np.uint32]], separator: int

@@ -1,231 +1,389 @@
 """The one training loop: pretraining, classification, LoRA and instructions all run it.
 
-Stages differ by model, batches and loss, which they pass in. The loop is a generator of
+Stages differ by model, batches and objective, which they pass in. The loop is a generator of
 frozen `Step` records: a task logs them, a test reads them, nothing is printed here.
 
-Everything is a function of numbers: batch and dropout of step s depend on (seed, s) and not
-on what ran before, so a later run can go on from a step with no generator state to restore.
+It cannot be killed: everything is a function of numbers. Batch and dropout of step s depend on
+(seed, s) and not on what ran before, so that weights, optimizer and a few plain values are the
+whole state, and a training that goes on from one ends in the same bytes as one that was never
+stopped.
 
-Letters: B rows of a batch, T positions, C width, V vocabulary.
+Letters: B rows of a batch, T positions.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptmill.course import WATCHED, Course, DivergedError, Plan, Step
 from gptmill.device import Device
-from gptmill.head_loss import head_loss
-from gptmill.model import GPT
-
-IGNORE = -100
-"""A target of this value takes no part in the loss."""
-
-Batch = tuple[Tensor, ...]
-"""Tensors of one step; the first holds the ids that the model reads, (B, T)."""
-
-Loss = Callable[[nn.Module, Batch], Tensor]
-"""Mean loss over a batch's targets; it runs in the device's precision."""
+from gptmill.guard import Guard
+from gptmill.loader import Loaded, Loader
+from gptmill.objectives import Batch, Objective
+from gptmill.optimizers import Optimizer, learning_rate_at
+from gptmill.parallel import SOLO, World
+from gptmill.signals import uninterrupted
+from gptmill.state import Rows, State, StateStore
 
 
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW (https://arxiv.org/abs/1711.05101) with linear warmup and cosine decay.
+class Trainer:
+    """Trains `model` in place: iterate over `steps()`, then the model has its final weights.
 
-    The peak learning rate stands beside this in each stage's section, as the number most
-    often turned. `final_learning_rate` and `warmup` are fractions, of the peak and of the
-    steps, so that turning the peak or the steps needs no second edit.
+    `batches(i)` gives batch i, counted from 0, a pure function of i; `describe(i)` says which
+    documents and rows it is made of. Only parameters that require gradients are trained.
+    `evaluate` runs after every `evaluate_every` steps and after the last, `sample` after every
+    `sample_every` (0: never), with the model in eval mode and without gradients. With a
+    `store` the training goes on from the newest state in it, and saves states as it goes.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        batches: Callable[[int], Batch],
+        *,
+        plan: Plan,
+        device: Device,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        sample: Callable[[int], str] | None = None,
+        describe: Callable[[int], Any] = lambda index: {"batch": index},
+        store: StateStore | None = None,
+        world: World = SOLO,
+    ) -> None:
+        self.model = model.to(device.device)
+        self.plan = plan
+        self.device = device
+        self.world = world
+        self.store = store
+        self.rows: Rows = []
+        self.bad_batches: list[dict[str, Any]] = []
+        """Each bad step of this process: what was wrong, and what its batch was made of."""
+        self._objective = objective
+        self._evaluate = evaluate
+        self._sample = sample
+        self._describe = describe
+        self._loader = Loader(batches, objective, world, pin=device.device == "cuda")
+        self._forward = world.wrap(_Forward(model, objective))
+        self._compiled = torch.compile(self._forward) if device.compile else self._forward
+        self._optimizer = Optimizer(model, plan.optimizer)
+        self._course = Course(micro_batch=plan.micro_batch)
+        self._guard = Guard(plan.guard)
+        self._whole = True  # weights, optimizer and course belong to one step
+        self._best: dict[str, Tensor] = {}
+        self._earlier: State | None = None  # where a rollback goes
+        if store is not None:
+            found = store.load()
+            if found is not None:
+                self._restore(found)
+        if plan.guard.action == "rollback" and self._earlier is None:
+            self._mark()
+        world.barrier()  # no rank writes into the store while another one still reads
 
-    final_learning_rate: float
-    warmup: float
-    weight_decay: float
-    beta_1: float
-    beta_2: float
-    clip_norm: float
+    @property
+    def resumed_at(self) -> int:
+        """Return the step that the state found had done; 0 without one."""
+        return self._course.step
 
-    def __post_init__(self) -> None:
-        for name in ("final_learning_rate", "warmup"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it is a fraction, 0 to 1")
-        for name in ("beta_1", "beta_2"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; allowed is 0 up to, not including, 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+    @property
+    def seconds(self) -> float:
+        """Return how long the steps so far took, in all processes that did them."""
+        return self._course.seconds
 
+    def evaluation(self) -> dict[str, float]:
+        """Return the evaluation of the weights that are kept; empty where none was made."""
+        made = {row["step"]: row["evaluation"] for row in self.rows if row["evaluation"]}
+        if self.plan.stopping.keep == "best" and self._course.best_step is not None:
+            return dict(made[self._course.best_step])
+        return dict(made[max(made)]) if made else {}
 
-@dataclass(frozen=True)
-class Step:
-    """What one update did. `step` counts from 1; `loss` is the batch's, before the update."""
+    def steps(self) -> Generator[Step, None, None]:
+        """Yield each step, those of a state that was found first.
 
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    """Positions read by the model since the first step, padding included."""
-    tokens_per_second: float
-    """Of this step alone, evaluation left out."""
-    evaluation: dict[str, float] | None
-    """What `evaluate` returned, on the steps where it ran."""
+        Whatever ends this early but an error of ours (Ctrl-C, a signal turned into an
+        exception, the caller) first saves the state. Raises DivergedError where bad steps go on.
+        """
+        for row in self.rows:
+            yield Step(**row, replayed=True)
+        try:
+            yield from self._go_on()
+        except Exception:
+            raise
+        except BaseException:
+            if self._whole and self.store is not None and self.world.rank == 0:
+                self.store.save(self._state(), wait=True)
+            raise
+        finally:
+            self._loader.close()
+            if self.store is not None:
+                self.store.close()
+        self._load_parameters(self._best)
+        self.model.eval()
 
+    def _go_on(self) -> Generator[Step, None, None]:
+        while True:
+            if self._course.open is not None:
+                yield self._close_step(self._course.open)
+            if self._course.step == self.plan.steps or self._out_of_patience():
+                break
+            if self.store is not None and self.world.rank == 0 and self.store.due():
+                self.store.save(self._state())
+            self._update()
+        if self.store is not None and self.world.rank == 0:
+            self.store.save(self._state(), wait=True)
 
-def train(
-    model: nn.Module,
-    loss: Loss,
-    batches: Callable[[int], Batch],
-    *,
-    steps: int,
-    learning_rate: float,
-    optimizer: OptimizerConfig,
-    device: Device,
-    seed: int,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    evaluate_every: int = 1,
-) -> Iterator[Step]:
-    """Train `model` in place on the device, yielding after each of the `steps` updates.
+    # one step
 
-    `batches(s)` gives the batch of step s, 0 up to steps - 1, a pure function of s. Only
-    parameters that require gradients are trained. `evaluate` runs after every
-    `evaluate_every` updates and after the last, with the model in eval mode and without
-    gradients. The model is left in eval mode.
-
-    Raises ValueError where the loss or the gradients stop being finite.
-    """
-    model.to(device.device)
-    adamw = _adamw(model, optimizer)
-    compiled = torch.compile(loss) if device.compile else loss
-    tokens = 0
-    for step in range(steps):
-        rate = learning_rate_at(step, steps=steps, peak=learning_rate, config=optimizer)
-        start = time.perf_counter()
-        batch = tuple(tensor.to(device.device) for tensor in batches(step))
-        torch.manual_seed(_seed_of_step(seed, step))  # dropout's randomness
-        model.train()
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        value = _backward(model, compiled, batch, device=device)
-        grad_norm = _apply(adamw, optimizer.clip_norm)
-        seconds = time.perf_counter() - start
-        _check_finite(value, grad_norm, step + 1, rate)
-        tokens += batch[0].numel()
-        last = step + 1 == steps
-        due = evaluate is not None and (last or (step + 1) % evaluate_every == 0)
-        yield Step(
-            step=step + 1,
-            steps=steps,
-            loss=value,
-            learning_rate=rate,
-            grad_norm=grad_norm,
-            tokens=tokens,
-            tokens_per_second=batch[0].numel() / seconds,
-            evaluation=_evaluated(model, evaluate) if due and evaluate else None,
+    def _update(self) -> None:
+        """Do the next step up to its update; what is then due of it waits in `open`."""
+        started = time.perf_counter()
+        number = self._course.step
+        loaded = self._loader.get(number + self._course.shift)
+        waited = time.perf_counter() - started
+        rate = learning_rate_at(
+            number, steps=self.plan.steps, peak=self.plan.learning_rate, config=self.plan.optimizer
         )
-    model.eval()
+        self.model.train()
+        loss = self._backward(loaded, number)
+        norm = self._optimizer.clip().item()
+        fault = self._guard.fault(loss, norm)
+        if fault is not None:
+            self._note(fault, loaded)
+            if self.plan.guard.action == "rollback":
+                self._roll_back(fault, rate)
+                return
+            if self._course.bad_in_a_row + 1 == self.plan.guard.limit:
+                raise DivergedError(self._why(fault, rate))
+        with uninterrupted():
+            self._whole = False
+            if fault is None:
+                self._optimizer.step(rate)
+            self._optimizer.zero_grad()
+            course = self._course
+            course.step += 1
+            course.tokens += loaded.tokens
+            course.bad_in_a_row = 0 if fault is None else course.bad_in_a_row + 1
+            seconds = time.perf_counter() - started
+            course.seconds += seconds
+            course.open = {
+                "step": course.step,
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "tokens": course.tokens,
+                "batch": loaded.digest,
+                "fault": fault,
+                "micro_batch": course.micro_batch or len(loaded.batch[0]),
+                "tokens_per_second": loaded.tokens / seconds,
+                "data_wait": waited,
+            }
+            self._whole = True
 
+    def _backward(self, loaded: Loaded, number: int) -> float:
+        """Leave the gradients of the mean loss over the step's targets; return that loss.
 
-def language_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean next-token loss of a batch (ids (B, T), targets (B, T)), nats per token.
+        Where memory runs out, the step begins anew with half as many rows at a time: the sum
+        of the parts is the same step.
+        """
+        while True:
+            # of the dropout, which is another on each rank
+            torch.manual_seed(_mixed(self.plan.seed, number, self.world.rank))
+            try:
+                return self._accumulate(loaded)
+            except RuntimeError as error:
+                rows = self._course.micro_batch or len(loaded.batch[0])
+                if not _out_of_memory(error) or self.world.size > 1:
+                    raise
+                if rows == 1:
+                    raise ValueError(
+                        "memory ran out with one row at a time: shorten the context, take a "
+                        f"smaller model or a machine with more memory ({_first_line(error)})"
+                    ) from None
+                self._course.micro_batch = rows // 2
+            self._optimizer.zero_grad()
+            if self.device.device == "cuda":
+                torch.cuda.empty_cache()
 
-    Targets equal to `IGNORE` are left out, and cost nothing at the head.
-    """
-    assert isinstance(model, GPT)
-    ids, targets = batch
-    kept = (targets.flatten() != IGNORE).nonzero().squeeze(1)  # (N,)
-    hidden = model.hidden(ids).flatten(0, 1).index_select(0, kept)  # (N, C)
-    return head_loss(hidden, model.head_weight, targets.flatten()[kept])
+    def _accumulate(self, loaded: Loaded) -> float:
+        rows = self._course.micro_batch or len(loaded.batch[0])
+        parts = range(0, len(loaded.batch[0]), rows)
+        total = torch.zeros((), device=self.device.device)
+        for start in parts:
+            micro = tuple(tensor[start : start + rows] for tensor in loaded.batch)
+            prepared = self._on_device(self._objective.prepare(micro))
+            last = start == parts[-1]
+            with nullcontext() if last else self.world.no_sync(self._forward):
+                with self.device.autocast():
+                    value = self._compiled(*prepared) / loaded.count
+                (value * self.world.size).backward()  # the ranks' gradients are averaged
+            total += value.detach()
+        return self.world.sum(total).item()
 
+    def _on_device(self, batch: Batch) -> Batch:
+        return tuple(tensor.to(self.device.device, non_blocking=True) for tensor in batch)
 
-@torch.no_grad()
-def mean_language_loss(model: nn.Module, batches: Iterable[Batch], device: Device) -> float:
-    """Return the loss over all targets of the batches together, nats per token.
+    def _close_step(self, row: dict[str, Any]) -> Step:
+        """Evaluate and sample where that is due, and make the step's record."""
+        step = row["step"]
+        last = step == self.plan.steps
+        evaluated = self._evaluate and (last or step % self.plan.evaluate_every == 0)
+        sampled = self._sample and self.plan.sample_every
+        sampled = sampled and (last or step % self.plan.sample_every == 0)
+        evaluation, text = None, None
+        self.model.eval()
+        with torch.no_grad():
+            if evaluated and self._evaluate:
+                evaluation = self._evaluate()
+            if sampled and self._sample:
+                text = self._sample(step)
+        with uninterrupted():
+            self._course.open = None
+            self.rows.append({**row, "evaluation": evaluation, "sample": text})
+            if evaluation is not None:
+                self._judge(evaluation.get(WATCHED, math.inf), step)
+        return Step(**self.rows[-1])
 
-    Batches weigh by their targets, not equally, so the result depends on their size only by
-    rounding. The caller puts the model in eval mode.
-    """
-    total, count = 0.0, 0
-    for batch in batches:
-        ids, targets = (tensor.to(device.device) for tensor in batch)
-        n_targets = int((targets != IGNORE).sum())
-        with device.autocast():
-            total += language_loss(model, (ids, targets)).item() * n_targets
-        count += n_targets
-    assert count > 0
-    return total / count
+    def _judge(self, value: float, step: int) -> None:
+        """Keep what best weights and rollbacks need of an evaluation."""
+        course = self._course
+        if value < course.best:
+            course.best, course.best_step = value, step
+            course.evaluations_without_better = 0
+            if self.plan.stopping.keep == "best":
+                self._best = self._parameters()
+        else:
+            course.evaluations_without_better += 1
+        if self.plan.guard.action == "rollback":
+            self._mark()
 
+    def _mark(self) -> None:
+        """Make this the place where a rollback goes."""
+        self._earlier = None
+        self._earlier = self._state()
 
-def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerConfig) -> float:
-    """Return the rate of update `step`, counted from 0: linear up to `peak`, cosine down.
+    def _out_of_patience(self) -> bool:
+        patience = self.plan.stopping.patience
+        return 0 < patience <= self._course.evaluations_without_better
 
-    The peak is reached with the last warmup step, the final rate with the last step. Cosine
-    decay as in https://arxiv.org/abs/1608.03983, without restarts.
-    """
-    warmup = round(config.warmup * steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    final = peak * config.final_learning_rate
-    progress = (step - warmup + 1) / (steps - warmup)
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    # bad steps
 
-
-def _adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Decay matrices only: a decayed norm gain or bias pulls towards nothing useful."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert trained, "nothing to train: no parameter requires a gradient"
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        betas=(config.beta_1, config.beta_2),
-        fused=True,
-    )
-
-
-def _backward(model: nn.Module, loss: Loss, batch: Batch, *, device: Device) -> float:
-    with device.autocast():
-        value = loss(model, batch)
-    value.backward()  # type: ignore[no-untyped-call]
-    return value.item()
-
-
-def _apply(adamw: torch.optim.AdamW, clip_norm: float) -> float:
-    """Make one update from the gradients; return their norm before clipping."""
-    parameters = [p for group in adamw.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-    adamw.step()
-    adamw.zero_grad(set_to_none=True)
-    return grad_norm.item()
-
-
-def _check_finite(loss: float, grad_norm: float, step: int, rate: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise ValueError(
-            f"training diverged at step {step}: loss {loss}, gradient norm {grad_norm}, learning "
-            f"rate {rate:.3g}; lower learning_rate, or lengthen warmup"
+    def _note(self, fault: str, loaded: Loaded) -> None:
+        self._optimizer.zero_grad()
+        self.bad_batches.append(
+            {
+                "step": self._course.step + 1,
+                "fault": fault,
+                "batch": loaded.index,
+                "digest": loaded.digest,
+                "rows": self._loader.ask(lambda: self._describe(loaded.index)),
+                "ids": loaded.batch[0].tolist(),
+            }
         )
 
+    def _roll_back(self, fault: str, rate: float) -> None:
+        """Go back to the last evaluation, and leave out the data up to and with this batch."""
+        course = self._course
+        if course.rollbacks + 1 > self.plan.guard.limit:
+            raise DivergedError(self._why(fault, rate))
+        assert self._earlier is not None
+        index, rollbacks = course.step + course.shift, course.rollbacks + 1
+        seconds, micro_batch = course.seconds, course.micro_batch
+        with uninterrupted():
+            self._restore(self._earlier)
+            self._course.shift = index + 1 - self._course.step
+            self._course.rollbacks, self._course.seconds = rollbacks, seconds
+            self._course.micro_batch = micro_batch
+            self._mark()
 
-@torch.no_grad()
-def _evaluated(model: nn.Module, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
-    model.eval()
-    return evaluate()
+    def _why(self, fault: str, rate: float) -> str:
+        limit, step = self.plan.guard.limit, self._course.step + 1
+        so_far = (
+            f"after {limit} rollbacks, as many as guard.limit allows"
+            if self.plan.guard.action == "rollback"
+            else f"the bad step in a row at which guard.limit, {limit}, ends it"
+        )
+        return (
+            f"training diverged at step {step:,} ({fault}, learning rate {rate:.3g}), {so_far}: "
+            "lower learning_rate or lengthen warmup, and look at the batches that were kept"
+        )
+
+    # state
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+
+    def _load_parameters(self, values: dict[str, Tensor]) -> None:
+        if values:
+            with torch.no_grad():
+                for name, parameter in self._trained():
+                    parameter.copy_(values[name])
+
+    def _state(self) -> State:
+        optimizer = {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in self._optimizer.state().items()
+        }
+        parts = {"model": self._parameters(), "optimizer": optimizer, "best": self._best}
+        tensors = {f"{part}/{name}": v for part, held in parts.items() for name, v in held.items()}
+        record = {
+            "course": asdict(self._course),
+            "norms": list(self._guard.norms),
+            "device": self.device.record(),
+        }
+        if self._earlier is not None:
+            earlier = self._earlier
+            tensors |= {f"earlier/{name}": value for name, value in earlier.tensors.items()}
+            record["earlier"] = {"record": earlier.record, "rows": len(earlier.rows)}
+        return State(self._course.step, tensors, record, list(self.rows))
+
+    def _restore(self, state: State) -> None:
+        held: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.tensors.items():
+            part, rest = name.split("/", 1)
+            held.setdefault(part, {})[rest] = value
+        self._load_parameters(held["model"])
+        self._optimizer.load(held.get("optimizer", {}))
+        self._best = held.get("best", {})
+        self._course = Course(**state.record["course"])
+        self._guard = Guard(self.plan.guard, state.record["norms"])
+        self.rows = list(state.rows)
+        earlier = state.record.get("earlier")
+        if earlier is not None:
+            rows = self.rows[: earlier["rows"]]
+            step = earlier["record"]["course"]["step"]
+            self._earlier = State(step, held["earlier"], earlier["record"], rows)
 
 
-def _seed_of_step(seed: int, step: int) -> int:
-    """Mix seed and step: neighbouring seeds must not share a step's randomness."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+class _Forward(nn.Module):
+    """Model and loss as one module: what is compiled, and what is wrapped for many devices."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = objective.loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    # on the CPU torch has no class of its own for it
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _mixed(*numbers: int) -> int:
+    """Mix numbers into a seed: neighbouring seeds must not share a step's randomness."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,208 @@
+"""The state of a training on disk: what a killed run goes on from, bit for bit.
+
+A state is one safetensors file: weights, optimizer, the history of steps so far, and a record
+of plain values in its header. Its SHA-256 lies beside it and is written after it, so that a
+file without one was never finished, and one that differs from it was damaged since. The last
+few are kept: where the newest is damaged, the one before is used.
+"""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptmill.files import sha256, write_text
+
+LARGEST_SHARE = 0.05
+"""Saving may take this share of the time; states are saved less often where it would be more."""
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after `step` updates: its tensors on the CPU, plain values, a row a step."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is that left states."""
+
+    step: int
+    seconds: float
+
+
+class StateStore:
+    """States of one training in a folder of their own."""
+
+    lock: Any = None
+    """Whatever keeps others out, held as long as this is."""
+
+    def __init__(self, folder: Path, *, every: float, keep: int) -> None:
+        assert keep >= 1
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.notes: list[str] = []
+        """What a person should know of the states that were found."""
+        self._saved = time.monotonic()
+        self._cost = 0.0
+        self._encoded: tuple[int, bytearray] = (0, bytearray())
+        self._writer = ThreadPoolExecutor(1, "state")
+        self._writing: Future[None] | None = None
+
+    def due(self) -> bool:
+        """Return whether the next state should be saved: `every` seconds have passed, or more.
+
+        With 0 it is due whenever the last one is written.
+
+        Raises what the last saving raised, if it failed meanwhile.
+        """
+        if self._writing is not None and self._writing.done():
+            self._finish()
+        wait = max(self.every, self._cost / LARGEST_SHARE) if self.every else 0
+        return self._writing is None and time.monotonic() - self._saved >= wait
+
+    def save(self, state: State, *, wait: bool = False) -> None:
+        """Write a state in the background, or now; `state.tensors` must not change any more.
+
+        Raises OSError where it cannot be written; the states before it are then as they were.
+        """
+        self._finish()
+        self._saved = time.monotonic()
+        history = self._encode(state.rows)
+        self._writing = self._writer.submit(self._write, state, history)
+        if wait:
+            self._finish()
+
+    def load(self) -> State | None:
+        """Return the newest state that is whole, or None; say in `notes` what was not."""
+        self._finish()
+        for partial in self.folder.glob(".*.partial"):
+            partial.unlink()
+        for path in self._paths():
+            fault = _fault(path)
+            if fault is None:
+                return _read(path)
+            step = int(path.stem.removeprefix("step-"))
+            self.notes.append(f"the state of step {step:,} {fault}: it is not used")
+            path.unlink(missing_ok=True)
+            _seal(path).unlink(missing_ok=True)
+        return None
+
+    def close(self) -> None:
+        """Wait for what is being written; what then fails, fails in silence: a run is ending."""
+        with suppress(OSError):
+            self._finish()
+        self._writer.shutdown()
+
+    def _paths(self) -> list[Path]:
+        return _states(self.folder)
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _encode(self, rows: Rows) -> Tensor:
+        """Return the history as bytes; rows that were encoded before are not encoded again."""
+        count, text = self._encoded
+        if len(rows) < count:  # a rollback took some back
+            count, text = 0, bytearray()
+        for row in rows[count:]:
+            text += json.dumps(row).encode() + b"\n"
+        self._encoded = (len(rows), text)
+        return torch.frombuffer(bytearray(text or b"\n"), dtype=torch.uint8)
+
+    def _write(self, state: State, history: Tensor) -> None:
+        started = time.monotonic()
+        path = self.folder / f"step-{state.step:09d}.safetensors"
+        tensors = {**state.tensors, "history": history}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, _no_room(path, f"{needed:,} bytes needed, {free:,} free"))
+        _seal(path).unlink(missing_ok=True)
+        _save_file(tensors, path, {"record": json.dumps(dict(state.record))})
+        write_text(_seal(path), sha256(path) + "\n")
+        for old in self._paths()[self.keep :]:
+            _seal(old).unlink()
+            old.unlink()
+        self._cost = time.monotonic() - started
+
+
+def progress(folder: Path) -> Progress | None:
+    """Return how far the newest state in a folder is, at a glance and unchecked."""
+    for path in _states(folder):
+        with suppress(SafetensorError, KeyError, ValueError):
+            record = _record(path)
+            return Progress(record["course"]["step"], record["course"]["seconds"])
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """Return the files of finished states, the newest first."""
+    found = folder.glob("step-*.safetensors")
+    return sorted((path for path in found if _seal(path).exists()), reverse=True)
+
+
+def _record(path: Path) -> Any:
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["record"])
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except SafetensorError as error:  # it wraps what the system said in words of its own
+        raise OSError(errno.EIO, _no_room(path, str(error))) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _no_room(path: Path, why: str) -> str:
+    return (
+        f"the training's state could not be saved as {path} ({why}); the states before it are "
+        "kept: make room and run the same command again"
+    )
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _fault(path: Path) -> str | None:
+    """Say what is wrong with a state's file, None if nothing is."""
+    recorded = _seal(path).read_text(encoding="ascii", errors="replace").strip()
+    found = sha256(path)
+    return None if found == recorded else f"is damaged ({path}: its SHA-256 is not the one noted)"
+
+
+def _read(path: Path) -> State:
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    lines = bytes(tensors.pop("history").numpy()).decode().split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    return State(int(path.stem.removeprefix("step-")), tensors, _record(path), rows)

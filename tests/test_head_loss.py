@@ -1,0 +1,56 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gptmill.head_loss import head_loss
+
+
+def test_head_loss_and_its_gradients_are_those_of_torch():
+    torch.manual_seed(1)
+    hidden = torch.randn(20, 8, requires_grad=True)
+    weight = torch.randn(50, 8, requires_grad=True)
+    targets = torch.randint(50, (20,))
+    plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    expected = torch.autograd.grad(3 * plain, (hidden, weight))
+    ours = head_loss(hidden, weight, targets)
+    found = torch.autograd.grad(3 * ours, (hidden, weight))
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_head_loss_in_bf16_is_as_near_to_the_truth_as_autocast_is():
+    torch.manual_seed(1)
+    hidden = torch.randn(200, 16, requires_grad=True)
+    weight = torch.randn(500, 16, requires_grad=True)
+    targets = torch.randint(500, (200,))
+    exact = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    truth = torch.autograd.grad(exact, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = head_loss(hidden, weight, targets)
+        plain = F.cross_entropy(F.linear(hidden, weight), targets, reduction="sum")
+    found = torch.autograd.grad(ours, (hidden, weight))
+    autocast = torch.autograd.grad(plain, (hidden, weight))
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(exact.item(), rel=2e-3)
+    for one, other, right in zip(found, autocast, truth, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - right).norm() < 1.1 * (other - right).norm()
+
+
+def test_head_loss_survives_a_target_of_no_probability():
+    hidden = torch.full((1, 1), 1000.0, requires_grad=True)
+    loss = head_loss(hidden, torch.tensor([[1.0], [-1.0]]), torch.tensor([1]))
+    assert math.isfinite(loss.item())
+    assert loss.item() > 80
+
+
+def test_without_gradients_head_loss_is_torchs_to_the_bit():
+    torch.manual_seed(1)
+    hidden, weight, targets = torch.randn(9, 4), torch.randn(30, 4), torch.randint(30, (9,))
+    with torch.no_grad():
+        assert head_loss(hidden, weight, targets) == F.cross_entropy(
+            hidden @ weight.T, targets, reduction="sum"
+        )
