@@ -109,13 +109,11 @@ class Optimizer:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self._trained, "nothing to train: no parameter requires a gradient"
         use_muon = config.name == "muon"
-        hidden = {name for name, p in self._trained.items() if use_muon and _is_hidden(name, p)}
+        hidden = [name for name, p in self._trained.items() if use_muon and _is_hidden(name, p)]
         rest = [p for name, p in self._trained.items() if name not in hidden]
         self._optimizers: list[torch.optim.Optimizer] = []
         if hidden:
-            self._optimizers.append(
-                _muon([self._trained[n] for n in self._trained if n in hidden], config)
-            )
+            self._optimizers.append(_muon([self._trained[name] for name in hidden], config))
         if rest:
             self._optimizers.append(_adamw(rest, config))
         self._groups = [group for each in self._optimizers for group in each.param_groups]
