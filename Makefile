@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data pipeline ui serve accept test test-all lint check format clean $(STAGES)
+.PHONY: help env lock data pipeline ui serve accept fresh ledger test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -49,6 +49,12 @@ serve: $(ENV)  ## register the schedule of prefect.yaml and start a worker for i
 
 accept: $(ENV)  ## take a change of code that keeps a stage's bytes, without a re-run: STAGE=x
 	@python -m flows accept $(STAGE)
+
+fresh: $(ENV)  ## drop what a stage has trained so far, so that it begins anew: STAGE=x
+	@python -m flows fresh $(STAGE)
+
+ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: STAGE=x AGAINST=folder
+	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
 test: $(ENV)  ## the tests
 	@python -m pytest

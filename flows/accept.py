@@ -1,14 +1,16 @@
 """`make accept STAGE=x`: take a change of code that keeps the bytes, without running the stage.
 
 DVC runs a stage again when a file that it depends on changed. After a rename or a mended
-comment the outputs would come out the same; this records them under the new code.
+comment the outputs would come out the same; this records them under the new code. A training
+that was cut off goes on under the new code in the same way.
 """
 
 import subprocess
 import sys
 
+from tasks import _resume
 from tasks._environment import ROOT
-from tasks._project import content_hash, locked_outputs, stages
+from tasks._project import check_inputs, content_hash, locked_outputs, stages
 
 
 def main(arguments: list[str]) -> int:
@@ -17,6 +19,10 @@ def main(arguments: list[str]) -> int:
         given = " ".join(arguments) or "nothing"
         raise ValueError(f"name one stage of {', '.join(stages())}, STAGE=x; given: {given}")
     stage = arguments[0]
+    adopted = _resume.adopt(_resume.training(stage, check_inputs(stage)))
+    if adopted is not None:
+        print(adopted)
+        return 0
     recorded = locked_outputs(stage)
     if not recorded:
         raise ValueError(f"dvc.lock has no record of {stage}: `make {stage}` makes one")

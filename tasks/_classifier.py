@@ -1,8 +1,9 @@
 """What both ways of training a classifier share: rows, training, predictions on the test part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,12 @@ from gptmill.classification import (
     measure,
     predict,
 )
-from gptmill.files import write_csv
+from gptmill.files import read_json, write_csv
 from gptmill.model import GPTClassifier
-from gptmill.rows import RowOrder
+from gptmill.rows import Indices, RowOrder
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
-from tasks._stage import Metrics, Run
+from tasks._stage import Metrics, Reader, Run
 from tasks._training import TrainingSection, train
 
 DIGITS = 6
@@ -70,11 +71,32 @@ class Labelled:
         return cls(tables, rows, class_names, tokenizer.eot_id)
 
 
+def order_of(
+    params: ClassifierTraining, run: Reader, data: Labelled
+) -> tuple[Rows, RowOrder, Indices]:
+    """Return the training rows, balanced, the order they are read in, and their first places."""
+    kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
+    rows = data.rows["train"].take(kept)
+    return rows, RowOrder(rows.lengths, params.batch_size, run.seed), kept
+
+
+def ledger(params: ClassifierTraining, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+    """Return what says which rows of labelled_train.csv a batch holds, counted from 0."""
+    folder = run.path("artifacts/load_gpt2")
+    length = read_json(folder / "config.json")["n_positions"]
+    data = Labelled.read(run.input("split"), Tokenizer.from_folder(folder), length)
+    _, order, kept = order_of(params, run, data)
+    texts, labels = (list(data.tables["train"][name]) for name in ("text", "label"))
+    return lambda number: [
+        {"row": int(row), "label": labels[row], "text": texts[row]}
+        for row in kept[order.rows(number)]
+    ]
+
+
 def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled) -> Metrics:
     """Train what of the model is trainable, in place; return what it was trained on."""
-    kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
-    rows, validation = data.rows["train"].take(kept), data.rows["validation"]
-    order = RowOrder(rows.lengths, params.batch_size, run.seed)
+    rows, order, kept = order_of(params, run, data)
+    validation = data.rows["validation"]
 
     def evaluate() -> dict[str, float]:
         return measure(
@@ -92,7 +114,7 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
             evaluate_every=order.steps_per_epoch,
         ),
         evaluate=evaluate,
-        describe=lambda step: [{"row": int(kept[row])} for row in order.rows(step)],
+        describe=lambda number: ledger(params, run)(number),
     )
     n_trainable, n_parameters = count_parameters(model)
     return {

@@ -103,21 +103,12 @@ def _sentence(section: str, mistake: Mapping[str, Any]) -> str:
     return f"params.yaml: {where}: {what[0].lower()}{what[1:]}{shown}"
 
 
-class Run:
-    """A stage's hands: where it reads and writes, and how it reports."""
+class Reader:
+    """Where a stage reads, and the seed: what its data are a function of, besides its params."""
 
-    def __init__(
-        self, tracking: StageRun, training: _resume.Training, *, runtime: RuntimeConfig
-    ) -> None:
-        self.name = training.stage
-        self.out = Path()
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.seed: int = checked(int, "seed")
-        self.runtime = runtime
-        self.world: World = SOLO
-        self._training = training
-        self._tracking = tracking
-        self._meter = Meter(training.stage)
-        self._device: Device | None = None
 
     def input(self, stage: str) -> Path:
         """Return the folder that an earlier stage wrote; it must be among this stage's deps."""
@@ -134,6 +125,22 @@ class Run:
             f"{self.name} reads {path}, which is not among its deps in dvc.yaml"
         )
         return ROOT / path
+
+
+class Run(Reader):
+    """A stage's hands: where it reads and writes, and how it reports."""
+
+    def __init__(
+        self, tracking: StageRun, training: _resume.Training, *, runtime: RuntimeConfig
+    ) -> None:
+        super().__init__(training.stage)
+        self.out = Path()
+        self.runtime = runtime
+        self.world: World = SOLO
+        self._training = training
+        self._tracking = tracking
+        self._meter = Meter(training.stage)
+        self._device: Device | None = None
 
     def device(self, *, flops: float = 0.0) -> Device:
         """Return the device and precision that params.yaml's `runtime` asks for, recorded.

@@ -79,7 +79,8 @@ class Report:
         self.run.step(step.step, self.steps, figures | skipped, costs=costs, replayed=step.replayed)
         named = {name.replace("/", "_"): value for name, value in figures.items()}
         fault = step.fault or ""
-        self.rows.append({"step": step.step, **named, "batch": step.batch, "fault": fault})
+        data = {"batch_number": step.batch_number, "batch": step.batch}
+        self.rows.append({"step": step.step, **named, **data, "fault": fault})
         self.costs.append({"step": step.step, **costs})
         if step.sample is not None:
             self.samples[step.step] = step.sample
@@ -178,7 +179,9 @@ def _with_bad_batches(
     def keep() -> None:
         nonlocal kept
         for bad in trainer.bad_batches[kept:]:
-            run.keep(f"bad_batches/step-{bad['step']:09d}-batch-{bad['batch']:09d}.json", bad)
+            run.keep(
+                f"bad_batches/step-{bad['step']:09d}-batch-{bad['batch_number']:09d}.json", bad
+            )
             run.say(f"step {bad['step']:,} changed no weight: {bad['fault']}; its batch is kept")
         kept = len(trainer.bad_batches)
         if kept:

@@ -1,5 +1,8 @@
 """instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pandas as pd
 from pydantic import Field
 
@@ -11,7 +14,7 @@ from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
-from tasks._stage import Metrics, Run, stage
+from tasks._stage import Metrics, Reader, Run, stage
 from tasks._training import TrainingSection, train
 
 
@@ -54,7 +57,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         lambda step: batch(rows["train"], order.rows(step), end_id=end, mask_prompt=masked),
         plan=params.plan(run, steps=steps, evaluate_every=order.steps_per_epoch),
         evaluate=lambda: {"val/loss": mean_language_loss(model, validation, device)},
-        describe=lambda step: [{"row": int(row)} for row in order.rows(step)],
+        describe=lambda number: ledger(params, run)(number),
         flops_per_token=flops,
     )
 
@@ -74,3 +77,15 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
+
+
+def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+    """Return what says which records of instructions_train.json a batch holds, from 0 on."""
+    folder = run.input("load_gpt2")
+    length = read_json(folder / "config.json")["n_positions"]
+    records = read_json(run.input("split") / "instructions_train.json")
+    rows = encode_rows(records, Tokenizer.from_folder(folder), length)
+    order = RowOrder(rows.lengths, params.batch_size, run.seed)
+    return lambda number: [
+        {"row": rows.places[row], **records[rows.places[row]]} for row in order.rows(number)
+    ]

@@ -1,9 +1,9 @@
 """pretrain: artifacts/tokenize, artifacts/sample -> artifacts/pretrain (a GPT from scratch)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -19,7 +19,7 @@ from gptmill.objectives import LANGUAGE, Batch, mean_language_loss
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from gptmill.windows import WindowIndex
-from tasks._stage import Metrics, Run, Section, stage
+from tasks._stage import Metrics, Reader, Run, Section, stage
 from tasks._training import TrainingSection, train
 
 ROWS = 16  # windows a forward pass of an evaluation; bounds memory
@@ -39,7 +39,7 @@ class Shape(Section):
 class Pretrain(TrainingSection):
     """params.yaml `pretrain:`; the context length is `sample`'s."""
 
-    size: str | Shape
+    shape: str | Shape
     drop_rate: float = Field(ge=0, lt=1)
     qkv_bias: bool
     tie_weights: bool
@@ -55,10 +55,10 @@ class Pretrain(TrainingSection):
     @model_validator(mode="after")
     def check_shape(self) -> "Pretrain":
         """Stop at an unknown name, and where heads do not divide the width."""
-        if isinstance(self.size, str) and self.size not in SIZES:
+        if isinstance(self.shape, str) and self.shape not in SIZES:
             raise ValueError(
-                f"size is {self.size!r}; allowed are {', '.join(SIZES)}, or emb_dim, n_layers and "
-                "n_heads of your own"
+                f"shape is {self.shape!r}; allowed are {', '.join(SIZES)}, or emb_dim, n_layers "
+                "and n_heads of your own"
             )
         self.model(vocab_size=1, context_length=1)
         return self
@@ -76,7 +76,7 @@ class Pretrain(TrainingSection):
 
     def model(self, *, vocab_size: int, context_length: int) -> GPTConfig:
         """Return the whole config of the model."""
-        shape = SIZES[self.size]._asdict() if isinstance(self.size, str) else dict(self.size)
+        shape = SIZES[self.shape]._asdict() if isinstance(self.shape, str) else dict(self.shape)
         return GPTConfig(
             **shape,
             vocab_size=vocab_size,
@@ -98,8 +98,9 @@ class Texts:
     validation: WindowIndex
 
     @classmethod
-    def open(cls, tokenized: Path, sampled: Path) -> "Texts":
+    def of(cls, run: Reader) -> "Texts":
         """Open what `tokenize` and `sample` wrote."""
+        tokenized, sampled = run.input("tokenize"), run.input("sample")
         return cls(
             tokenizer=Tokenizer.from_folder(tokenized / "tokenizer"),
             train_tokens=TokenFile.open(tokenized / "train.bin"),
@@ -137,19 +138,19 @@ class Texts:
 @stage
 def pretrain(params: Pretrain, run: Run) -> Metrics:
     """Train a GPT from random weights on the training windows."""
-    texts = Texts.open(run.input("tokenize"), run.input("sample"))
+    texts = Texts.of(run)
     length = texts.train.config.max_length
     config = params.model(vocab_size=texts.tokenizer.n_vocab, context_length=length)
     flops = train_flops_per_token(config, length)
     tokens = params.steps * params.batch_tokens
     device = run.device(flops=flops * tokens)
     model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
-    step = {"batch_size": params.batch_size(length), "seed": run.seed}
+    rows = params.batch_size(length)
     trained = train(
         run,
         model,
         LANGUAGE,
-        partial(texts.batch, **step),
+        partial(texts.batch, batch_size=rows, seed=run.seed),
         plan=params.plan(
             run,
             steps=params.steps,
@@ -159,7 +160,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
         evaluate=lambda: {
             "val/loss": texts.validation_loss(model, device, windows=params.evaluate_windows)
         },
-        describe=partial(texts.describe, **step),
+        describe=lambda number: ledger(params, run)(number),
         sample=partial(written, model, texts.tokenizer, params),
         flops_per_token=flops,
     )
@@ -176,10 +177,17 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
         "steps": trained.steps,
         "skipped_steps": trained.skipped,
         "tokens": trained.steps * params.batch_tokens,
-        "epochs": trained.steps * step["batch_size"] / len(texts.train),
+        "epochs": trained.steps * rows / len(texts.train),
         "n_parameters": parameters(config).total,
         "training_petaflop": flops * trained.steps * params.batch_tokens / 1e15,
     }
+
+
+def ledger(params: Pretrain, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+    """Return what says which windows a batch holds: where they begin, and of which documents."""
+    texts = Texts.of(run)
+    rows = params.batch_size(texts.train.config.max_length)
+    return partial(texts.describe, batch_size=rows, seed=run.seed)
 
 
 def written(model: GPT, tokenizer: Tokenizer, params: Pretrain, step: int) -> str:

@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {
     "tokenize": {"validation_fraction": 0.3},
     "sample": {"windows": {"max_length": 256, "stride": 256}},
     "pretrain": {
-        "size": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
+        "shape": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
         "steps": 12,
         "batch_tokens": 1024,
         "evaluate_every": 6,
@@ -119,7 +119,7 @@ class Project:
 
 def _merge(content: Any, changes: dict[str, Any]) -> None:
     for name, value in changes.items():
-        # a size is either a name or a shape: taken whole
+        # a shape is either a name or a shape: taken whole
         if isinstance(value, dict) and isinstance(content.get(name), dict):
             _merge(content[name], value)
         else:

@@ -89,3 +89,18 @@ def test_no_tool_reports_home() -> None:
     assert QUIET["DO_NOT_TRACK"] == QUIET["MLFLOW_DISABLE_TELEMETRY"] == "true"
     assert QUIET["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
     assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+def test_no_param_has_a_name_that_dvc_leaves_out_of_its_keys() -> None:
+    """DVC drops `size` and `nfiles` from a run's key wherever they stand, params too.
+
+    Two runs that differ in such a param only would be one, and the second be given the
+    outputs of the first.
+    """
+
+    def names(content: object) -> set[str]:
+        if not isinstance(content, dict):
+            return set()
+        return set(content).union(*(names(value) for value in content.values()))
+
+    assert names(params()).isdisjoint({"size", "nfiles"})

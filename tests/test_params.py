@@ -14,7 +14,7 @@ MISTAKES = [
     ("pretrain", "pretrain.steps", "many", "pretrain.steps: input should be a valid integer"),
     ("pretrain", "pretrain.steps", True, "pretrain.steps: input should be a valid integer"),
     ("pretrain", "pretrain.steps", 0, "pretrain.steps: input should be greater than 0 (given: 0)"),
-    ("pretrain", "pretrain.size", "huge", "allowed are"),
+    ("pretrain", "pretrain.shape", "huge", "allowed are"),
     ("pretrain", "pretrain.optimizer.beta_1", 1.5, "beta_1 is 1.5"),
     ("pretrain", "pretrain.optimizer.momentum", 1, "pretrain.optimizer.momentum is unknown"),
     ("sample", "sample.windows.stride", -1, "stride is -1"),

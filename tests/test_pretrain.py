@@ -19,7 +19,7 @@ from gptmill.windows import WindowIndex
 from tasks.pretrain import Pretrain, Shape, pretrain
 
 PARAMS = Pretrain(
-    size=Shape(emb_dim=24, n_layers=2, n_heads=3),
+    shape=Shape(emb_dim=24, n_layers=2, n_heads=3),
     drop_rate=0.1,
     qkv_bias=True,
     tie_weights=True,
@@ -107,8 +107,8 @@ def test_the_seed_draws_the_first_weights(project, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"size": "gpt5"}, "size is 'gpt5'; allowed are laptop"),
-        ({"size": Shape(emb_dim=10, n_layers=1, n_heads=3)}, "must be a multiple of n_heads"),
+        ({"shape": "gpt5"}, "shape is 'gpt5'; allowed are laptop"),
+        ({"shape": Shape(emb_dim=10, n_layers=1, n_heads=3)}, "must be a multiple of n_heads"),
         ({"prompts": [""]}, "at least 1 character"),
         ({"steps": 0}, "greater than 0"),
         ({"stepz": 1}, "Extra inputs"),

@@ -57,6 +57,8 @@ class Step:
     grad_norm: float
     tokens: int
     """Positions read by the model since the first step, padding included."""
+    batch_number: int
+    """Which batch, counted from 0: the step's, or a later one after a rollback."""
     batch: str
     """Digest of the batch's content: two trainings that saw the same data have the same ones."""
     fault: str | None

@@ -70,6 +70,8 @@ class Rows:
 
     ids: list[Ids]
     prompt_lengths: list[int]
+    places: list[int]
+    """Which record each row was made of."""
     n_dropped: int
     """How many rows did not fit the context with their `<|endoftext|>`, and were left out."""
 
@@ -91,11 +93,12 @@ def encode_rows(
         [prompt(user_text(record["instruction"], record["input"])) for record in records]
     )
     answered = tokenizer.encode_batch([record["output"] for record in records])
-    pairs = zip(asked, answered, strict=True)
-    fitting = [(a, b) for a, b in pairs if len(a) + len(b) <= context_length]
+    pairs = list(zip(asked, answered, strict=True))
+    fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) <= context_length]
     return Rows(
-        [np.concatenate(pair) for pair in fitting],
-        [len(a) for a, _ in fitting],
+        [np.concatenate(pairs[k]) for k in fitting],
+        [len(asked[k]) for k in fitting],
+        fitting,
         len(records) - len(fitting),
     )
 

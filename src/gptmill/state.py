@@ -64,7 +64,7 @@ class StateStore:
         """What a person should know of the states that were found."""
         self._saved = time.monotonic()
         self._cost = 0.0
-        self._encoded: tuple[int, bytearray] = (0, bytearray())
+        self._encoded: tuple[Rows, bytearray] = ([], bytearray())
         self._writer = ThreadPoolExecutor(1, "state")
         self._writing: Future[None] | None = None
 
@@ -123,12 +123,14 @@ class StateStore:
 
     def _encode(self, rows: Rows) -> Tensor:
         """Return the history as bytes; rows that were encoded before are not encoded again."""
-        count, text = self._encoded
-        if len(rows) < count:  # a rollback took some back
+        before, text = self._encoded
+        count = len(before)
+        # a rollback may have put other rows in the place of some
+        if count > len(rows) or (count and rows[count - 1] is not before[-1]):
             count, text = 0, bytearray()
         for row in rows[count:]:
             text += json.dumps(row).encode() + b"\n"
-        self._encoded = (len(rows), text)
+        self._encoded = (rows, text)
         return torch.frombuffer(bytearray(text or b"\n"), dtype=torch.uint8)
 
     def _write(self, state: State, history: Tensor) -> None:

@@ -177,6 +177,7 @@ class Trainer:
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "tokens": course.tokens,
+                "batch_number": loaded.index,
                 "batch": loaded.digest,
                 "fault": fault,
                 "micro_batch": course.micro_batch or len(loaded.batch[0]),
@@ -279,7 +280,7 @@ class Trainer:
             {
                 "step": self._course.step + 1,
                 "fault": fault,
-                "batch": loaded.index,
+                "batch_number": loaded.index,
                 "digest": loaded.digest,
                 "rows": self._loader.ask(lambda: self._describe(loaded.index)),
                 "ids": loaded.batch[0].tolist(),
