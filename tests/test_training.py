@@ -1,4 +1,6 @@
+import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from courses import OPTIMIZER, batch_at, run, weights_hash
+from courses import GUARD, OPTIMIZER, STOPPING, batch_at, run, trainer, weights_hash
 from torch import nn
 
+from gptmill.course import StoppingConfig
+from gptmill.guard import Guard, GuardConfig
 from gptmill.model import GPT
-from gptmill.objectives import LANGUAGE
+from gptmill.objectives import IGNORE, LANGUAGE
 from gptmill.optimizers import learning_rate_at
 from helpers import tiny_config, tiny_gpt
 
@@ -155,3 +159,230 @@ def test_two_processes_train_to_the_same_bytes(tmp_path):
 def test_two_processes_train_to_the_same_bytes_compiled(tmp_path):
     one, other = hashes_of_two_processes("compile", [tmp_path / "a", tmp_path / "b"])
     assert one == other
+
+
+# cut into parts
+
+
+def curve(model, **changed):
+    return [step.loss for step in run(model, **changed)]
+
+
+def ragged(index):
+    """Return rows of which some targets, and of one row all, are left out."""
+    ids, targets = batch_at(index, rows=5)
+    targets = targets.clone()
+    targets[0, 3:] = targets[3] = targets[4, :9] = IGNORE
+    return ids, targets
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 9])
+def test_micro_batches_change_nothing(rows):
+    # a key's bias has no effect, so its gradient is rounding, which Adam blows up: leave it out
+    whole, cut = tiny_gpt(tiny_config(qkv_bias=False)), tiny_gpt(tiny_config(qkv_bias=False))
+    expected = curve(whole, batches=ragged)
+    assert curve(cut, batches=ragged, micro_batch=rows) == pytest.approx(expected, rel=1e-5)
+    for one, other in zip(cut.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_where_memory_runs_out_the_step_is_cut_and_the_curve_stays():
+    def hungry(module, batch):
+        if len(batch[0]) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: 5 bytes")
+        return LANGUAGE.loss(module, batch)
+
+    expected = curve(tiny_gpt())
+    steps = run(tiny_gpt(), objective=replace(LANGUAGE, loss=hungry))
+    assert [step.loss for step in steps] == pytest.approx(expected, rel=1e-5)
+    assert {step.micro_batch for step in steps} == {2}
+
+
+def test_where_one_row_is_too_much_it_says_so():
+    def starved(module, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+
+    with pytest.raises(ValueError, match=r"one row at a time.*CUDA out of memory\)"):
+        run(tiny_gpt(), objective=replace(LANGUAGE, loss=starved))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_memory():
+    def broken(module, batch):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(tiny_gpt(), objective=replace(LANGUAGE, loss=broken))
+
+
+MEMORY = """
+import resource, sys
+sys.path[:0] = ["src", "tests"]
+import torch
+torch.set_num_threads(1)
+from courses import batch_at, run
+from gptmill.model import GPT
+from helpers import tiny_config
+model = GPT(tiny_config(vocab_size=20_000, context_length=256), generator=torch.manual_seed(1))
+at = lambda index: batch_at(index, rows=16, length=256, vocab_size=20_000)
+limit = int(sys.argv[1])
+if limit:
+    held = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (held + limit, held + limit))
+for step in run(model, batches=at, steps=3):
+    print(step.micro_batch, step.loss)
+"""
+
+
+def test_memory_that_really_runs_out_halves_the_micro_batch():
+    """The process's own limit is low: 16 rows of logits take 330 MB, and as much as gradients."""
+    root = Path(__file__).parents[1]
+    found = []
+    for limit in (0, 450_000_000):
+        command = [sys.executable, "-c", MEMORY, str(limit)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append([[float(word) for word in line.split()] for line in done.stdout.splitlines()])
+    rows = [sorted({line[0] for line in lines}) for lines in found]
+    assert rows[0] == [16.0]
+    assert max(rows[1]) < 16
+    losses = [[line[1] for line in lines] for lines in found]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+# bad steps
+
+
+def bad_on(*numbers, value=math.nan):
+    first = {tuple(batch_at(number)[0][0].tolist()) for number in numbers}
+
+    def loss(module, batch):
+        factor = value if tuple(batch[0][0].tolist()) in first else 1.0
+        return LANGUAGE.loss(module, batch) * factor
+
+    return replace(LANGUAGE, loss=loss)
+
+
+def test_a_bad_step_changes_no_weight_and_its_batch_is_kept():
+    guard = replace(GUARD, limit=2)
+    model = tiny_gpt()
+    training = trainer(
+        model,
+        objective=bad_on(2),
+        guard=guard,
+        describe=lambda number: [{"document": f"book {number}"}],
+    )
+    hashes, faults = [], []
+    for step in training.steps():
+        hashes.append(weights_hash(model))
+        faults.append(step.fault)
+    assert faults == [None, None, "loss nan", *[None] * 5]
+    assert hashes[1] == hashes[2] != hashes[3]
+    bad = training.bad_batches[0]
+    assert (bad["step"], bad["batch_number"], bad["fault"]) == (3, 2, "loss nan")
+    assert bad["rows"] == [{"document": "book 2"}]
+    assert bad["ids"] == batch_at(2)[0].tolist()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_bad_steps_that_go_on_stop_the_training_and_say_where(value):
+    with pytest.raises(ValueError, match=r"diverged at step 3 \(loss (nan|inf).*learning_rate"):
+        run(tiny_gpt(), objective=bad_on(2, value=value))
+    guard = replace(GUARD, limit=3)
+    assert len(run(tiny_gpt(), objective=bad_on(2, 3, 5, 6), guard=guard)) == 8
+    with pytest.raises(ValueError, match="diverged at step 5"):
+        run(tiny_gpt(), objective=bad_on(2, 3, 4), guard=guard)
+
+
+def test_a_rollback_goes_on_as_if_the_data_between_had_not_been_there():
+    """Step 5 (batch 4) is bad: back to the evaluation after step 3, on with batch 5."""
+    guard = GuardConfig(spike=0, action="rollback", limit=2)
+    evaluate = {"evaluate": lambda: {"val/loss": 1.0}}
+    rolled, expected = tiny_gpt(), tiny_gpt()
+    steps = run(rolled, objective=bad_on(4), guard=guard, **evaluate)
+    assert [step.step for step in steps] == [1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert [step.batch_number for step in steps] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
+    run(expected, batches=lambda index: batch_at(index if index < 3 else index + 2), **evaluate)
+    assert weights_hash(rolled) == weights_hash(expected)
+
+
+def test_rollbacks_have_a_limit():
+    guard = GuardConfig(spike=0, action="rollback", limit=2)
+    with pytest.raises(ValueError, match=r"diverged at step 3.*after 2 rollbacks"):
+        run(tiny_gpt(), objective=bad_on(2, 5, 8), guard=guard)
+
+
+def test_a_spike_is_a_norm_far_above_the_usual():
+    guard = Guard(GuardConfig(spike=3.0, action="skip", limit=1), norms=[1.0] * 99)
+    assert guard.fault(2.0, 50.0) is None  # not enough is known to call it unusual
+    assert guard.fault(2.0, 2.9) is None
+    assert "5.0 times the usual 1" in guard.fault(2.0, 5.0)
+    assert guard.fault(2.0, 2.9) is None  # a bad norm is not remembered
+    assert max(guard.norms) == 50.0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"spike": 1.0}, "spike is 1.0; it must be above 1"),
+        ({"spike": -1}, "spike is -1"),
+        ({"spike": math.nan}, "spike is nan"),
+        ({"action": "pray"}, "action is 'pray'; allowed are skip, rollback"),
+        ({"limit": 0}, "limit is 0"),
+    ],
+)
+def test_bounds_of_the_guard(changed, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(GUARD, **changed)
+
+
+# the end
+
+
+def losses_of(*values):
+    """Return an evaluation that gives these losses in turn."""
+    left = list(values)
+    return lambda: {"val/loss": left.pop(0)}
+
+
+def test_training_stops_when_validation_turns():
+    stopping = StoppingConfig(patience=2, keep="last")
+    evaluate = losses_of(3.0, 2.0, 2.5, 2.0, 1.0)
+    steps = run(tiny_gpt(), steps=20, evaluate=evaluate, stopping=stopping)
+    assert len(steps) == 12
+
+
+def test_the_best_weights_are_kept_where_asked():
+    stopping = StoppingConfig(patience=0, keep="best")
+    model, expected = tiny_gpt(), tiny_gpt()
+    training = trainer(model, steps=9, evaluate=losses_of(2.0, 1.0, 1.5), stopping=stopping)
+    list(training.steps())
+    for step in trainer(expected, steps=9).steps():
+        if step.step == 6:
+            break
+    assert weights_hash(model) == weights_hash(expected)
+    assert training.evaluation() == {"val/loss": 1.0}
+
+
+def test_samples_come_when_due_in_eval_mode():
+    model = tiny_gpt()
+
+    def sample(step):
+        assert not model.training
+        return f"after {step}"
+
+    steps = run(model, sample=sample, sample_every=5)
+    assert {step.step: step.sample for step in steps if step.sample} == {5: "after 5", 8: "after 8"}
+
+
+@pytest.mark.parametrize(("changed", "message"), [({"patience": -1}, "patience is -1")])
+def test_bounds_of_stopping(changed, message):
+    with pytest.raises(ValueError, match=message):
+        replace(STOPPING, **changed)
+    with pytest.raises(ValueError, match="keep is 'worst'; allowed are last, best"):
+        replace(STOPPING, keep="worst")
+
+
+def test_digests_tell_batches_apart():
+    one, other = run(tiny_gpt()), run(tiny_gpt(), seed=2, batches=lambda index: batch_at(index + 1))
+    assert [step.batch for step in one][1:] == [step.batch for step in other][:-1]
+    assert len({step.batch for step in one}) == 8
