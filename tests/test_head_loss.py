@@ -51,6 +51,13 @@ def test_without_gradients_head_loss_is_torchs_to_the_bit():
     torch.manual_seed(1)
     hidden, weight, targets = torch.randn(9, 4), torch.randn(30, 4), torch.randint(30, (9,))
     with torch.no_grad():
-        assert head_loss(hidden, weight, targets) == F.cross_entropy(
-            hidden @ weight.T, targets, reduction="sum"
-        )
+        plain = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+        assert head_loss(hidden, weight, targets) == plain
+
+
+def test_the_operator_is_what_torch_asks_of_one():
+    operator = torch.ops.gptmill.head_loss.default
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(30, 4, requires_grad=True)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    targets = torch.randint(30, (5,))
+    torch.library.opcheck(operator, (hidden, weight, targets, torch.float32), test_utils=checks)
