@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 
 from flows._pins import read_pin
@@ -24,7 +35,24 @@ from tasks._stage import load
 
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
 Changes = dict[str, Any]  # dotted keys of params.yaml and their values
-Number = Annotated[int | float, Field(allow_inf_nan=False)]
+A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("must be a number")
+    return value
+
+
+def _count(value: Any) -> int | str:
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be a whole number above 0, or all")
+    return value
+
+
+Number = Annotated[int | float, PlainValidator(_number)]
 
 
 class Part(BaseModel):
@@ -67,7 +95,11 @@ class Range(Part):
         return [int(number) if self.whole else float(number) for number in numbers]
 
 
-Domain = Range | Annotated[list[Any], Field(min_length=1)]
+Domain = Range | list[Any]
+Tagged = Annotated[
+    Annotated[Range, Tag(A_RANGE)] | Annotated[list[Any], Field(min_length=1), Tag(A_LIST)],
+    Discriminator(lambda value: A_LIST if isinstance(value, list) else A_RANGE),
+]
 
 
 class Search(Part):
@@ -78,9 +110,9 @@ class Search(Part):
     direction: Literal["minimize", "maximize"]
     sampler: Literal["grid", "random", "tpe"]
     seed: int = Field(ge=0)
-    trials: Annotated[int, Field(gt=0)] | Literal["all"]
+    trials: Annotated[int | Literal["all"], PlainValidator(_count)]
     fixed: Changes = Field(alias="set")
-    space: dict[str, Domain] = Field(min_length=1)
+    space: dict[str, Tagged] = Field(min_length=1)
 
     @model_validator(mode="after")
     def check_sampler(self) -> "Search":
@@ -172,7 +204,12 @@ def read(file: str) -> Sweep:
         raise ValueError(f"{file} lies outside {ROOT}; FILE names a sweep file of this project")
     if not path.is_file():
         raise ValueError(f"{file} is missing; FILE names a sweep file like sweep.yaml")
-    content = _project.read_yaml(path)
+    search = parse(_project.read_yaml(path), file)
+    return Sweep(search, path.stem, _facts(search))
+
+
+def parse(content: Any, file: str) -> Search:
+    """Return what a file holds as a search that fits this project. Raises ValueError."""
     try:
         search = TypeAdapter(Search).validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
@@ -183,7 +220,7 @@ def read(file: str) -> Sweep:
         check(search)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    return Sweep(search, path.stem, _facts(search))
+    return search
 
 
 def check(search: Search) -> None:
@@ -288,9 +325,7 @@ def _kind(name: str) -> TypeAdapter[Any]:
 
 def _sentences(error: ValidationError, file: str, section: str = "") -> Iterator[str]:
     for mistake in error.errors():
-        # a union names its members in the place of the mistake, which no user wrote
-        parts = [str(part) for part in mistake["loc"] if part not in ("Range", "int", "float")]
-        parts = [part for part in parts if "[" not in part and "literal" not in part]
+        parts = [str(part) for part in mistake["loc"] if part not in (A_RANGE, A_LIST)]
         where = ".".join(filter(None, [section, *parts]))
         what = mistake["msg"].removeprefix("Value error, ")
         match mistake["type"]:
