@@ -57,6 +57,11 @@ class Record:
             MlflowClient().log_param(run, key, value if isinstance(value, str) else encoded(value))
         return run
 
+    def note(self, run: str, commit: str) -> None:
+        """Note the commit that makes a trial's bytes again: its params are in it."""
+        MlflowClient().set_tag(run, "mlflow.source.git.commit", commit)
+        MlflowClient().set_tag(run, "git.dirty", "false")
+
     def finish(self, run: str, metrics: dict[str, Any], states: dict[str, str]) -> None:
         """Close a trial's run with what its stage wrote."""
         client, stamp = MlflowClient(), int(time.time() * 1000)
@@ -184,6 +189,9 @@ def _plot_order(axes: Axes, search: Search, trials: Sequence[FrozenTrial]) -> No
         least = np.fmin if search.direction == "minimize" else np.fmax
         axes.plot(numbers, values, "o", label="a trial")
         axes.step(numbers, least.accumulate(values), where="post", label="the best so far")
+    top = best(search, trials)
+    if top is not None:
+        axes.plot(top.number, top.values[0], "o", color="tab:green", label="the best")
     for trial in trials:
         if trial.value is None:
             axes.axvline(trial.number, color="tab:red", linestyle=":", label="failed")
@@ -206,6 +214,9 @@ def _plot_param(axes: Axes, search: Search, key: str, finished: Sequence[FrozenT
         axes.scatter(tried, values, c=colours)
         if min(choices) > 0 and max(choices) >= 10 * min(choices):
             axes.set_xscale("log")
+        if not isinstance(domain, Range):
+            axes.set_xticks(choices, [_cell(choice) for choice in choices])
+            axes.minorticks_off()
         return
     places = [encoded(choice) for choice in choices]
     axes.scatter([places.index(encoded(value)) for value in tried], values, c=colours)

@@ -121,7 +121,9 @@ class Work:
         text = edited((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
         title = f"{self.sweep.name}: trial {number}, {shown(params)}"
         ref = f"{self.sweep.name}/{number}"
-        _sweep_tree.prepare(folder, _sweep_tree.commit(text, title, ref=ref))
+        commit = _sweep_tree.commit(text, title, ref=ref)
+        self.runs.note(run, commit)
+        _sweep_tree.prepare(folder, commit)
         result = run_in(folder, search.stage, runs=(self.runs.run, run))
         if result["failed"] is None:
             path = folder / "artifacts" / search.stage / "metrics.json"

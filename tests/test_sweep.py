@@ -206,6 +206,9 @@ def test_a_sweep_from_its_first_trial_to_adopted_params(tmp_path: Path) -> None:
         run = runs[f"trial-{trial.number}"]
         assert run["status"] == ("FAILED" if trial.value is None else "FINISHED")
         assert project.tags(run["id"])["mlflow.parentRunId"] == sweep["id"]
+        commit_of = project.tags(run["id"])["mlflow.source.git.commit"]
+        text = project.run("git", "show", f"{commit_of}:params.yaml").stdout
+        assert YAML(typ="safe").load(text)["pretrain"]["learning_rate"] == params_rate(trial)
     stage_runs = [run for run in project.runs() if run["name"] == "pretrain"]
     parents = {project.tags(run["id"])["mlflow.parentRunId"] for run in stage_runs}
     assert parents == {runs[f"trial-{number}"]["id"] for number in range(3)}
