@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache, cached_property
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,9 +23,9 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from ruamel.yaml import YAML
 
 from flows._pins import read_pin
+from flows._sweep_params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
 from tasks import _project
@@ -34,7 +33,6 @@ from tasks._environment import ROOT
 from tasks._stage import load
 
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
-Changes = dict[str, Any]  # dotted keys of params.yaml and their values
 A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
 
 
@@ -161,11 +159,6 @@ class Search(Part):
     def stages(self) -> list[str]:
         """Return the stages that a trial brings up to date, in the graph's order."""
         return [*_project.ancestors(self.stage), self.stage]
-
-
-def encoded(choice: Any) -> str:
-    """Return a choice as text: samplers and their records know plain values only."""
-    return json.dumps(choice, sort_keys=True)
 
 
 def combinations(space: Mapping[str, Domain]) -> Iterator[Changes]:
@@ -339,45 +332,6 @@ def _sentences(error: ValidationError, file: str, section: str = "") -> Iterator
                 yield f"{file}: {where + ': ' if where else ''}{what[0].lower()}{what[1:]}{told}"
 
 
-def put(content: Any, changes: Changes) -> None:
-    """Put values under dotted keys into nested content, which has every key already."""
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        found = content
-        for part in path:
-            found = found[part]
-        found[last] = value
-
-
-def edited(text: str, changes: Changes) -> str:
-    """Return params.yaml's text with other values; its comments and its shape stay."""
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 4096
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    content = yaml.load(text)
-    put(content, changes)
-    out = StringIO()
-    yaml.dump(content, out)
-    return out.getvalue()
-
-
-def shown(changes: Changes) -> str:
-    """Write params in one line, by the shortest names that tell them apart."""
-    names = short_names(list(changes))
-    return ", ".join(f"{names[key]} {_plain(value)}" for key, value in changes.items())
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Return each key's last word, or the whole key where two end in the same word."""
-    ends = [key.rsplit(".", 1)[-1] for key in keys]
-    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
-
-
 def _facts(search: Search) -> dict[str, Any]:
     """Return what a trial's value rests on, by name: the search, code, params and raw data."""
     facts: dict[str, Any] = {"the search": search.model_dump(mode="json", exclude={"trials"})}
@@ -399,17 +353,3 @@ def _params_facts(section: str, search: Search) -> dict[str, Any]:
     given = {key: None for key in (*search.fixed, *search.space) if key.split(".")[0] == section}
     put(own, given)
     return {f"params.yaml {section}": own[section]}
-
-
-def as_yaml(changes: Changes) -> str:
-    """Return params as YAML that fits into params.yaml."""
-    nested: dict[str, Any] = {}
-    for key, value in changes.items():
-        *path, last = key.split(".")
-        found = nested
-        for part in path:
-            found = found.setdefault(part, {})
-        found[last] = value
-    out = StringIO()
-    YAML().dump(nested, out)
-    return out.getvalue()

@@ -6,7 +6,7 @@ only (fewer steps, say) is not adopted; then the stage is still to be run.
 """
 
 from flows import _dvc
-from flows._sweep_file import edited, shown
+from flows._sweep_params import edited, shown
 from flows._sweep_search import best, open_study, params_of
 from flows.sweep import alone, named
 from gptmill.files import write_text

@@ -20,16 +20,8 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from flows import _sweep_tree
-from flows._sweep_file import (
-    Changes,
-    Sweep,
-    as_yaml,
-    edited,
-    read,
-    refusal,
-    require_metric,
-    shown,
-)
+from flows._sweep_file import Sweep, read, refusal, require_metric
+from flows._sweep_params import Changes, as_yaml, edited, shown
 from flows._sweep_record import Record, print_table
 from flows._sweep_search import best, open_study, params_of, record, suggest
 from flows._sweep_trial import SWEEP_VARIABLE

@@ -11,7 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import _sweep_file
-from flows._sweep_file import Search, Sweep, edited, parse, read
+from flows._sweep_file import Search, Sweep, parse, read
+from flows._sweep_params import edited
 from flows._sweep_search import best, open_study, params_of, record, suggest
 from project import Project, commit, copy_tree, tiny_project
 from tasks._environment import ROOT
