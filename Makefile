@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data pipeline ui serve accept fresh ledger test test-all lint check format clean $(STAGES)
+.PHONY: help env lock data pipeline sweep adopt ui serve accept fresh ledger test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -37,6 +37,12 @@ data: $(ENV)  ## fetch the raw data of sources.toml into data/, checked against 
 
 pipeline: data  ## raw text to a classifier and an assistant: whatever is stale runs
 	@python -m flows pipeline
+
+sweep: data  ## search for better params as sweep.yaml says; stopped, it goes on: FILE=sweep.yaml
+	@python -m flows sweep $(FILE)
+
+adopt: $(ENV)  ## write the sweep's best params into params.yaml, and take its results: FILE=sweep.yaml
+	@python -m flows adopt $(FILE)
 
 $(STAGES): $(ENV)
 	@python -m flows stage $@

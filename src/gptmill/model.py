@@ -132,6 +132,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.context_length = config.context_length
         self.drop_rate = config.drop_rate
+        self.tied = False  # whether a head of whoever owns this multiplies with `wte` too
         self.wte = nn.Embedding(config.vocab_size, config.emb_dim)
         self.wpe = nn.Embedding(config.context_length, config.emb_dim)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
@@ -149,7 +150,7 @@ class Transformer(nn.Module):
             mask = None
         else:
             positions, mask = cache.begin(length)  # (B, T), (B, 1, T, S)
-        x = self.wte(ids) + self.wpe(positions)  # (B, T, C)
+        x = self._embedded(ids) + self.wpe(positions)  # (B, T, C)
         x = F.dropout(x, self.drop_rate, self.training)
         for block in self.h:
             x = block(x, cache, mask)
@@ -157,6 +158,15 @@ class Transformer(nn.Module):
             cache.end()
         out: Tensor = self.ln_f(x)  # (B, T, C)
         return out
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        """Return the rows of the embedding for ids (B, T).
+
+        A tied matrix gets a whole gradient from the head: there, the few rows of this one are
+        added in place, and no second (V, C) array is made of zeros. Compilers know dense ones.
+        """
+        rows = self.tied and ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.wte.weight, sparse=rows)
 
 
 class GPT(nn.Module):
@@ -170,6 +180,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
+        self.transformer.tied = config.tie_weights
         self.lm_head = (
             None if config.tie_weights else nn.Linear(config.emb_dim, config.vocab_size, bias=False)
         )
@@ -224,6 +235,7 @@ class GPTClassifier(nn.Module):
         with torch.device("meta"):
             classifier = cls(model.config, n_classes)
         classifier.transformer = model.transformer
+        classifier.transformer.tied = False
         classifier.score = nn.Linear(model.config.emb_dim, n_classes, bias=False)
         init_weights(classifier.score, model.config.n_layers, generator)
         return classifier.to(model.transformer.wte.weight.device)

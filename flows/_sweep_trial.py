@@ -1,0 +1,88 @@
+"""`python -m flows._sweep_trial STAGE FILE`: what a sweep runs in the worktree of a trial.
+
+It brings the stage, and all that it rests on, up to date with the worktree's own code, and
+writes to FILE what became of them. Its folder is the worktree, so ROOT is, too.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tasks._environment import ROOT, set_environment, use_own_source
+from tasks._process import Terminated, raise_on_sigterm
+
+SWEEP_VARIABLE = "GPTMILL_SWEEP_RUN"
+
+
+def main(arguments: list[str]) -> int:
+    """Run one trial; a sweep that was killed is closed in MLflow on the way out."""
+    raise_on_sigterm()
+    set_environment()
+    use_own_source()
+    stage, file = arguments
+    try:
+        result = bring_up_to_date(stage)
+    except KeyboardInterrupt:
+        return 130
+    except Terminated as stop:
+        close_sweep()
+        return 128 + stop.number
+    except (ValueError, OSError) as error:
+        result = {"failed": "", "message": str(error), "states": {}}
+    from gptmill.files import write_json
+
+    write_json(Path(file), result)
+    return 0
+
+
+def bring_up_to_date(stage: str) -> dict[str, Any]:
+    """Run what is stale of a stage and of what it rests on, up to the first that fails."""
+    from flows import _dvc
+    from flows._pins import dvc
+    from tasks._project import ancestors
+
+    if (ROOT / "data.dvc").exists():
+        # copied or cloned, never linked: nothing that a trial does reaches the cache's files
+        dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")
+    states: dict[str, str] = {}
+    for name in [*ancestors(stage), stage]:
+        outcome = _dvc.repro(name, on_line=lambda line: print(line, flush=True))
+        states[name] = outcome.state
+        if outcome.state == _dvc.FAILED:
+            close_run(outcome)
+            return {"failed": name, "message": outcome.message, "states": states}
+    return {"failed": None, "message": "", "states": states}
+
+
+def close_run(outcome: Any) -> None:
+    """Mark the MLflow run of a stage that had no time to do it itself (SIGKILL)."""
+    start = outcome.first("start")
+    if start:
+        client = _client()
+        if client.get_run(start["run"]).info.status == "RUNNING":
+            client.set_tag(start["run"], "error", outcome.message)
+            client.set_terminated(start["run"], "KILLED")
+
+
+def close_sweep() -> None:
+    """Mark the runs of the sweep and of this trial as KILLED where the sweep itself is gone."""
+    from tasks import _tracking
+
+    sweep = os.environ.get(_tracking.FLOW_VARIABLE)
+    if sweep and _tracking.is_dead(sweep):
+        for variable in (_tracking.PARENT_VARIABLE, SWEEP_VARIABLE):
+            _client().set_terminated(os.environ[variable], "KILLED")
+
+
+def _client() -> Any:
+    from tasks import _tracking
+
+    _tracking.connect()
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

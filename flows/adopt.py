@@ -1,0 +1,53 @@
+"""`make adopt`: write the best trial's params into params.yaml, and take its results.
+
+The trial's outputs are in DVC's cache, under a key that the same params lead to: the stage
+is brought back from there, not trained again. What the sweep file `set`s for its trials
+only (fewer steps, say) is not adopted; then the stage is still to be run.
+"""
+
+from flows import _dvc
+from flows._sweep_params import edited, shown
+from flows._sweep_search import best, open_study, params_of
+from flows.sweep import alone, named
+from gptmill.files import write_text
+from tasks import _project
+from tasks._environment import ROOT
+
+
+def main(arguments: list[str]) -> int:
+    """Adopt the best trial of a sweep."""
+    sweep = named(arguments)
+    words = f" FILE={arguments[0]}" if arguments else ""
+    if not (sweep.folder / "study.db").exists():
+        raise ValueError(
+            f"{sweep.stem} has no trials with the present code, data and params: "
+            f"`make sweep{words}` runs them"
+        )
+    with alone():
+        trials = open_study(sweep).trials
+    top = best(sweep.search, trials)
+    if top is None:
+        raise ValueError(f"no trial of {sweep.name} has a value: `make sweep{words}` goes on")
+    params = params_of(sweep.search, top)
+    path = ROOT / "params.yaml"
+    write_text(path, edited(path.read_text(encoding="utf-8"), params))
+    print(
+        f"params.yaml: {shown(params)} (trial {top.number}, {sweep.search.metric} {top.value:.5g})"
+    )
+    if len(trials) < sweep.search.n_trials:
+        print(
+            f"of {sweep.search.n_trials} trials {len(trials)} are done: `make sweep{words}` goes on"
+        )
+    if sweep.search.fixed:
+        print(
+            f"the trials ran with {shown(sweep.search.fixed)}: `make pipeline` trains as you set it"
+        )
+        return 0
+    _project.params.cache_clear()
+    _project.stages.cache_clear()
+    for stage in sweep.search.stages:
+        outcome = _dvc.repro(stage, on_line=lambda line: print(f"  {line}", flush=True))
+        print(f"{stage}: {outcome.state}{f', {outcome.message}' if outcome.message else ''}")
+        if outcome.state == _dvc.FAILED:
+            return 1
+    return 0
