@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, StringConstraints, model_validator
 
 from gptmill.checkpoint import save_causal_lm
-from gptmill.device import Device
+from gptmill.device import Device, keep_freed_memory
 from gptmill.files import write_text
 from gptmill.flops import parameters, train_flops_per_token
 from gptmill.generation import GenerationConfig, generate
@@ -144,6 +144,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     flops = train_flops_per_token(config, length)
     tokens = params.steps * params.batch_tokens
     device = run.device(flops=flops * tokens)
+    keep_freed_memory()
     model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
     rows = params.batch_size(length)
     trained = train(

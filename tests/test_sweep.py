@@ -115,15 +115,15 @@ def drawn(sampler: str, **change: Any) -> Search:
     space = {
         RATE: {"low": 1e-4, "high": 1e-2, "log": True},
         "pretrain.optimizer.warmup": {"low": 0.0, "high": 0.35, "step": 0.1},
-        "pretrain.batch_size": {"low": 1, "high": 16},
-        "pretrain.size": ["laptop", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}],
+        "pretrain.batch_tokens": {"low": 1, "high": 16},
+        "pretrain.shape": ["laptop", {"emb_dim": 16, "n_layers": 1, "n_heads": 2}],
     }
     return parse({**GOOD, "sampler": sampler, "trials": 20, "space": space, **change}, "x.yaml")
 
 
 def value(params: dict[str, Any]) -> float | None:
     """Stand in for a training; every batch size that five divides has none."""
-    if params["pretrain.batch_size"] % 5 == 0:
+    if params["pretrain.batch_tokens"] % 5 == 0:
         return None
     return abs(params[RATE] - 1e-3) * 100 + float(params["pretrain.optimizer.warmup"])
 
@@ -155,7 +155,7 @@ def test_a_stopped_search_draws_what_one_that_never_stopped_draws(
     assert done == trials_of(open_study(parts), search)
     assert len({str(params) for params, _ in done}) > 15
     assert {params["pretrain.optimizer.warmup"] for params, _ in done} <= {0.0, 0.1, 0.2, 0.3}
-    assert any(isinstance(params["pretrain.size"], dict) for params, _ in done)
+    assert any(isinstance(params["pretrain.shape"], dict) for params, _ in done)
     top = best(search, open_study(whole).trials)
     assert top is not None
     assert top.value == min(value for _, value in done if value is not None)

@@ -1,0 +1,237 @@
+"""One contestant of benchmarks/training.py: a model, its usual loop, steps on demand.
+
+Reads a number of steps a line from its input and answers with a line of JSON: seconds and loss
+of each step, and the process's peak memory. It is idle between two lines, so that several
+contestants can be measured in turn.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+VOCABULARY = 50257
+LEARNING_RATE = 1e-4
+WEIGHT_DECAY = 0.1
+
+Step = Callable[[int], float]
+
+
+def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return random ids and targets (B, T), the same for every contestant."""
+    generator = torch.Generator().manual_seed(number)
+    size = (task["rows"], task["length"] + 1)
+    ids = torch.randint(VOCABULARY, size, generator=generator)
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+
+
+def ours(task: dict[str, Any]) -> Step:
+    """Our own loop, as a stage runs it, its guard, ledger and schedule included."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from gptmill.course import Plan, StoppingConfig
+    from gptmill.device import RuntimeConfig, keep_freed_memory, pick
+    from gptmill.guard import GuardConfig
+    from gptmill.model import GPT, GPTConfig
+    from gptmill.objectives import LANGUAGE
+    from gptmill.optimizers import OptimizerConfig
+    from gptmill.training import Trainer
+
+    runtime = RuntimeConfig(
+        device=task["device"],
+        precision=task["precision"],
+        compile=task["compile"],
+        micro_batch=task.get("micro_batch", "auto"),
+    )
+    device = pick(runtime)
+    torch.use_deterministic_algorithms(task.get("deterministic", True))
+    keep_freed_memory()
+    config = GPTConfig(
+        vocab_size=VOCABULARY,
+        context_length=task["length"],
+        emb_dim=task["width"],
+        n_layers=task["layers"],
+        n_heads=task["heads"],
+        drop_rate=0.0,
+        qkv_bias=True,
+        tie_weights=True,
+    )
+    model = GPT(config, generator=torch.Generator().manual_seed(1))
+    optimizer = OptimizerConfig(
+        name="adamw",
+        schedule="linear",
+        final_learning_rate=1.0,
+        warmup=0.0,
+        decay=0.0,
+        weight_decay=WEIGHT_DECAY,
+        beta_1=0.9,
+        beta_2=0.999,
+        clip_norm=1.0,
+        muon_momentum=0.95,
+    )
+    plan = Plan(
+        steps=10**9,
+        learning_rate=LEARNING_RATE,
+        optimizer=optimizer,
+        seed=1,
+        evaluate_every=10**9,
+        sample_every=0,
+        stopping=StoppingConfig(patience=0, keep="last"),
+        guard=GuardConfig(spike=0, action="skip", limit=1),
+        micro_batch=None,
+    )
+    trainer = Trainer(
+        model, LANGUAGE, lambda number: batch_at(number, task), plan=plan, device=device
+    )
+    steps = trainer.steps()
+    return lambda number: next(steps).loss
+
+
+def book(task: dict[str, Any]) -> nn.Module:
+    """Return the book's own model (llms-from-scratch), untied as it is there."""
+    from llms_from_scratch.ch04 import GPTModel
+
+    return GPTModel(
+        {
+            "vocab_size": VOCABULARY,
+            "context_length": task["length"],
+            "emb_dim": task["width"],
+            "n_heads": task["heads"],
+            "n_layers": task["layers"],
+            "drop_rate": 0.0,
+            "qkv_bias": True,
+        }
+    )
+
+
+def transformers(task: dict[str, Any]) -> nn.Module:
+    """Return Hugging Face's GPT-2 with the weights that ours starts from."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=task["length"],
+        n_embd=task["width"],
+        n_layer=task["layers"],
+        n_head=task["heads"],
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    model = GPT2LMHeadModel(config)
+    sys.path.insert(0, str(ROOT / "src"))
+    from gptmill.checkpoint import TRANSPOSED
+    from gptmill.model import GPT, GPTConfig
+
+    shape = GPTConfig(
+        vocab_size=VOCABULARY,
+        context_length=task["length"],
+        emb_dim=task["width"],
+        n_layers=task["layers"],
+        n_heads=task["heads"],
+        drop_rate=0.0,
+        qkv_bias=True,
+        tie_weights=True,
+    )
+    weights = GPT(shape, generator=torch.Generator().manual_seed(1)).state_dict()
+    named = {
+        name: value.t() if name.endswith(TRANSPOSED) else value for name, value in weights.items()
+    }
+    missing = model.load_state_dict(named, strict=False).missing_keys
+    assert set(missing) <= {"lm_head.weight"}, missing
+    return model
+
+
+def litgpt(task: dict[str, Any]) -> nn.Module:
+    """Return litgpt's model in the same shape; it has rotary positions and is not tied."""
+    from litgpt.config import Config
+    from litgpt.model import GPT
+
+    return GPT(
+        Config(
+            name="bench",
+            block_size=task["length"],
+            vocab_size=VOCABULARY,
+            padded_vocab_size=VOCABULARY,
+            n_layer=task["layers"],
+            n_head=task["heads"],
+            n_embd=task["width"],
+            bias=True,
+            norm_class_name="LayerNorm",
+            mlp_class_name="GptNeoxMLP",
+            intermediate_size=4 * task["width"],
+            parallel_residual=False,
+            rotary_percentage=1.0,
+            gelu_approximate="tanh",
+        )
+    )
+
+
+def usual(build: Callable[[dict[str, Any]], nn.Module], task: dict[str, Any]) -> Step:
+    """Return a plain loop: forward, cross-entropy, backward, clip, torch's AdamW as it comes."""
+    kind = task["device"]
+    torch.manual_seed(1)
+    model = build(task).to(kind).train()
+    adamw = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    called: Any = torch.compile(model) if task["compile"] else model
+
+    def step(number: int) -> float:
+        ids, targets = (tensor.to(kind) for tensor in batch_at(number, task))
+        adamw.zero_grad()
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=task["precision"] == "bf16"):
+            out = called(ids)
+            logits = out.logits if hasattr(out, "logits") else out
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        return float(loss.item())
+
+    return step
+
+
+PEERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "book": book,
+    "transformers": transformers,
+    "litgpt": litgpt,
+}
+
+
+def main() -> None:
+    """Answer each line of input until there is none."""
+    task = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    name = task["contestant"]
+    step = ours(task) if name == "ours" else usual(PEERS[name], task)
+    number = 0
+    for line in sys.stdin:
+        seconds, losses = [], []
+        for _ in range(int(line)):
+            started = time.perf_counter()
+            losses.append(step(number))
+            seconds.append(time.perf_counter() - started)
+            number += 1
+        answer = {"seconds": seconds, "losses": losses, "memory": peak_memory(task["device"])}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def peak_memory(device: str) -> int:
+    """Return the most bytes that were held, the GPU's where there is one."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
