@@ -158,9 +158,7 @@ def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[st
         "mode": "compiled" if contestant.compiled else "eager",
         "tokens_per_second": round(rate, 1),
         "peak_memory_gb": round(contestant.memory / 1e9, 2),
-        "share_of_ceiling": round(
-            rate * train_flops_per_token(config, task["length"]) / ceiling, 3
-        ),
+        "share_of_ceiling": round(rate * flops / ceiling, 3),
         "first_loss": contestant.losses[0] if contestant.losses else None,
         "last_loss": contestant.losses[-1] if contestant.losses else None,
         "losses": contestant.losses,
