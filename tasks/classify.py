@@ -7,6 +7,7 @@ from gptmill.classification import Trainable, set_trainable
 from gptmill.model import GPTClassifier
 from gptmill.tokenizer import Tokenizer
 from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
+from tasks._classifier import ledger as ledger
 from tasks._stage import Metrics, Run, stage
 
 

@@ -7,6 +7,7 @@ from gptmill.lora import LoRAConfig, add_lora, merge, save_adapter
 from gptmill.model import GPTClassifier
 from gptmill.tokenizer import Tokenizer
 from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
+from tasks._classifier import ledger as ledger
 from tasks._stage import Metrics, Run, stage
 
 BASE = "artifacts/load_gpt2"  # as the adapter names it: its place in the project
