@@ -48,6 +48,15 @@ SHAPES: dict[str, dict[str, int]] = {
     "small": {"width": 384, "layers": 6, "heads": 6, "rows": 8, "length": 256},
 }
 ON_CUDA = {"124M": {"rows": 32, "length": 1024}, "small": {"rows": 64, "length": 1024}}
+# each row adds its levers to those of the row before; what they are worth is the next row's ratio
+LADDER: list[tuple[str, dict[str, Any]]] = [
+    ("fp32, eager, 4 rows", {"precision": "fp32", "compile": False, "rows": 4}),
+    ("TF32 products", {"tf32": True}),
+    ("bf16", {"precision": "bf16"}),
+    ("torch.compile", {"compile": True}),
+    ("more rows a step", {"rows": 32}),
+    ("algorithms that are not deterministic", {"deterministic": False}),
+]
 # the environment that every command of ours sets (tasks/_environment.py)
 OURS = {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -121,10 +130,7 @@ def measure(names: list[str], task: dict[str, Any], *, rounds: int, steps: int) 
     """Run contestants in turn, all of one kind at a time: they have to fit into memory."""
     found = []
     for compiled in (False, True):
-        here = [
-            start(name, {**task, "compile": compiled}, OURS if name == "ours" else {})
-            for name in names
-        ]
+        here = [start(name, {**task, "compile": compiled}) for name in names]
         for contestant in here:
             contestant.run(2)
         for _ in range(rounds):
@@ -135,6 +141,29 @@ def measure(names: list[str], task: dict[str, Any], *, rounds: int, steps: int) 
             contestant.process.communicate()
         found += here
     return found
+
+
+def ladder(device: str, *, rounds: int, steps: int) -> None:
+    """Print what each lever is worth, one added to the next, on the larger shape."""
+    task = {**SHAPES["124M"], **(ON_CUDA["124M"] if device == "cuda" else {}), "device": device}
+    before = 0.0
+    for name, changes in LADDER:
+        if device == "cpu" and {"tf32", "rows"} & set(changes) and "precision" not in changes:
+            continue
+        task |= changes
+        contestant = start("ours", task)
+        for _ in range(rounds + 1):
+            contestant.run(steps)
+        contestant.process.kill()
+        contestant.process.communicate()
+        if contestant.error:
+            print(f"{name:40} {contestant.error[:60]}")
+            continue
+        found = row(contestant, task, 1e12)
+        rate = found["tokens_per_second"]
+        ratio = f"{rate / before:5.2f} times the row before" if before else ""
+        print(f"{name:40} {rate:10,.0f} tokens/s {found['peak_memory_gb']:6.2f} GB {ratio}")
+        before = rate
 
 
 def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[str, Any]:
@@ -176,9 +205,13 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
+    parser.add_argument("--ladder", action="store_true", help="what each lever is worth, instead")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
-    names = ["ours"]
+    if options.ladder:
+        ladder(options.device, rounds=options.rounds, steps=options.steps)
+        return
+    names = ["ours", "ours, free"]
     for name in options.peers:
         fault = install(name)
         if fault is None:
@@ -225,7 +258,11 @@ def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
             f"{r['first_loss']:.4f} -> {r['last_loss']:.4f}"
         )
     own = max((r for r in rows if r["contestant"] == "ours"), key=lambda r: r["tokens_per_second"])
-    peers = [r for r in rows if r["contestant"] != "ours" and not r["error"]]
+    free = [r for r in rows if r["contestant"] == "ours, free" and r["mode"] == own["mode"]]
+    if free and not free[0]["error"]:
+        cost = free[0]["tokens_per_second"] / own["tokens_per_second"] - 1
+        print(f"algorithms that are not deterministic (free) change its speed by {cost:+.1%}")
+    peers = [r for r in rows if r["contestant"] in PEERS and not r["error"]]
     if peers:
         best = max(peers, key=lambda r: r["tokens_per_second"])
         ratio = own["tokens_per_second"] / best["tokens_per_second"]
@@ -254,7 +291,7 @@ def plot(results: list[dict[str, Any]]) -> None:
         axes.barh(
             [f"{r['contestant']} {r['mode']}" for r in rows],
             [r["tokens_per_second"] for r in rows],
-            color=["tab:blue" if r["contestant"] == "ours" else "tab:gray" for r in rows],
+            color=["tab:gray" if r["contestant"] in PEERS else "tab:blue" for r in rows],
         )
         axes.set_title(f"{result['shape']}, {result['precision']}")
         axes.set_xlabel("tokens a second")
