@@ -54,6 +54,8 @@ class Device:
     compile: bool
     threads: int
     torch: str
+    processes: int = 1
+    sharded: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which a forward pass runs in this precision."""
@@ -87,6 +89,23 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
     )
+
+
+def processes(config: RuntimeConfig, wanted: int | Literal["auto"]) -> int:
+    """Return how many processes train together on this machine: one a GPU, or as many as asked.
+
+    Raises ValueError where there are fewer GPUs than asked for.
+    """
+    name = _device_name(config.device)
+    there = torch.cuda.device_count() if name == "cuda" else 1
+    if wanted == "auto":
+        return there
+    if wanted > there and name != "cpu":
+        kind = "GPU" if name == "cuda" else name
+        raise ValueError(
+            f"devices is {wanted}, but this machine shows {there} {kind}: lower it, or write auto"
+        )
+    return wanted
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
