@@ -73,7 +73,7 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
     `flops` is how much work is to come: `compile: auto` compiles where that is worth the wait.
     Raises ValueError where the device asked for is not there.
     """
-    name = _device_name(config.device)
+    name = device_name(config.device)
     auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
     # cuBLAS is deterministic only with a fixed workspace, which it reads once, at its start
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -96,7 +96,7 @@ def processes(config: RuntimeConfig, wanted: int | Literal["auto"]) -> int:
 
     Raises ValueError where there are fewer GPUs than asked for.
     """
-    name = _device_name(config.device)
+    name = device_name(config.device)
     there = torch.cuda.device_count() if name == "cuda" else 1
     if wanted == "auto":
         return there
@@ -113,7 +113,8 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
 
 
-def _device_name(choice: DeviceChoice) -> str:
+def device_name(choice: DeviceChoice) -> str:
+    """Return the kind of device that is used. Raises ValueError where one asked for is missing."""
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -96,6 +96,11 @@ class World:
             if isinstance(part, FSDPModule):
                 part.reshard()
 
+    @property
+    def reorders(self) -> bool:
+        """Return whether the first step settles in which order gradients are summed."""
+        return self.size > 1 and not self.sharded
+
     # numbers
 
     def sum(self, value: Tensor) -> Tensor:

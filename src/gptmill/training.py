@@ -15,7 +15,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -84,6 +84,8 @@ class Trainer:
             self._restore(found)
         if plan.guard.action == "rollback" and self._earlier is None:
             self._mark()
+        if world.reorders and self._course.step < plan.steps:
+            self._rehearse()
 
     @property
     def resumed_at(self) -> int:
@@ -112,7 +114,8 @@ class Trainer:
         """
         for row in self.rows:
             yield Step(**row, replayed=True)
-        waiting = uninterrupted() if self.world.sharded else nullcontext([])
+        nothing: AbstractContextManager[list[int]] = nullcontext([])
+        waiting = uninterrupted() if self.world.sharded else nothing
         try:
             with waiting as signals:
                 yield from self._go_on(signals)
@@ -206,6 +209,17 @@ class Trainer:
                 "data_wait": waited,
             }
             self._whole = True
+
+    def _rehearse(self) -> None:
+        """Go through a step and forget it.
+
+        DDP sums gradients in the order in which its first step finds them ready, and only then:
+        in another order three ranks' sums round otherwise, and a run that goes on would differ.
+        """
+        self.model.train()
+        number = self._course.step
+        self._backward(self._loader.get(number + self._course.shift), number)
+        self._optimizer.zero_grad()
 
     def _backward(self, loaded: Loaded, number: int) -> float:
         """Leave the gradients of the mean loss over the step's targets; return that loss.
