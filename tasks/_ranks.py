@@ -116,7 +116,7 @@ def failed(message: str) -> bool:
     if path and "RANK" in os.environ:
         with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
             json.dump({"message": message}, file)
-    return WORKER in os.environ
+    return {WORKER, "RANK"} <= set(os.environ)
 
 
 def _nodes() -> tuple[int, int, str]:

@@ -6,7 +6,6 @@ one process, which is the reference.
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from courses import CPU, OPTIMIZER, STOPPING, batch_at, trainer, weights_hash
+from courses import CPU, OPTIMIZER, RUNTIME, STOPPING, batch_at, trainer, weights_hash
 
 from gptmill.course import Step
+from gptmill.device import Device, pick
 from gptmill.generation import GenerationConfig, generate
 from gptmill.objectives import IGNORE, Batch, mean_language_loss
 from gptmill.parallel import World, join
@@ -50,10 +50,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 
 def course(
-    world: World, folder: Path, name: str, *, stop: int = 0, pause: float = 0.0
+    world: World, folder: Path, name: str, *, stop: int = 0, device: Device = CPU
 ) -> dict[str, Any]:
     """Train a scenario from the state in the folder, if there is one, to its end or a stop."""
-    settings = LATE | SCENARIOS[name]
+    settings = {"device": device} | LATE | SCENARIOS[name]
     model = tiny_gpt(settings.pop("model", PLAIN))
     store = StateStore(folder, every=0, keep=2) if world.rank == 0 else None
     held_out = [batch_at(1000)]
@@ -61,18 +61,14 @@ def course(
         model,
         world=world,
         store=store,
-        evaluate=lambda: {"val/loss": mean_language_loss(model, held_out, CPU)},
+        evaluate=lambda: {"val/loss": mean_language_loss(model, held_out, device)},
         evaluate_every=5,
         sample=lambda step: str(generate(model, [[1, 2, 3]], DRAWN, stop_id=None, seed=step)),
         sample_every=5,
         **settings,
     )
-    steps = []
-    for step in _until(stop, run.steps()):
-        steps.append(step)
-        time.sleep(0 if step.replayed else pause)
-        if pause and world.rank == 0:
-            print(step.step, flush=True)
+    resumed_at = run.resumed_at
+    steps = list(_until(stop, run.steps()))
     plain = world.rank == 0 and not stop
     return {
         "losses": [step.loss for step in steps],
@@ -80,8 +76,8 @@ def course(
         "evaluations": [step.evaluation["val/loss"] for step in steps if step.evaluation],
         "samples": [step.sample for step in steps if step.sample],
         "batches": [step.batch for step in steps],
-        "resumed_at": run.resumed_at,
-        "weights": weights_hash(model) if plain else "",
+        "resumed_at": resumed_at,
+        "weights": weights_hash(model.cpu()) if plain else "",
         "kind": type(model).__name__,
         "final": mean_language_loss(model, held_out, CPU) if plain else 0.0,
         "trains": sum(p.requires_grad for p in model.parameters()),
@@ -106,16 +102,16 @@ def recorded(world: World, path: Path) -> Iterator[dict[str, Any]]:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Run the scenarios; a name may be `NAME@STEP` to stop there, `NAME+` with pauses."""
+    """Run the scenarios, a `NAME@STEP` to that step; the words `shard` and `cuda` say how."""
     torch.set_num_threads(1)
-    shard = "shard" in names
-    with join("cpu", shard=shard) as world, recorded(world, folder / "found.json") as found:
+    kind, shard = "cuda" if "cuda" in names else "cpu", "shard" in names
+    with join(kind, shard=shard) as world, recorded(world, folder / "found.json") as found:
+        device = pick(replace(RUNTIME, device=kind))
         for given in names:
-            if given == "shard":
-                continue
-            name, _, stop = given.rstrip("+").partition("@")
-            pause = 0.1 if given.endswith("+") else 0.0
-            found[name] = course(world, folder / name, name, stop=int(stop or 0), pause=pause)
+            name, _, stop = given.partition("@")
+            if name in SCENARIOS:
+                at = int(stop or 0)
+                found[name] = course(world, folder / name, name, stop=at, device=device)
 
 
 if __name__ == "__main__":
