@@ -173,7 +173,7 @@ def begin(project: Project, *command: str, until: str = "step 1/") -> subprocess
             break
     else:
         raise AssertionError("".join(lines))
-    while not list((project.root / ".state/pretrain").glob("*/step-*.sha256")):
+    while not list((project.root / ".state/pretrain").glob("*/step-*[1-9]*.sha256")):
         assert process.poll() is None
         time.sleep(0.01)
     return process
