@@ -4,12 +4,17 @@ Exit status: 0 done; 2 a mistake that the user can mend, told in one sentence; 1
 of ours, with its traceback; 130 or 143 ended by a signal.
 """
 
+import os
 import sys
 import traceback
 
 from tasks._environment import set_environment, use_own_source, wrong_environment
-from tasks._process import Terminated, die_with_parent, raise_on_sigterm
+from tasks._process import Terminated, die_with_parent, end_after_sigterm, raise_on_sigterm
+from tasks._ranks import LOST, RanksError, failed, is_lost, joined
 from tasks._receipt import tell
+
+PATIENCE = 20.0
+"""Seconds that a rank has to end in: one that waits for a dead one's answer never would."""
 
 
 def main(arguments: list[str]) -> int:
@@ -25,7 +30,8 @@ def main(arguments: list[str]) -> int:
     except Terminated as stop:
         from tasks._tracking import close_orphaned_parent
 
-        close_orphaned_parent()
+        if "RANK" not in os.environ:
+            close_orphaned_parent()
         return fail(str(stop), 128 + stop.number)
 
 
@@ -42,21 +48,31 @@ def run(arguments: list[str]) -> int:
             )
         from tasks._stage import execute
 
+        if joined():
+            end_after_sigterm(PATIENCE)
         execute(arguments[0])
+    except RanksError as error:
+        return fail(str(error), error.status)
     except (ValueError, OSError) as error:
         return fail(str(error), 2)
     except ImportError as error:
         return fail(wrong_environment(error), 2)
     except Exception as error:
+        if is_lost(error):
+            return fail(str(error), LOST)
         traceback.print_exc()
         return fail(f"{type(error).__name__}: {error}", 1)
     return 0
 
 
 def fail(message: str, status: int) -> int:
-    """Say what went wrong, to a person and in the receipt."""
-    print(message, file=sys.stderr, flush=True)
-    tell("error", message=message)
+    """Say what went wrong, to a person and in the receipt; a rank has its launcher say it."""
+    if failed(message):
+        return status
+    rank = os.environ.get("RANK", "0")
+    print(message if rank == "0" else f"rank {rank}: {message}", file=sys.stderr, flush=True)
+    if rank == "0":
+        tell("error", message=message)
     return status
 
 

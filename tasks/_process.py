@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +46,26 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     else:
         threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+
+
+def end_after_sigterm(patience: float) -> None:
+    """End this process `patience` seconds after SIGTERM, whatever it waits for.
+
+    Python's own handlers run between two of its instructions, and so not while one waits on a
+    device or on another process. What the kernel writes to this socket needs no such turn.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGTERM not in reading.recv(64):
+            pass
+        writing.fileno()  # held open as long as this thread reads
+        time.sleep(patience)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def watch_parent(parent: int, interval: float = 1.0) -> None:

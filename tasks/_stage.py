@@ -11,19 +11,22 @@ import re
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from gptmill.device import Device, RuntimeConfig, pick
+from gptmill.device import Device, RuntimeConfig, device_name, pick
 from gptmill.files import atomic_folder, write_json
-from gptmill.parallel import SOLO, World
+from gptmill.parallel import SOLO, World, join
+from gptmill.signals import uninterrupted
 from gptmill.state import StateStore
-from tasks import _project, _resume
+from tasks import _project, _ranks, _resume
 from tasks._environment import ROOT
 from tasks._progress import Meter
 from tasks._receipt import tell
@@ -39,6 +42,12 @@ class Section(BaseModel):
     """A stage's section of params.yaml: every key required, none unknown, types exact."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    parallel: ClassVar[bool] = False
+    """Whether several processes can do the stage together; else one does, wherever it runs."""
+
+    def processes(self, runtime: RuntimeConfig) -> int:
+        """Return how many processes the stage runs in on this machine."""
+        return 1
 
 
 S = TypeVar("S", bound=Section)
@@ -131,16 +140,26 @@ class Run(Reader):
     """A stage's hands: where it reads and writes, and how it reports."""
 
     def __init__(
-        self, tracking: StageRun, training: _resume.Training, *, runtime: RuntimeConfig
+        self,
+        tracking: StageRun | None,
+        training: _resume.Training,
+        *,
+        runtime: RuntimeConfig,
+        world: World = SOLO,
     ) -> None:
         super().__init__(training.stage)
         self.out = Path()
         self.runtime = runtime
-        self.world: World = SOLO
+        self.world = world
         self._training = training
-        self._tracking = tracking
+        self._recorded = tracking
         self._meter = Meter(training.stage)
         self._device: Device | None = None
+
+    @property
+    def _tracking(self) -> StageRun:
+        assert self._recorded is not None, "a follower has no MLflow run"
+        return self._recorded
 
     def device(self, *, flops: float = 0.0) -> Device:
         """Return the device and precision that params.yaml's `runtime` asks for, recorded.
@@ -148,11 +167,18 @@ class Run(Reader):
         The first call decides; `flops` is how much training is to come.
         """
         if self._device is None:
-            self._device = device = pick(self.runtime, flops=flops)
-            record = device.record()
-            self._tracking.params({f"device.{name}": value for name, value in record.items()})
-            self.say(", ".join(f"{name} {value}" for name, value in record.items()))
+            picked = pick(self.runtime, flops=flops / self.world.size)
+            size, sharded = self.world.size, self.world.sharded
+            self._device = replace(picked, processes=size, sharded=sharded)
+            self._tell_device(self._device.record())
         return self._device
+
+    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+        self._tracking.params({f"device.{name}": value for name, value in record.items()})
+        self.say(", ".join(f"{name} {value}" for name, value in record.items()))
+
+    def lead(self) -> None:
+        """Go on in the first rank alone, which now has what all have made together."""
 
     def store(self) -> StateStore:
         """Return where this stage's training keeps its state, and what it goes on from."""
@@ -227,17 +253,81 @@ class Run(Reader):
         self._meter.close()
 
 
+class FollowerDone(Exception):  # noqa: N818, nothing is wrong
+    """The rest of the stage is the first rank's alone."""
+
+
+class Follower(Run):
+    """The hands of every rank behind the first: they read, and report nothing."""
+
+    def say(self, text: str) -> None:
+        """Say nothing: the first rank does."""
+
+    def step(self, *figures: Any, **more: Any) -> None:
+        """Record nothing: the first rank does."""
+
+    def tag(self, name: str, value: str) -> None:
+        """Record nothing: the first rank does."""
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keep nothing: the first rank does."""
+
+    def lead(self) -> None:
+        """Leave: raises FollowerDone."""
+        raise FollowerDone
+
+    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+        pass
+
+
 def execute(name: str) -> None:
     """Run one stage from its checked inputs to its whole output folder, recorded throughout.
 
+    A stage that takes several processes is started in them from here, and executed by each.
     Raises what the body raises, after the run is closed as FAILED or KILLED; ValueError
     and OSError are the user's to mend.
     """
     job = load(name)
     params = job.params()
     runtime = checked(RuntimeConfig, "runtime")
+    if _ranks.follows():
+        if job.section.parallel:
+            _follow(job, params, runtime)
+        return
     resume = checked(_resume.ResumeConfig, "resume")
     hashes = _project.check_inputs(name)
+    if job.section.parallel and _ranks.launches(processes := params.processes(runtime)):
+        _ranks.launch(name, processes)
+        return
+    with _group(params, runtime) as world:
+        run = partial(Run, runtime=runtime, world=world)
+        _lead(job, params, run, resume=resume, hashes=hashes)
+
+
+def _group(params: Section, runtime: RuntimeConfig) -> AbstractContextManager[World]:
+    """Return the context in which this process is one of those that do the stage."""
+    if not params.parallel:
+        return nullcontext(SOLO)
+    return join(device_name(runtime.device), shard=getattr(params, "shard", False))
+
+
+def _follow(job: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
+    """Do this rank's share of the work; what comes of it is the first rank's to report."""
+    with _group(params, runtime) as world, suppress(FollowerDone):
+        training = _resume.Training(job.name, {})
+        job.body(params, Follower(None, training, runtime=runtime, world=world))
+
+
+def _lead(
+    job: Stage[Any],
+    params: Section,
+    hands: Callable[[StageRun, _resume.Training], Run],
+    *,
+    resume: _resume.ResumeConfig,
+    hashes: Mapping[str, str],
+) -> None:
+    """Execute a stage as the one process that reports and writes."""
+    name = job.name
     training = _resume.training(name, hashes)
     _resume.clean()
     for line in _resume.others(training, resume):
@@ -249,17 +339,24 @@ def execute(name: str) -> None:
         tracking.params({**params.model_dump(), "seed": checked(int, "seed")})
         tracking.inputs(hashes)
         tracking.tag("dvc.stage_key", training.key)
-        metrics = _produce(job, params, Run(tracking, training, runtime=runtime))
+        metrics = _produce(job, params, hands(tracking, training))
         tracking.outputs({f"artifacts/{name}": _project.content_hash(ROOT / "artifacts" / name)})
-    except Exception as error:
-        tracking.mlflow.log_text(traceback.format_exc(), "error.txt")
-        tracking.end("FAILED", str(error))
-        raise
     except BaseException as stop:
-        tracking.end("KILLED", str(stop) or type(stop).__name__)
+        # a launcher that ends this rank for another's sake must not cut off its record
+        with uninterrupted():
+            _end(tracking, stop)
         raise
     tracking.end("FINISHED")
     tell("end", metrics=metrics)
+
+
+def _end(tracking: StageRun, error: BaseException) -> None:
+    """Close the run of a stage that did not get to its end."""
+    if isinstance(error, Exception):
+        tracking.mlflow.log_text(traceback.format_exc(), "error.txt")
+        tracking.end("FAILED", str(error))
+    else:
+        tracking.end("KILLED", str(error) or type(error).__name__)
 
 
 def _produce(job: Stage[Any], params: Section, run: Run) -> Metrics:

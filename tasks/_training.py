@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import nn
 
 from gptmill.course import Plan, Step, StoppingConfig
-from gptmill.device import Device
 from gptmill.files import write_csv
 from gptmill.flops import datasheet_peak, measured_peak
 from gptmill.guard import GuardConfig
@@ -139,7 +138,7 @@ def train(
 
     Goes on from the state of the same training, if one was cut off.
     """
-    store = run.store()
+    store = None if run.world.rank else run.store()
     trainer = Trainer(
         model,
         objective,
@@ -152,16 +151,17 @@ def train(
         store=store,
         world=run.world,
     )
-    for note in store.notes:
+    for note in store.notes if store is not None else ():
         run.say(note)
     if trainer.resumed_at:
         run.say(f"goes on from step {trainer.resumed_at:,} of {plan.steps:,}")
         run.tag("resumed_at", str(trainer.resumed_at))
-    ceilings = _ceilings(run.device()) if flops_per_token else {}
+    ceilings = _ceilings(run) if flops_per_token else {}
     report = Report(run, plan.steps, ceilings, flops_per_token)
     with closing(trainer.steps()) as steps:
         for step in _with_bad_batches(run, trainer, steps):
             report.add(step)
+    run.lead()
     table = pd.DataFrame(report.rows)
     write_csv(run.out / "training.csv", table)
     run.figure("training", curves(table))
@@ -195,13 +195,19 @@ def _with_bad_batches(
         keep()
 
 
-def _ceilings(device: Device) -> dict[str, float]:
-    """Return the FLOP/s that this device reaches in a matrix product, and those it is sold with."""
+def _ceilings(run: Run) -> dict[str, float]:
+    """Return the FLOP/s that the devices reach in a matrix product, and those they are sold with.
+
+    The first rank measures its own; the others are taken to be like it.
+    """
+    if run.world.rank:
+        return {}
+    device = run.device()
     found = {"mfu": measured_peak(device.device, device.precision)}
     sold = datasheet_peak(device.model)
     if sold is not None:
         found["mfu_datasheet"] = sold
-    return found
+    return {name: flops * run.world.size for name, flops in found.items()}
 
 
 def peak_memory() -> float:

@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, StringConstraints, model_validator
 
 from gptmill.checkpoint import save_causal_lm
-from gptmill.device import Device, keep_freed_memory
+from gptmill.device import Device, RuntimeConfig, keep_freed_memory, processes
 from gptmill.files import write_text
 from gptmill.flops import parameters, train_flops_per_token
 from gptmill.generation import GenerationConfig, generate
@@ -39,6 +39,10 @@ class Shape(Section):
 class Pretrain(TrainingSection):
     """params.yaml `pretrain:`; the context length is `sample`'s."""
 
+    devices: Literal["auto"] | Annotated[int, Field(gt=0)]
+    """Processes that train together on a machine: auto takes one a GPU, else one."""
+    shard: bool
+    """Share weights and optimizer out to them (FSDP), where one has no room for all (DDP)."""
     shape: str | Shape
     drop_rate: float = Field(ge=0, lt=1)
     qkv_bias: bool
@@ -63,14 +67,29 @@ class Pretrain(TrainingSection):
         self.model(vocab_size=1, context_length=1)
         return self
 
-    def batch_size(self, context_length: int) -> int:
-        """Return the windows of a step. Raises ValueError where its tokens are no whole windows."""
+    parallel: ClassVar[bool] = True
+
+    def processes(self, runtime: RuntimeConfig) -> int:
+        """Return how many processes the stage trains in on this machine."""
+        return processes(runtime, self.devices)
+
+    def batch_size(self, context_length: int, *, ranks: int = 1) -> int:
+        """Return the windows of a step, which so many ranks share.
+
+        Raises ValueError where its tokens are no whole windows, or too few to share.
+        """
         windows, rest = divmod(self.batch_tokens, context_length)
         if rest:
             raise ValueError(
                 f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,}; it must be a "
                 f"multiple of sample.windows.max_length, {context_length:,}; the nearest are "
                 f"{max(windows, 1) * context_length:,} and {(windows + 1) * context_length:,}"
+            )
+        if windows < ranks:
+            raise ValueError(
+                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,}, {windows} windows "
+                f"of {context_length:,}, but {ranks} processes share them: raise it to at least "
+                f"{ranks * context_length:,}, or lower pretrain.devices"
             )
         return windows
 
@@ -140,13 +159,13 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     """Train a GPT from random weights on the training windows."""
     texts = Texts.of(run)
     length = texts.train.config.max_length
+    rows = params.batch_size(length, ranks=run.world.size)
     config = params.model(vocab_size=texts.tokenizer.n_vocab, context_length=length)
     flops = train_flops_per_token(config, length)
     tokens = params.steps * params.batch_tokens
     device = run.device(flops=flops * tokens)
     keep_freed_memory()
     model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
-    rows = params.batch_size(length)
     trained = train(
         run,
         model,

@@ -39,6 +39,9 @@ class FakeRun:
     def store(self) -> StateStore:
         return StateStore(self.out.with_name(f"{self.out.name}-state"), every=60, keep=2)
 
+    def lead(self) -> None:
+        pass
+
     def keep(self, name: str, content: object) -> None:
         self.kept[name] = content
 

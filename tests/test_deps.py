@@ -19,6 +19,7 @@ EXEMPT = {
     "tasks/_process.py": "signals",
     "tasks/_progress.py": "what a person sees while a stage runs",
     "tasks/_project.py": "reads and checks records, and refuses; passes nothing into the work",
+    "tasks/_ranks.py": "starts processes; what they compute together is src/gptmill/parallel.py's",
     "tasks/_receipt.py": "tells the flow what happened",
     "tasks/_resume.py": "where a training's state lies; what is in it is src/gptmill/state.py's",
     "tasks/_served_assistant.py": "what MLflow serves; runs after the pipeline",

@@ -12,7 +12,8 @@ def test_auto_picks_what_is_there_and_records_it():
     assert device.device in ("cpu", "cuda", "mps")
     assert device.precision in ("fp32", "bf16")
     assert torch.are_deterministic_algorithms_enabled()
-    assert device.record().keys() == {"device", "model", "precision", "compile", "threads", "torch"}
+    names = "device model precision compile threads torch processes sharded"
+    assert device.record().keys() == set(names.split())
     assert device.record()["threads"] == torch.get_num_threads()
     assert all(isinstance(value, str | int) for value in device.record().values())
 

@@ -19,6 +19,8 @@ from gptmill.windows import WindowIndex
 from tasks.pretrain import Pretrain, Shape, pretrain
 
 PARAMS = Pretrain(
+    devices="auto",
+    shard=False,
     shape=Shape(emb_dim=24, n_layers=2, n_heads=3),
     drop_rate=0.1,
     qkv_bias=True,

@@ -56,6 +56,8 @@ class Device:
     compile: bool
     threads: int
     torch: str
+    processes: int = 1
+    sharded: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context in which a forward pass runs in this precision."""
@@ -73,7 +75,7 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
     `flops` is how much work is to come: `compile: auto` compiles where that is worth the wait.
     Raises ValueError where the device asked for is not there.
     """
-    name = _device_name(config.device)
+    name = device_name(config.device)
     auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
     # cuBLAS is deterministic only with a fixed workspace, which it reads once, at its start
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -110,12 +112,30 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
 
 
+def processes(config: RuntimeConfig, wanted: int | Literal["auto"]) -> int:
+    """Return how many processes train together on this machine: one a GPU, or as many as asked.
+
+    Raises ValueError where there are fewer GPUs than asked for.
+    """
+    name = device_name(config.device)
+    there = torch.cuda.device_count() if name == "cuda" else 1
+    if wanted == "auto":
+        return there
+    if wanted > there and name != "cpu":
+        kind = "GPU" if name == "cuda" else name
+        raise ValueError(
+            f"devices is {wanted}, but this machine shows {there} {kind}: lower it, or write auto"
+        )
+    return wanted
+
+
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
 
 
-def _device_name(choice: DeviceChoice) -> str:
+def device_name(choice: DeviceChoice) -> str:
+    """Return the kind of device that is used. Raises ValueError where one asked for is missing."""
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -18,6 +18,8 @@ class Loaded:
 
     index: int
     batch: Batch
+    rows: int
+    """Of the largest share that a rank has; a share may have one row less."""
     count: int
     tokens: int
     digest: str
@@ -55,6 +57,7 @@ class Loader:
         return Loaded(
             index=index,
             batch=tuple(tensor.pin_memory() for tensor in rows) if self._pin else rows,
+            rows=self._world.largest_share(len(whole[0])),
             count=self._objective.count(whole),
             tokens=whole[0].numel(),
             digest=digest(whole),

@@ -8,13 +8,14 @@ from types import FrameType
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[list[int]]:
     """Hold back SIGINT and SIGTERM while the block runs, then deliver them.
 
-    Python calls handlers in the main thread alone; elsewhere there is nothing to hold back.
+    The block is given the list of those that came so far. Python calls handlers in the main
+    thread alone; elsewhere there is nothing to hold back.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
     came: list[int] = []
 
@@ -23,7 +24,7 @@ def uninterrupted() -> Iterator[None]:
 
     usual = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)

@@ -12,10 +12,11 @@ Letters: B rows of a batch, T positions.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from gptmill.guard import Guard
 from gptmill.loader import Loaded, Loader
 from gptmill.objectives import Batch, Objective
 from gptmill.optimizers import Optimizer, learning_rate_at
-from gptmill.parallel import SOLO, World
+from gptmill.parallel import SOLO, World, is_lost
 from gptmill.signals import uninterrupted
 from gptmill.state import Rows, State, StateStore
 
@@ -57,7 +58,7 @@ class Trainer:
         store: StateStore | None = None,
         world: World = SOLO,
     ) -> None:
-        self.model = model.to(device.device)
+        self.model = model
         self.plan = plan
         self.device = device
         self.world = world
@@ -70,7 +71,7 @@ class Trainer:
         self._sample = sample
         self._describe = describe
         self._loader = Loader(batches, objective, world, pin=device.device == "cuda")
-        self._forward = world.wrap(_Forward(model, objective))
+        self._forward = world.wrap(_Forward(model, objective), model, device.device)
         self._compiled = torch.compile(self._forward) if device.compile else self._forward
         self._optimizer = Optimizer(model, plan.optimizer)
         self._course = Course(micro_batch=plan.micro_batch)
@@ -78,13 +79,13 @@ class Trainer:
         self._whole = True  # weights, optimizer and course belong to one step
         self._best: dict[str, Tensor] = {}
         self._earlier: State | None = None  # where a rollback goes
-        if store is not None:
-            found = store.load()
-            if found is not None:
-                self._restore(found)
+        found = self._found()
+        if found is not None:
+            self._restore(found)
         if plan.guard.action == "rollback" and self._earlier is None:
             self._mark()
-        world.barrier()  # no rank writes into the store while another one still reads
+        if world.reorders and self._course.step < plan.steps:
+            self._rehearse()
 
     @property
     def resumed_at(self) -> int:
@@ -107,36 +108,60 @@ class Trainer:
         """Yield each step, those of a state that was found first.
 
         Whatever ends this early but an error of ours (Ctrl-C, a signal turned into an
-        exception, the caller) first saves the state. Raises DivergedError where bad steps go on.
+        exception, the caller), or a rank that is lost, first saves the state. A sharded one is
+        gathered by all ranks, so there a signal waits for the end of its step, and a lost rank
+        costs what came after the last state. Raises DivergedError where bad steps go on.
         """
         for row in self.rows:
             yield Step(**row, replayed=True)
+        nothing: AbstractContextManager[list[int]] = nullcontext([])
+        waiting = uninterrupted() if self.world.sharded else nothing
         try:
-            yield from self._go_on()
-        except Exception:
+            with waiting as signals:
+                yield from self._go_on(signals)
+        except Exception as error:
+            if is_lost(error):
+                self._save_last()
             raise
         except BaseException:
-            if self._whole and self.store is not None and self.world.rank == 0:
-                self.store.save(self._state(), wait=True)
+            self._save_last()
             raise
         finally:
             self._loader.close()
             if self.store is not None:
                 self.store.close()
         self._load_parameters(self._best)
+        self.world.unwrap(self._forward)
         self.model.eval()
 
-    def _go_on(self) -> Generator[Step, None, None]:
+    def _go_on(self, signals: list[int]) -> Generator[Step, None, None]:
         while True:
             if self._course.open is not None:
                 yield self._close_step(self._course.open)
             if self._course.step == self.plan.steps or self._out_of_patience():
                 break
-            if self.store is not None and self.world.rank == 0 and self.store.due():
-                self.store.save(self._state())
+            due = self.store is not None and self.store.due()
+            stop, due = self.world.any(bool(signals), due)
+            if stop or due:
+                self._save(wait=stop)
+            if stop:
+                if not signals:
+                    signal.raise_signal(signal.SIGTERM)  # another rank's is this one's too
+                return
             self._update()
-        if self.store is not None and self.world.rank == 0:
-            self.store.save(self._state(), wait=True)
+        self._save(wait=True)
+
+    def _save(self, *, wait: bool) -> None:
+        """Save a state: the first rank alone, whom the others only help to gather it."""
+        if self._saves and (self.world.sharded or self.world.rank == 0):
+            state = self._state()
+            if self.store is not None:
+                self.store.save(state, wait=wait)
+
+    def _save_last(self) -> None:
+        if self._whole and not self.world.sharded:
+            with uninterrupted():
+                self._save(wait=True)
 
     # one step
 
@@ -151,7 +176,7 @@ class Trainer:
         )
         self.model.train()
         loss = self._backward(loaded, number)
-        norm = self._optimizer.clip().item()
+        norm = self.world.agree(self._optimizer.clip()).item()
         fault = self._guard.fault(loss, norm)
         if fault is not None:
             self._note(fault, loaded)
@@ -180,11 +205,22 @@ class Trainer:
                 "batch_number": loaded.index,
                 "batch": loaded.digest,
                 "fault": fault,
-                "micro_batch": course.micro_batch or len(loaded.batch[0]),
+                "micro_batch": course.micro_batch or loaded.rows,
                 "tokens_per_second": loaded.tokens / seconds,
                 "data_wait": waited,
             }
             self._whole = True
+
+    def _rehearse(self) -> None:
+        """Go through a step and forget it.
+
+        DDP sums gradients in the order in which its first step finds them ready, and only then:
+        in another order three ranks' sums round otherwise, and a run that goes on would differ.
+        """
+        self.model.train()
+        number = self._course.step
+        self._backward(self._loader.get(number + self._course.shift), number)
+        self._optimizer.zero_grad()
 
     def _backward(self, loaded: Loaded, number: int) -> float:
         """Leave the gradients of the mean loss over the step's targets; return that loss.
@@ -198,9 +234,14 @@ class Trainer:
             try:
                 return self._accumulate(loaded)
             except RuntimeError as error:
-                rows = self._course.micro_batch or len(loaded.batch[0])
-                if not _out_of_memory(error) or self.world.size > 1:
+                rows = self._course.micro_batch or loaded.rows
+                if not _out_of_memory(error):
                     raise
+                if self.world.size > 1:  # the others are at the step already, and cannot go back
+                    raise ValueError(
+                        f"memory ran out on rank {self.world.rank} with {rows} rows at a time: set "
+                        f"runtime.micro_batch below that ({_first_line(error)})"
+                    ) from None
                 if rows == 1:
                     raise ValueError(
                         "memory ran out with one row at a time: shorten the context, take a "
@@ -212,18 +253,22 @@ class Trainer:
                 torch.cuda.empty_cache()
 
     def _accumulate(self, loaded: Loaded) -> float:
-        rows = self._course.micro_batch or len(loaded.batch[0])
-        parts = range(0, len(loaded.batch[0]), rows)
+        rows = self._course.micro_batch or loaded.rows
+        parts = range(0, loaded.rows, rows)
         total = torch.zeros((), device=self.device.device)
         for start in parts:
             micro = tuple(tensor[start : start + rows] for tensor in loaded.batch)
+            scale = self.world.size  # the ranks' gradients are averaged
+            if not len(micro[0]):  # this share is the smaller one: the ranks go through together
+                micro, scale = tuple(tensor[:1] for tensor in loaded.batch), 0
             prepared = self._on_device(self._objective.prepare(micro))
             last = start == parts[-1]
             with nullcontext() if last else self.world.no_sync(self._forward):
                 with self.device.autocast():
                     value = self._compiled(*prepared) / loaded.count
-                (value * self.world.size).backward()  # the ranks' gradients are averaged
-            total += value.detach()
+                (value * scale).backward()
+            if scale:
+                total += value.detach()
         return self.world.sum(total).item()
 
     def _on_device(self, batch: Batch) -> Batch:
@@ -240,9 +285,10 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             if evaluated and self._evaluate:
-                evaluation = self._evaluate()
+                evaluation = self.world.tell(self._evaluate())
             if sampled and self._sample:
                 text = self._sample(step)
+            self.world.settle(self.model)
         with uninterrupted():
             self._course.open = None
             self.rows.append({**row, "evaluation": evaluation, "sample": text})
@@ -320,19 +366,30 @@ class Trainer:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach().to("cpu", copy=True) for name, p in self._trained()}
+        return {name: self.world.held(p) for name, p in self._trained()}
 
     def _load_parameters(self, values: dict[str, Tensor]) -> None:
         if values:
             with torch.no_grad():
                 for name, parameter in self._trained():
-                    parameter.copy_(values[name])
+                    parameter.copy_(self.world.place(values[name], parameter))
+
+    def _moments(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the optimizer's tensors where those of their parameters are."""
+        parameters = dict(self._trained())
+        return {
+            name: self.world.place(value, parameters[name.rpartition(".")[0]])
+            for name, value in values.items()
+        }
+
+    def _found(self) -> State | None:
+        """Return the newest state; the ranks behind the first are told all but its tensors."""
+        found = None if self.store is None else self.store.load()
+        self._saves, told = self.world.tell((self.store is not None, _outline(found)))
+        return found if self.world.rank == 0 else told
 
     def _state(self) -> State:
-        optimizer = {
-            name: value.detach().to("cpu", copy=True)
-            for name, value in self._optimizer.state().items()
-        }
+        optimizer = {n: self.world.held(value) for n, value in self._optimizer.state().items()}
         parts = {"model": self._parameters(), "optimizer": optimizer, "best": self._best}
         tensors = {f"{part}/{name}": v for part, held in parts.items() for name, v in held.items()}
         record = {
@@ -352,7 +409,7 @@ class Trainer:
             part, rest = name.split("/", 1)
             held.setdefault(part, {})[rest] = value
         self._load_parameters(held["model"])
-        self._optimizer.load(held.get("optimizer", {}))
+        self._optimizer.load(self._moments(held.get("optimizer", {})))
         self._best = held.get("best", {})
         self._course = Course(**state.record["course"])
         self._guard = Guard(self.plan.guard, state.record["norms"])
@@ -374,6 +431,13 @@ class _Forward(nn.Module):
 
     def forward(self, *batch: Tensor) -> Tensor:
         return self.loss(self.model, batch)
+
+
+def _outline(state: State | None) -> State | None:
+    """Return a state without the content of its tensors."""
+    if state is None:
+        return None
+    return replace(state, tensors={name: t.to("meta") for name, t in state.tensors.items()})
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
