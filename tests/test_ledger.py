@@ -16,6 +16,8 @@ from tasks._ledger import compare, trained
 from tasks.pretrain import Pretrain, Shape, Texts, ledger, pretrain
 
 PARAMS = Pretrain(
+    devices="auto",
+    shard=False,
     shape=Shape(emb_dim=8, n_layers=1, n_heads=1),
     drop_rate=0.0,
     qkv_bias=True,
