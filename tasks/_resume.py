@@ -146,9 +146,24 @@ def clean() -> None:
     locked = {name: key(entry) for name, entry in _project.lock().items() if "deps" in entry}
     for stage in _project.stages():
         for folder in _folders(stage):
-            cached = ROOT / ".dvc/cache/runs" / folder.name[:2] / folder.name
-            if locked.get(stage) == folder.name or cached.exists():
+            if locked.get(stage) == folder.name or _in_run_cache(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_run_cache(name: str) -> bool:
+    """Return whether DVC can bring the outputs of a key back by itself.
+
+    It notes the run first and takes in the outputs after: killed between, it has the note alone.
+    """
+    notes = (ROOT / ".dvc/cache/runs" / name[:2] / name).glob("?" * 64)
+    return any(all(_in_cache(out["md5"]) for out in _project.read_yaml(note)["outs"]) for note in notes)
+
+
+def _in_cache(value: str) -> bool:
+    path = ROOT / ".dvc/cache/files/md5" / value[:2] / value[2:]
+    if not (path.exists() and value.endswith(".dir")):
+        return path.exists()
+    return all(_in_cache(entry["md5"]) for entry in read_json(path))
 
 
 def others(found: Training, config: ResumeConfig) -> Iterator[str]:

@@ -210,7 +210,9 @@ class Chain:
         done = attempt.steps
         if done:
             words = f"goes on from step {held} of {self.steps}"
-            assert done[0] == held + 1, (done, held, attempt.output)
+            # a state saved in the middle of an evaluation still owes its step's record
+            owing = held > 0 and (held % self.every == 0 or held == self.steps)
+            assert done[0] == held + 1 or (owing and done[0] == held), (done, held, attempt.output)
             assert (words in attempt.output) == (held > 0), (held, attempt.output)
             assert done == list(range(done[0], done[-1] + 1))
         assert "Traceback" not in attempt.output, attempt.output
