@@ -19,6 +19,8 @@ def main(arguments: list[str]) -> int:
         given = " ".join(arguments) or "nothing"
         raise ValueError(f"name one stage of {', '.join(stages())}, STAGE=x; given: {given}")
     stage = arguments[0]
+    _resume.claim(stage)
+    _resume.clean()  # a training that is in the outputs already is none to go on with
     adopted = _resume.adopt(_resume.training(stage, check_inputs(stage)))
     if adopted is not None:
         print(adopted)

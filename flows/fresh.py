@@ -10,6 +10,7 @@ def main(arguments: list[str]) -> int:
         given = " ".join(arguments) or "nothing"
         raise ValueError(f"name one stage of {', '.join(stages())}, STAGE=x; given: {given}")
     stage = arguments[0]
+    _resume.claim(stage)
     for line in _resume.fresh(stage) or [f"{stage}: there is no training to drop"]:
         print(line)
     return 0

@@ -9,11 +9,13 @@ off between its end and DVC's commit writes them anew without training.
 import fcntl
 import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
 
 from gptmill.files import md5, read_json, write_json
 from gptmill.state import StateStore, progress
@@ -23,6 +25,10 @@ from tasks._progress import duration
 
 STATES = ROOT / ".state"
 NOTE = "training.json"
+PATIENCE = 10.0
+"""Seconds that a process which is ending is waited for."""
+
+_CLAIMED: dict[str, TextIO] = {}
 
 
 @dataclass(frozen=True)
@@ -66,23 +72,43 @@ class Training:
         return read_json(note)["run"] if note.exists() and progress(self.folder) else None
 
     def store(self, config: ResumeConfig, run: str) -> StateStore:
-        """Open its states, for this process alone.
-
-        Raises ValueError where another process has them open.
-        """
+        """Open its states, and note whose they are."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{self.stage}: another process is at this training ({self.folder}): wait for it, "
-                "or end it"
-            ) from None
         write_json(self.folder / NOTE, {"entry": self.entry, "run": run})
-        store = StateStore(self.folder, every=config.every_seconds, keep=config.keep)
-        store.lock = lock  # held until the process ends
-        return store
+        return StateStore(self.folder, every=config.every_seconds, keep=config.keep)
+
+
+def claim(stage: str) -> None:
+    """Keep other processes out of a stage's states and outputs until this process ends.
+
+    DVC does so for what it starts, but a stage whose DVC was killed is still ending, and a
+    stage can be run without DVC. Raises ValueError where another process stays at it.
+    """
+    if stage in _CLAIMED:
+        return
+    path = STATES / f"{stage}.lock"
+    path.parent.mkdir(exist_ok=True)
+    file = path.open("a+", encoding="ascii")
+    started = time.monotonic()
+    while not _lock(file):
+        if time.monotonic() - started > PATIENCE:
+            raise ValueError(
+                f"{stage}: process {path.read_text(encoding='ascii')} is at this stage: wait for "
+                "it, or end it"
+            )
+        time.sleep(0.1)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    _CLAIMED[stage] = file
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def training(stage: str, hashes: Mapping[str, str]) -> Training:

@@ -328,6 +328,7 @@ def _lead(
 ) -> None:
     """Execute a stage as the one process that reports and writes."""
     name = job.name
+    _resume.claim(name)
     training = _resume.training(name, hashes)
     _resume.clean()
     for line in _resume.others(training, resume):

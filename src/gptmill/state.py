@@ -52,9 +52,6 @@ class Progress:
 class StateStore:
     """States of one training in a folder of their own."""
 
-    lock: Any = None
-    """Whatever keeps others out, held as long as this is."""
-
     def __init__(self, folder: Path, *, every: float, keep: int) -> None:
         assert keep >= 1
         self.folder = folder
