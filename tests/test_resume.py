@@ -115,9 +115,9 @@ def pid_of(project: Project, words: str) -> int:
     import psutil
 
     for process in psutil.process_iter(["cwd", "cmdline"]):
-        if process.info["cwd"] == str(project.root):
-            if words in " ".join(process.info["cmdline"] or []):
-                return int(process.pid)
+        here = process.info["cwd"] == str(project.root)
+        if here and words in " ".join(process.info["cmdline"] or []):
+            return int(process.pid)
     raise AssertionError(f"no process {words}")
 
 
