@@ -156,7 +156,9 @@ def _in_run_cache(name: str) -> bool:
     It notes the run first and takes in the outputs after: killed between, it has the note alone.
     """
     notes = (ROOT / ".dvc/cache/runs" / name[:2] / name).glob("?" * 64)
-    return any(all(_in_cache(out["md5"]) for out in _project.read_yaml(note)["outs"]) for note in notes)
+    return any(
+        all(_in_cache(out["md5"]) for out in _project.read_yaml(note)["outs"]) for note in notes
+    )
 
 
 def _in_cache(value: str) -> bool:

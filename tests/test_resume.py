@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 
 from killing import forget, lock_entry
 from project import Project, commit, tiny_project
-from tasks import _resume
+from tasks import _project, _resume
 from tasks._receipt import VARIABLE, Reader
 
 STEPS = 60
@@ -91,11 +90,12 @@ class Started:
     def until_step(self, step: int) -> None:
         self.until(lambda: bool(self.steps()) and self.steps()[-1] >= step)
 
-    def send(self, number: int, *, group: bool) -> None:
+    def send(self, number: int, *, group: bool, words: str = "tasks pretrain") -> None:
+        """Send a signal to the whole group, or to the one process with these words."""
         if group:
             os.killpg(self.process.pid, number)
         else:
-            os.kill(pid_of(self.project, "tasks pretrain"), number)
+            os.kill(pid_of(self.project, words), number)
 
     def end(self) -> int:
         """Wait until the command and all that it started are gone; return its status."""
@@ -406,11 +406,12 @@ PIPELINE = [sys.executable, "-m", "flows", "pipeline"]
 def test_a_pipeline_that_was_ended_goes_on_in_the_next(
     anew: Project, whole: Any, start: Callable[..., Started]
 ) -> None:
+    anew.params({"resume": {"every_seconds": 0}})
     seen = len(anew.runs())
     for turn, (number, step) in enumerate(((signal.SIGTERM, 8), (signal.SIGINT, 20))):
         flow = start(PIPELINE)
-        flow.until(lambda flow=flow, step=step: f"step {step}/" in flow.text() or at(anew, step))
-        flow.send(number, group=True)
+        flow.until(lambda step=step: held(anew) >= step)
+        flow.send(number, group=number == signal.SIGINT, words="flows pipeline")
         assert flow.end() != 0
         runs = anew.runs()[seen:]
         assert {run["status"] for run in runs} == {"KILLED"}
@@ -422,11 +423,33 @@ def test_a_pipeline_that_was_ended_goes_on_in_the_next(
     assert outputs(anew) == whole["outs"]
 
 
-def at(project: Project, step: int) -> bool:
-    return held(project) >= step
+# DVC's own records
 
 
-@pytest.fixture
-def copy(project: Project, tmp_path: Path) -> Project:
-    shutil.copytree(project.root, tmp_path / "copy", symlinks=True)
-    return Project(tmp_path / "copy")
+def test_a_state_stays_until_dvc_holds_the_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC killed in its commit leaves a torn note, or a note of outputs that it has not got."""
+    key, value = "ab" * 32, "cd" * 16 + ".dir"
+    for module in (_resume, _project):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(_resume, "STATES", tmp_path / ".state")
+    monkeypatch.setattr(_project, "stages", lambda: {"pretrain": {}})
+    state = tmp_path / ".state" / "pretrain" / key
+    state.mkdir(parents=True)
+    note = tmp_path / ".dvc/cache/runs" / key[:2] / key / ("ef" * 32)
+    listing = tmp_path / ".dvc/cache/files/md5" / value[:2] / value[2:]
+    file = tmp_path / ".dvc/cache/files/md5" / "12" / ("34" * 15)
+    contents = (
+        (note.with_name(".torn.tmp"), "outs:"),
+        (note, f"cmd: c\nouts:\n- path: artifacts/pretrain\n  md5: {value}\n"),
+        (listing, json.dumps([{"md5": "12" + "34" * 15, "relpath": "model.safetensors"}])),
+        (file, "weights"),
+    )
+    for path, content in contents:
+        _resume.clean()
+        assert state.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    _resume.clean()
+    assert not state.exists()
