@@ -1,7 +1,7 @@
 """The kill harness: trainings as real processes under real signals, run again until they end.
 
-`python tests/killing.py 50 7` (or `50 7 compiled`) kills 50 times at moments drawn with seed 7 and prints how many
-of each there were. tests/test_kill.py does the same with a fixed plan.
+`python tests/killing.py 50 7` kills 50 times at moments drawn with seed 7, and prints how many of
+each there were; `50 7 compiled` does so with torch.compile. tests/test_kill.py follows a fixed plan.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests")]
 import psutil  # noqa: E402
 from ruamel.yaml import YAML  # noqa: E402
 
-from gptmill.files import read_json, sha256  # noqa: E402
+from gptmill.files import sha256  # noqa: E402
 from project import Project, commit, tiny_project  # noqa: E402
 from tasks._receipt import VARIABLE, Reader  # noqa: E402
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from killing import forget, lock_entry
@@ -112,12 +113,10 @@ class Started:
 
 
 def pid_of(project: Project, words: str) -> int:
-    import psutil
-
     for process in psutil.process_iter(["cwd", "cmdline"]):
-        if process.info["cwd"] == str(project.root):
-            if words in " ".join(process.info["cmdline"] or []):
-                return int(process.pid)
+        line = " ".join(process.info["cmdline"] or [])
+        if process.info["cwd"] == str(project.root) and words in line:
+            return int(process.pid)
     raise AssertionError(f"no process {words}")
 
 
