@@ -1,7 +1,7 @@
 """The kill harness: trainings as real processes under real signals, run again until they end.
 
-`python tests/killing.py 50 7` (or `50 7 compiled`) kills 50 times at moments drawn with seed 7
-and prints how many of each there were. tests/test_kill.py does the same with a fixed plan.
+`python tests/killing.py 50 7` kills 50 times at moments drawn with seed 7, and prints how many of
+each there were; `50 7 compiled` does so with torch.compile. tests/test_kill.py has a fixed plan.
 """
 
 import fcntl

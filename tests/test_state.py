@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,3 +188,37 @@ def test_too_little_room_is_told_before_anything_is_written(
     with pytest.raises(OSError, match="make room"):
         wait_until_due(there)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["save_file", "sha256", "replace", "seal"])
+def test_a_step_saved_twice_is_never_without_a_whole_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A training that goes on may save the step that it found; a death there must not cost it."""
+    saved(tmp_path, 3)
+    with monkeypatch.context() as patched:
+        if place == "replace":
+            patched.setattr(Path, "replace", stop_at(Path.replace, "safetensors"))
+        elif place == "seal":
+            patched.setattr(Path, "replace", stop_at(Path.replace, "sha256", after=1))
+        else:
+            patched.setattr(f"gptmill.state.{place}", stop_at(None, ""))
+        with pytest.raises(KeyboardInterrupt):
+            store(tmp_path).save(state(3, rows=2), wait=True)
+    found = store(tmp_path).load()
+    assert found is not None
+    assert found.rows == state(3, rows=2 if place == "seal" else 3).rows
+
+
+def stop_at(usual: Any, suffix: str, after: int = 0) -> Any:
+    """Return a function that raises instead of doing its work on a file of this kind."""
+    calls = [after]
+
+    def stops(self: Any, *words: Any, **more: Any) -> Any:
+        if str(words[0] if words else "").endswith(suffix):
+            calls[0] -= 1
+            if calls[0] < 0:
+                raise KeyboardInterrupt
+        return usual(self, *words, **more)
+
+    return stops

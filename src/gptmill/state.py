@@ -139,9 +139,7 @@ class StateStore:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(errno.ENOSPC, _no_room(path, f"{needed:,} bytes needed, {free:,} free"))
-        _seal(path).unlink(missing_ok=True)
         _save_file(tensors, path, {"record": json.dumps(dict(state.record))})
-        write_text(_seal(path), sha256(path) + "\n")
         for old in self._paths()[self.keep :]:
             _seal(old).unlink()
             old.unlink()
@@ -169,12 +167,17 @@ def _record(path: Path) -> Any:
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a state and its seal; whatever stops this, a whole file under the name stays whole."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(tensors, partial, metadata=metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+        seal, digest = _seal(path), sha256(partial) + "\n"
+        if seal.exists():  # of the same step, and whole until this one is in its place
+            write_text(seal, seal.read_text(encoding="ascii", errors="replace") + digest)
         partial.replace(path)
+        write_text(seal, digest)
     except SafetensorError as error:  # it wraps what the system said in words of its own
         raise OSError(errno.EIO, _no_room(path, str(error))) from None
     finally:
@@ -194,9 +197,12 @@ def _seal(path: Path) -> Path:
 
 def _fault(path: Path) -> str | None:
     """Say what is wrong with a state's file, None if nothing is."""
-    recorded = _seal(path).read_text(encoding="ascii", errors="replace").strip()
-    found = sha256(path)
-    return None if found == recorded else f"is damaged ({path}: its SHA-256 is not the one noted)"
+    recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
+    return (
+        None
+        if sha256(path) in recorded
+        else f"is damaged ({path}: its SHA-256 is not the one noted)"
+    )
 
 
 def _read(path: Path) -> State:
