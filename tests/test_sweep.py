@@ -274,8 +274,9 @@ def waiting(tmp_path: Path) -> Project:
     code = WAITS.replace("NAME", "sample")
     (project.root / "tasks" / "sample.py").write_text(code, encoding="utf-8")
     (project.root / "dvc.yaml").write_text(GRAPH, encoding="utf-8")
-    text = "seed: 1\nruntime: {device: cpu, precision: fp32, compile: false}\nsample: {steps: 1}\n"
-    (project.root / "params.yaml").write_text(text, encoding="utf-8")
+    path = project.root / "params.yaml"
+    shared = path.read_text(encoding="utf-8").split("tokenize:")[0]  # what every stage is given
+    path.write_text(shared + "sample: {steps: 1}\n", encoding="utf-8")
     space = {"sample.steps": [3, 61, 4]}
     write_search(project, stage="sample", metric="waited", seed=4, set={}, space=space)
     commit(project, "a stage that waits")
