@@ -3,7 +3,7 @@
 Each contestant is a process of its own that waits while the others are measured; rounds go in
 turn, the first is left out, and medians are compared. Peers run as their users run them, eager
 and compiled, and the better of the two counts. On a bare machine with torch and numpy it runs
-alone, without the peers: `python benchmarks/training.py --device cuda`.
+alone, without the peers: `PYTHONPATH=src python benchmarks/training.py --device cuda --peers`.
 """
 
 import argparse
@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gptmill.device import RuntimeConfig, pick
+from gptmill.flops import measured_peak, train_flops_per_token
+from peers.worker import shape_of
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-
-import torch  # noqa: E402
-
-from gptmill.flops import measured_peak, train_flops_per_token  # noqa: E402
-from gptmill.model import GPTConfig  # noqa: E402
-
 OUT = ROOT / ".state" / "bench"
 WORKER = ROOT / "benchmarks" / "peers" / "worker.py"
 # a peer's folder of packages that our own environment lacks, and what is put there
@@ -171,17 +170,7 @@ def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[st
     seconds = [second for part in contestant.seconds[1:] for second in part]
     tokens = task["rows"] * task["length"]
     rate = tokens / statistics.median(seconds) if seconds else 0.0
-    config = GPTConfig(
-        vocab_size=50257,
-        context_length=task["length"],
-        emb_dim=task["width"],
-        n_layers=task["layers"],
-        n_heads=task["heads"],
-        drop_rate=0.0,
-        qkv_bias=True,
-        tie_weights=True,
-    )
-    flops = train_flops_per_token(config, task["length"])
+    flops = train_flops_per_token(shape_of(task), task["length"])
     return {
         "contestant": contestant.name,
         "mode": "compiled" if contestant.compiled else "eager",
@@ -301,8 +290,6 @@ def plot(results: list[dict[str, Any]]) -> None:
 
 def cpu_name() -> str:
     """Return the processor's name and what torch may use of it."""
-    from gptmill.device import RuntimeConfig, pick
-
     runtime = RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
     return pick(runtime).model
 

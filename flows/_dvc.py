@@ -5,11 +5,7 @@ once, and a stage needs its own memory. Why `--single-item`: a recursive `repro`
 inputs that another one reads.
 """
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +14,7 @@ from typing import Any
 
 from tasks import _receipt
 from tasks._environment import ROOT
-from tasks._process import end_group
+from tasks._process import end_group, killed_by, start_group
 from tasks._project import lock
 
 KILLED_BY = re.compile(r"exited with -(\d+)")
@@ -62,9 +58,9 @@ def repro(
     before = lock().get(stage)
     with tempfile.TemporaryDirectory() as folder:
         reader = _receipt.Reader(Path(folder) / "receipt.jsonl")
-        environment = {**os.environ, **(context or {}), "PYTHONUNBUFFERED": "1"}
-        environment[_receipt.VARIABLE] = str(reader.path)
-        process = _start(["--wait-for-lock", "repro", "--single-item", stage], environment)
+        words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        variables = {**(context or {}), _receipt.VARIABLE: str(reader.path)}
+        process = start_group(words, folder=ROOT, variables=variables)
         events: list[dict[str, Any]] = []
         last = ""
         assert process.stdout is not None
@@ -84,21 +80,6 @@ def repro(
     if status != 0:
         return Outcome(stage, FAILED, _why(stage, last, events), events)
     return Outcome(stage, _state(before, lock().get(stage), events), "", events)
-
-
-def _start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tasks._leash", sys.executable, "-m", "dvc", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
 
 
 def _pass_on(
@@ -125,7 +106,5 @@ def _why(stage: str, last: str, events: list[dict[str, Any]]) -> str:
         return str(told)
     found = KILLED_BY.search(last)
     if found:
-        name = signal.Signals(int(found[1])).name
-        hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
-        return f"{stage} was killed by {name}{hint}"
+        return f"{stage} {killed_by(int(found[1]))}"
     return next((line for line in last.splitlines() if line), f"dvc could not run {stage}")

@@ -19,8 +19,6 @@ from pydantic import (
     Field,
     PlainValidator,
     Tag,
-    TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
@@ -30,7 +28,7 @@ from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
 from tasks import _project
 from tasks._environment import ROOT
-from tasks._stage import load
+from tasks._stage import load, validated
 
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
 A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
@@ -203,12 +201,7 @@ def read(file: str) -> Sweep:
 
 def parse(content: Any, file: str) -> Search:
     """Return what a file holds as a search that fits this project. Raises ValueError."""
-    try:
-        search = TypeAdapter(Search).validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        raise ValueError("\n".join(_sentences(error, file))) from None
-    except TypeError:
-        raise ValueError(f"{file} holds something that is no plain value") from None
+    search = validated(Search, content, file=file)
     try:
         check(search)
     except ValueError as error:
@@ -294,42 +287,22 @@ def _check_values(search: Search) -> None:
 
 def refusal(changes: Changes) -> str | None:
     """Return why the stages' own sections refuse these params; None where they take them."""
+    shared: dict[str, type] = {"seed": int, "runtime": RuntimeConfig}
     for name in sorted({key.split(".")[0] for key in changes}):
-        # a copy through JSON, in which the section is checked, too
+        # a copy through JSON: the params themselves stay
         section = {name: json.loads(_section_text(name))}
         put(section, {key: value for key, value in changes.items() if key.split(".")[0] == name})
+        kind = shared.get(name) or load(name).section
         try:
-            _kind(name).validate_json(json.dumps(section[name]), strict=True)
-        except ValidationError as error:
-            return "; ".join(_sentences(error, "params.yaml", name))
+            validated(kind, section[name], file="params.yaml", section=name)
+        except ValueError as error:
+            return "; ".join(str(error).splitlines())
     return None
 
 
 @cache
 def _section_text(name: str) -> str:
     return json.dumps(_project.params()[name])
-
-
-@cache
-def _kind(name: str) -> TypeAdapter[Any]:
-    shared: dict[str, type] = {"seed": int, "runtime": RuntimeConfig}
-    return TypeAdapter(shared.get(name) or load(name).section)
-
-
-def _sentences(error: ValidationError, file: str, section: str = "") -> Iterator[str]:
-    for mistake in error.errors():
-        parts = [str(part) for part in mistake["loc"] if part not in (A_RANGE, A_LIST)]
-        where = ".".join(filter(None, [section, *parts]))
-        what = mistake["msg"].removeprefix("Value error, ")
-        match mistake["type"]:
-            case "missing":
-                yield f"{file}: {where} is missing"
-            case "extra_forbidden":
-                yield f"{file}: {where} is unknown: remove it or mend its name"
-            case _:
-                given = mistake["input"]
-                told = "" if isinstance(given, dict) else f" (given: {json.dumps(given)})"
-                yield f"{file}: {where + ': ' if where else ''}{what[0].lower()}{what[1:]}{told}"
 
 
 def _facts(search: Search) -> dict[str, Any]:

@@ -4,15 +4,12 @@ It brings the stage, and all that it rests on, up to date with the worktree's ow
 writes to FILE what became of them. Its folder is the worktree, so ROOT is, too.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from tasks._environment import ROOT, set_environment, use_own_source
 from tasks._process import Terminated, raise_on_sigterm
-
-SWEEP_VARIABLE = "GPTMILL_SWEEP_RUN"
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +23,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Terminated as stop:
-        close_sweep()
+        from tasks._tracking import close_orphaned_parents
+
+        close_orphaned_parents()
         return 128 + stop.number
     except (ValueError, OSError) as error:
         result = {"failed": "", "message": str(error), "states": {}}
@@ -40,6 +39,7 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
     """Run what is stale of a stage and of what it rests on, up to the first that fails."""
     from flows import _dvc
     from flows._pins import dvc
+    from tasks import _tracking
     from tasks._project import ancestors
 
     if (ROOT / "data.dvc").exists():
@@ -50,38 +50,11 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
         outcome = _dvc.repro(name, on_line=lambda line: print(line, flush=True))
         states[name] = outcome.state
         if outcome.state == _dvc.FAILED:
-            close_run(outcome)
+            start = outcome.first("start")
+            if start:
+                _tracking.close_killed(start["run"], outcome.message)
             return {"failed": name, "message": outcome.message, "states": states}
     return {"failed": None, "message": "", "states": states}
-
-
-def close_run(outcome: Any) -> None:
-    """Mark the MLflow run of a stage that had no time to do it itself (SIGKILL)."""
-    start = outcome.first("start")
-    if start:
-        client = _client()
-        if client.get_run(start["run"]).info.status == "RUNNING":
-            client.set_tag(start["run"], "error", outcome.message)
-            client.set_terminated(start["run"], "KILLED")
-
-
-def close_sweep() -> None:
-    """Mark the runs of the sweep and of this trial as KILLED where the sweep itself is gone."""
-    from tasks import _tracking
-
-    sweep = os.environ.get(_tracking.FLOW_VARIABLE)
-    if sweep and _tracking.is_dead(sweep):
-        for variable in (_tracking.PARENT_VARIABLE, SWEEP_VARIABLE):
-            _client().set_terminated(os.environ[variable], "KILLED")
-
-
-def _client() -> Any:
-    from tasks import _tracking
-
-    _tracking.connect()
-    from mlflow import MlflowClient
-
-    return MlflowClient()
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ import sys
 
 from tasks import _resume
 from tasks._environment import ROOT
-from tasks._project import check_inputs, content_hash, locked_outputs, stages
+from tasks._project import check_inputs, content_hash, locked_outputs, one_stage
 
 
 def main(arguments: list[str]) -> int:
     """Record a stage's present outputs as made by its present code and params."""
-    if len(arguments) != 1 or arguments[0] not in stages():
-        given = " ".join(arguments) or "nothing"
-        raise ValueError(f"name one stage of {', '.join(stages())}, STAGE=x; given: {given}")
-    stage = arguments[0]
+    stage = one_stage(arguments)
     _resume.claim(stage)
     _resume.clean()  # a training that is in the outputs already is none to go on with
     adopted = _resume.adopt(_resume.training(stage, check_inputs(stage)))

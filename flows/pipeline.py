@@ -72,7 +72,9 @@ def _conclude(outcome: _dvc.Outcome, seconds: float, rows: list[Row]) -> State[N
     """Return the Prefect state of an outcome: Completed if it ran, Cached if DVC had its bytes."""
     stage = outcome.stage
     if outcome.state == _dvc.FAILED:
-        _close_run(outcome)
+        start = outcome.first("start")
+        if start:
+            _tracking.close_killed(start["run"], outcome.message)
         rows.append(Row(stage, _dvc.FAILED, seconds, outcome.message))
         return Failed(message=outcome.message)
     _pages.stage_page(outcome, seconds=seconds)
@@ -82,14 +84,6 @@ def _conclude(outcome: _dvc.Outcome, seconds: float, rows: list[Row]) -> State[N
     if ran:
         return Completed(message=figure)
     return Completed(name="Cached", message=f"{outcome.state}: {figure}")
-
-
-def _close_run(outcome: _dvc.Outcome) -> None:
-    """Mark the MLflow run of a stage that had no time to do it itself (SIGKILL)."""
-    start = outcome.first("start")
-    if start and MlflowClient().get_run(start["run"]).info.status == "RUNNING":
-        MlflowClient().set_tag(start["run"], "error", outcome.message)
-        MlflowClient().set_terminated(start["run"], "KILLED")
 
 
 def _name() -> str:

@@ -9,14 +9,12 @@ import subprocess
 import sys
 
 from tasks._environment import ROOT
-from tasks._project import ancestors, check_inputs, stages
+from tasks._project import ancestors, check_inputs, one_stage
 
 
 def main(arguments: list[str]) -> int:
     """Check the inputs, then run the stage in the foreground."""
-    if len(arguments) != 1 or arguments[0] not in stages():
-        raise ValueError(f"name one stage of {', '.join(stages())}; given: {arguments}")
-    stage = arguments[0]
+    stage = one_stage(arguments)
     check_inputs(stage)
     _check_fresh(stage)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]

@@ -5,10 +5,6 @@ off is run again from where its stage can resume, and the end is that of a sweep
 never stopped.
 """
 
-import fcntl
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,11 +20,11 @@ from flows._sweep_file import Sweep, read, refusal, require_metric
 from flows._sweep_params import Changes, as_yaml, edited, shown
 from flows._sweep_record import Record, print_table
 from flows._sweep_search import best, open_study, params_of, record, suggest
-from flows._sweep_trial import SWEEP_VARIABLE
 from gptmill.files import read_json, write_json
 from tasks import _tracking
 from tasks._environment import ROOT
-from tasks._process import end_group
+from tasks._locks import take
+from tasks._process import end_group, start_group
 from tasks._progress import duration
 from tasks._project import stages
 
@@ -151,18 +147,8 @@ def run_in(folder: Path, stage: str, *, runs: tuple[str, str]) -> dict[str, Any]
     file = folder / ".state" / "trial.json"
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
-    command = ["-m", "tasks._leash", sys.executable, "-m", "flows._sweep_trial", stage, str(file)]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, **_context(folder, runs)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    words = ["-m", "flows._sweep_trial", stage, str(file)]
+    process = start_group(words, folder=folder, variables=_context(folder, runs))
     assert process.stdout is not None
     last = ""
     try:
@@ -185,11 +171,10 @@ def _context(folder: Path, runs: tuple[str, str]) -> dict[str, str]:
     sweep, trial = runs
     return {
         "MLFLOW_TRACKING_URI": _tracking.tracking_uri(),
-        SWEEP_VARIABLE: sweep,
+        _tracking.SWEEP_VARIABLE: sweep,
         _tracking.PARENT_VARIABLE: trial,
         _tracking.FLOW_VARIABLE: _tracking.this_process(),
         "DVC_SITE_CACHE_DIR": str(folder / ".dvc" / "tmp" / "site"),
-        "PYTHONUNBUFFERED": "1",
     }
 
 
@@ -203,12 +188,10 @@ def named(arguments: list[str]) -> Sweep:
 @contextmanager
 def alone() -> Iterator[None]:
     """Let one sweep of this project run at a time: each trial takes the whole machine."""
-    SWEEPS.mkdir(parents=True, exist_ok=True)
-    with (SWEEPS / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError("another `make sweep` of this project is at work") from None
+    held = take(SWEEPS / "lock", patience=0)
+    if held is None:
+        raise ValueError("another `make sweep` of this project is at work")
+    with held:
         yield
 
 

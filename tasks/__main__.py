@@ -28,10 +28,10 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Terminated as stop:
-        from tasks._tracking import close_orphaned_parent
+        from tasks._tracking import close_orphaned_parents
 
         if "RANK" not in os.environ:
-            close_orphaned_parent()
+            close_orphaned_parents()
         return fail(str(stop), 128 + stop.number)
 
 

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import Popen
 from types import FrameType
 from typing import Any
 
@@ -75,7 +78,32 @@ def watch_parent(parent: int, interval: float = 1.0) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def end_group(leader: subprocess.Popen[Any], *, patience: float = 15.0) -> None:
+def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str]) -> Popen[str]:
+    """Start `python WORDS` as a process group that ends with this process; its output is a pipe.
+
+    A process of its own group gets no Ctrl-C of the terminal's: `end_group` ends it.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "tasks._leash", sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+
+def killed_by(number: int) -> str:
+    """Say which signal ended a process that had no time for words of its own."""
+    name = signal.Signals(number).name
+    hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
+
+
+def end_group(leader: Popen[Any], *, patience: float = 15.0) -> None:
     """End a process group: SIGTERM, `patience` seconds to close its records, then SIGKILL."""
     started = time.monotonic()
     number: int = signal.SIGTERM
@@ -85,7 +113,7 @@ def end_group(leader: subprocess.Popen[Any], *, patience: float = 15.0) -> None:
         number = signal.SIGKILL if late else NOTHING
 
 
-def _signal_group(leader: subprocess.Popen[Any], number: int) -> bool:
+def _signal_group(leader: Popen[Any], number: int) -> bool:
     """Send a signal (0 only asks) and return whether the group still has a member."""
     leader.poll()  # a dead leader that nobody has asked after still counts as a member
     try:

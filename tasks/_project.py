@@ -65,6 +65,14 @@ def stages() -> dict[str, dict[str, Any]]:
     return graph
 
 
+def one_stage(words: list[str]) -> str:
+    """Return the stage that a command names. Raises ValueError where it is not just one."""
+    if len(words) != 1 or words[0] not in stages():
+        given = " ".join(words) or "nothing"
+        raise ValueError(f"name one stage of {', '.join(stages())}; given: {given}")
+    return words[0]
+
+
 def producer(path: str) -> str | None:
     """Return the stage whose output holds `path`; None where no stage makes it."""
     for name, stage in stages().items():

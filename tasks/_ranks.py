@@ -16,9 +16,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tasks._process import Terminated
+from tasks._process import Terminated, killed_by
 
 WORKER = "GPTMILL_WORKER"
 LOST = 76
@@ -114,8 +115,7 @@ def failed(message: str) -> bool:
     """Leave a worker's words to its launcher; return whether there is one that passes them on."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and "RANK" in os.environ:
-        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123
-            json.dump({"message": message}, file)
+        Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
     return {WORKER, "RANK"} <= set(os.environ)
 
 
@@ -154,14 +154,11 @@ def _first(failures: Mapping[int, Any], size: int) -> RanksError:
     rank = min(failures, key=lambda rank: after[rank])
     found = failures[rank]
     if found.exitcode < 0:
-        name = signal.Signals(-found.exitcode).name
-        hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
-        return RanksError(f"rank {rank} of {size} was killed by {name}{hint}", 1)
+        return RanksError(f"rank {rank} of {size} {killed_by(-found.exitcode)}", 1)
     if found.exitcode == LOST:
         words = f"a rank on another node is gone, as its own log tells ({found.message})"
         return RanksError(f"rank {rank} of {size}: {words}", 1)
-    told = os.path.exists(found.error_file)  # noqa: PTH110
-    words = found.message if told else f"exited with {found.exitcode}"
+    words = found.message if Path(found.error_file).exists() else f"exited with {found.exitcode}"
     # a mistake of the user's is every rank's, and none's in particular
     return RanksError(
         words if found.exitcode == 2 else f"rank {rank} of {size}: {words}", found.exitcode

@@ -6,12 +6,10 @@ and by nothing else. It stays until DVC holds the outputs under that key: a stag
 off between its end and DVC's commit writes them anew without training.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from gptmill.files import md5, read_json, write_json
 from gptmill.state import StateStore, progress
 from tasks import _project
 from tasks._environment import ROOT
+from tasks._locks import take
 from tasks._progress import duration
 
 STATES = ROOT / ".state"
@@ -87,28 +86,16 @@ def claim(stage: str) -> None:
     if stage in _CLAIMED:
         return
     path = STATES / f"{stage}.lock"
-    path.parent.mkdir(exist_ok=True)
-    file = path.open("a+", encoding="ascii")
-    started = time.monotonic()
-    while not _lock(file):
-        if time.monotonic() - started > PATIENCE:
-            raise ValueError(
-                f"{stage}: process {path.read_text(encoding='ascii')} is at this stage: wait for "
-                "it, or end it"
-            )
-        time.sleep(0.1)
+    file = take(path, patience=PATIENCE)
+    if file is None:
+        raise ValueError(
+            f"{stage}: process {path.read_text(encoding='utf-8')} is at this stage: wait for it, "
+            "or end it"
+        )
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
     _CLAIMED[stage] = file
-
-
-def _lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def training(stage: str, hashes: Mapping[str, str]) -> Training:

@@ -13,9 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_type_hints
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -86,30 +86,45 @@ def checked(kind: type[T], section: str) -> T:
     content = _project.params()
     if section not in content:
         raise ValueError(f"params.yaml has no section `{section}`")
+    return validated(kind, content[section], file="params.yaml", section=section)
+
+
+def validated(kind: type[T], content: Any, *, file: str, section: str = "") -> T:
+    """Return what a file holds, or a section of it, as `kind`.
+
+    Raises ValueError, one line a mistake.
+    """
     try:
         # through JSON, whose strict mode takes mappings for dataclasses and lists for tuples
-        return TypeAdapter(kind).validate_json(json.dumps(content[section]), strict=True)
+        adapter = _adapter(cast("Any", kind))  # a type is hashable, which mypy doubts
+        found: T = adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
-        raise ValueError(
-            "\n".join(_sentence(section, mistake) for mistake in error.errors())
-        ) from None
+        lines = (_sentence(mistake, file, section) for mistake in error.errors())
+        raise ValueError("\n".join(lines)) from None
     except TypeError:
-        raise ValueError(
-            f"params.yaml: `{section}` holds something that is no plain value"
-        ) from None
+        where = f"{file}: `{section}`" if section else file
+        raise ValueError(f"{where} holds something that is no plain value") from None
+    return found
 
 
-def _sentence(section: str, mistake: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in (section, *mistake["loc"]))
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _sentence(mistake: Mapping[str, Any], file: str, section: str) -> str:
+    # in brackets stand pydantic's own names for the kinds of value that a key may have
+    parts = (str(part) for part in mistake["loc"])
+    where = ".".join(part for part in (section, *parts) if part and part[0] not in "{[")
     match mistake["type"]:
         case "missing":
-            return f"params.yaml: {where} is missing"
+            return f"{file}: {where} is missing"
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"params.yaml: {where} is unknown: remove it or mend its name"
+            return f"{file}: {where} is unknown: remove it or mend its name"
     what = mistake["msg"].removeprefix("Value error, ")
     given = mistake["input"]
     shown = "" if isinstance(given, dict) else f" (given: {json.dumps(given, default=str)})"
-    return f"params.yaml: {where}: {what[0].lower()}{what[1:]}{shown}"
+    return f"{file}: {where + ': ' if where else ''}{what[0].lower()}{what[1:]}{shown}"
 
 
 class Reader:

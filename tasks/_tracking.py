@@ -5,24 +5,25 @@ Which run made a file is one search: the tag `dvc.out.PATH` holds the hash that 
 records for PATH.
 """
 
-import fcntl
+import math
 import os
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import psutil
 
 from tasks._environment import ROOT
+from tasks._locks import take
 
 EXPERIMENT = "gptmill"
 PARENT_VARIABLE = "GPTMILL_PARENT_RUN"
+SWEEP_VARIABLE = "GPTMILL_SWEEP_RUN"
 FLOW_VARIABLE = "GPTMILL_FLOW_PROCESS"
 STORE = ROOT / "mlflow" / "mlflow.db"
 ARTIFACTS = ROOT / "mlflow" / "artifacts"
@@ -44,7 +45,9 @@ def connect() -> str:
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
-    with _alone("mlflow"):
+    alone = take(ROOT / ".state" / "mlflow.lock", patience=math.inf)
+    assert alone is not None
+    with alone:
         import mlflow
 
         mlflow.set_tracking_uri(uri)
@@ -69,15 +72,6 @@ def _check_server(uri: str) -> None:
             f"MLFLOW_TRACKING_URI is {uri}, where no MLflow server answers ({error}): start it, "
             "or unset the variable to record in mlflow/mlflow.db"
         ) from None
-
-
-@contextmanager
-def _alone(name: str) -> Iterator[None]:
-    path = ROOT / ".state" / f"{name}.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def this_process() -> str:
@@ -110,14 +104,26 @@ def close_dead_runs(experiment: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def close_orphaned_parent() -> None:
-    """Mark the pipeline's run as KILLED where its flow died and left only this stage to do it."""
-    flow, parent = os.environ.get(FLOW_VARIABLE), os.environ.get(PARENT_VARIABLE)
-    if flow and parent and is_dead(flow):
+def close_orphaned_parents() -> None:
+    """Mark the runs above this one as KILLED where their process died and left it to this one."""
+    above = os.environ.get(FLOW_VARIABLE)
+    if above and is_dead(above):
         from mlflow import MlflowClient
 
         connect()
-        MlflowClient().set_terminated(parent, "KILLED")
+        for variable in (PARENT_VARIABLE, SWEEP_VARIABLE):
+            if variable in os.environ:
+                MlflowClient().set_terminated(os.environ[variable], "KILLED")
+
+
+def close_killed(run: str, message: str) -> None:
+    """Mark a stage's run as KILLED where the stage had no time to do it itself (SIGKILL)."""
+    from mlflow import MlflowClient
+
+    connect()
+    if MlflowClient().get_run(run).info.status == "RUNNING":
+        MlflowClient().set_tag(run, "error", message)
+        MlflowClient().set_terminated(run, "KILLED")
 
 
 def git_tags() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The kill harness: trainings as real processes under real signals, run again until they end.
 
-`python tests/killing.py 50 7` kills 50 times at moments drawn with seed 7, and prints how many of
-each there were; `50 7 compiled` does so with torch.compile. tests/test_kill.py has a fixed plan.
+`PYTHONPATH=src:.:tests python tests/killing.py 50 7` kills 50 times at moments drawn with seed 7,
+and prints how many of each there were; `50 7 compiled` does so with torch.compile.
+tests/test_kill.py has a fixed plan.
 """
 
 import fcntl
@@ -21,15 +22,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "tests")]
+import psutil
+from ruamel.yaml import YAML
 
-import psutil  # noqa: E402
-from ruamel.yaml import YAML  # noqa: E402
-
-from gptmill.files import sha256  # noqa: E402
-from project import Project, commit, tiny_project  # noqa: E402
-from tasks._receipt import VARIABLE, Reader  # noqa: E402
+from gptmill.files import sha256
+from project import Project, commit, tiny_project
+from tasks._receipt import VARIABLE, Reader
 
 TRAINED = ("pretrain", "lora", "classify", "instruct")
 

@@ -14,6 +14,7 @@ EXEMPT = {
     "tasks/__init__.py": "empty",
     "src/gptmill/__init__.py": "empty",
     "tasks/_environment.py": "where things are; no stage reads the environment for its work",
+    "tasks/_locks.py": "keeps other processes out",
     "tasks/_models.py": "logs finished folders to MLflow",
     "tasks/_plots.py": "pictures for MLflow; no artifact holds one",
     "tasks/_process.py": "signals",

@@ -31,7 +31,7 @@ def test_killed_at_every_moment_it_ends_in_the_same_bytes(stage: str, tallies: T
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    print(f"again: python tests/killing.py 60 {seed}")
+    print(f"again: PYTHONPATH=src:.:tests python tests/killing.py 60 {seed}")
     plans = [drawn(stage, 15, seed) for stage in TRAINED]
     made = follow_all(reference(tmp_path / "reference"), tmp_path, plans)
     print(sum((found.result() for found in made.values()), Tally()))

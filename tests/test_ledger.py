@@ -1,40 +1,20 @@
 """What a step saw, made again from its number, and where two trainings part."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from courses import GUARD, OPTIMIZER, STOPPING
 from fakes import FakeRun
+from test_pretrain import PARAMS as USUAL
 from test_sample import body as sample_body
 from test_sample import write_tokens
 
 from gptmill.loader import digest
 from gptmill.tokens import TokenFile
 from tasks._ledger import compare, trained
-from tasks.pretrain import Pretrain, Shape, Texts, ledger, pretrain
+from tasks.pretrain import Texts, ledger, pretrain
 
-PARAMS = Pretrain(
-    devices="auto",
-    shard=False,
-    shape=Shape(emb_dim=8, n_layers=1, n_heads=1),
-    drop_rate=0.0,
-    qkv_bias=True,
-    tie_weights=True,
-    steps=6,
-    batch_tokens=48,
-    learning_rate=1e-3,
-    optimizer=replace(OPTIMIZER, warmup=0.1),
-    stopping=STOPPING,
-    guard=GUARD,
-    evaluate_every=6,
-    sample_every=0,
-    evaluate_windows=2,
-    final_windows=2,
-    prompts=["The"],
-    generation={"max_new_tokens": 2, "temperature": 0.0, "top_k": 0, "top_p": 1.0},
-)
+PARAMS = USUAL.model_copy(update={"steps": 6, "batch_tokens": 48, "sample_every": 0})
 
 
 @pytest.fixture(scope="module")

@@ -6,31 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from courses import OPTIMIZER
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from gptmill.device import RuntimeConfig, pick
 from gptmill.lora import LoRAConfig, add_lora
 from gptmill.model import GPTClassifier
 from gptmill.objectives import language_loss
-from gptmill.optimizers import Optimizer, OptimizerConfig, learning_rate_at
+from gptmill.optimizers import Optimizer, learning_rate_at
 from helpers import tiny_config, tiny_gpt
 
-pick(
-    RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
-)  # deterministic from here on
-ADAMW = OptimizerConfig(
-    name="adamw",
-    schedule="cosine",
-    final_learning_rate=0.1,
-    warmup=0.25,
-    decay=0.5,
-    weight_decay=0.1,
-    beta_1=0.9,
-    beta_2=0.95,
-    clip_norm=1.0,
-    muon_momentum=0.95,
-)
+# deterministic algorithms are on: `courses` picks the device
+ADAMW = replace(OPTIMIZER, decay=0.5)
 MUON = replace(ADAMW, name="muon")
 BOTH = pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 

@@ -11,19 +11,33 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
+from gptmill.model import GPT, GPTConfig
+
 VOCABULARY = 50257
 LEARNING_RATE = 1e-4
 WEIGHT_DECAY = 0.1
 
 Step = Callable[[int], float]
+
+
+def shape_of(task: dict[str, Any]) -> GPTConfig:
+    """Return the shape that every contestant has."""
+    return GPTConfig(
+        vocab_size=VOCABULARY,
+        context_length=task["length"],
+        emb_dim=task["width"],
+        n_layers=task["layers"],
+        n_heads=task["heads"],
+        drop_rate=0.0,
+        qkv_bias=True,
+        tie_weights=True,
+    )
 
 
 def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -36,11 +50,9 @@ def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def ours(task: dict[str, Any]) -> Step:
     """Our own loop, as a stage runs it, its guard, ledger and schedule included."""
-    sys.path.insert(0, str(ROOT / "src"))
     from gptmill.course import Plan, StoppingConfig
     from gptmill.device import RuntimeConfig, keep_freed_memory, pick
     from gptmill.guard import GuardConfig
-    from gptmill.model import GPT, GPTConfig
     from gptmill.objectives import LANGUAGE
     from gptmill.optimizers import OptimizerConfig
     from gptmill.training import Trainer
@@ -54,17 +66,7 @@ def ours(task: dict[str, Any]) -> Step:
     device = pick(runtime)
     torch.use_deterministic_algorithms(task["deterministic"])
     keep_freed_memory()
-    config = GPTConfig(
-        vocab_size=VOCABULARY,
-        context_length=task["length"],
-        emb_dim=task["width"],
-        n_layers=task["layers"],
-        n_heads=task["heads"],
-        drop_rate=0.0,
-        qkv_bias=True,
-        tie_weights=True,
-    )
-    model = GPT(config, generator=torch.Generator().manual_seed(1))
+    model = GPT(shape_of(task), generator=torch.Generator().manual_seed(1))
     optimizer = OptimizerConfig(
         name="adamw",
         schedule="linear",
@@ -128,21 +130,9 @@ def transformers(task: dict[str, Any]) -> nn.Module:
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)
-    sys.path.insert(0, str(ROOT / "src"))
     from gptmill.checkpoint import TRANSPOSED
-    from gptmill.model import GPT, GPTConfig
 
-    shape = GPTConfig(
-        vocab_size=VOCABULARY,
-        context_length=task["length"],
-        emb_dim=task["width"],
-        n_layers=task["layers"],
-        n_heads=task["heads"],
-        drop_rate=0.0,
-        qkv_bias=True,
-        tie_weights=True,
-    )
-    weights = GPT(shape, generator=torch.Generator().manual_seed(1)).state_dict()
+    weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1)).state_dict()
     named = {
         name: value.t() if name.endswith(TRANSPOSED) else value for name, value in weights.items()
     }
@@ -153,10 +143,10 @@ def transformers(task: dict[str, Any]) -> nn.Module:
 
 def litgpt(task: dict[str, Any]) -> nn.Module:
     """Return litgpt's model in the same shape; it has rotary positions and is not tied."""
+    from litgpt import model
     from litgpt.config import Config
-    from litgpt.model import GPT
 
-    return GPT(
+    return model.GPT(
         Config(
             name="bench",
             block_size=task["length"],

@@ -207,7 +207,8 @@ def _fault(path: Path) -> str | None:
 
 def _read(path: Path) -> State:
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()  # it is no mapping, and has no other way to tell them
+        tensors = {name: file.get_tensor(name) for name in names}
     lines = bytes(tensors.pop("history").numpy()).decode().split("\n")
     rows = [json.loads(line) for line in lines if line]
     return State(int(path.stem.removeprefix("step-")), tensors, _record(path), rows)

@@ -19,12 +19,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gptmill.course import WATCHED, Course, DivergedError, Plan, Step
 from gptmill.device import Device
+from gptmill.gradients import Gradients
 from gptmill.guard import Guard
 from gptmill.loader import Loaded, Loader
 from gptmill.objectives import Batch, Objective
@@ -66,13 +66,11 @@ class Trainer:
         self.rows: Rows = []
         self.bad_batches: list[dict[str, Any]] = []
         """Each bad step of this process: what was wrong, and what its batch was made of."""
-        self._objective = objective
         self._evaluate = evaluate
         self._sample = sample
         self._describe = describe
         self._loader = Loader(batches, objective, world, pin=device.device == "cuda")
-        self._forward = world.wrap(_Forward(model, objective), model, device.device)
-        self._compiled = torch.compile(self._forward) if device.compile else self._forward
+        self._gradients = Gradients(model, objective, device=device, world=world, seed=plan.seed)
         self._optimizer = Optimizer(model, plan.optimizer)
         self._course = Course(micro_batch=plan.micro_batch)
         self._guard = Guard(plan.guard)
@@ -85,17 +83,15 @@ class Trainer:
         if plan.guard.action == "rollback" and self._earlier is None:
             self._mark()
         if world.reorders and self._course.step < plan.steps:
-            self._rehearse()
+            self.model.train()
+            loaded = self._loader.get(self._course.step + self._course.shift)
+            self._gradients.rehearse(loaded, self._course.micro_batch)
+            self._optimizer.zero_grad()
 
     @property
     def resumed_at(self) -> int:
         """Return the step that the state found had done; 0 without one."""
         return self._course.step
-
-    @property
-    def seconds(self) -> float:
-        """Return how long the steps so far took, in all processes that did them."""
-        return self._course.seconds
 
     def evaluation(self) -> dict[str, float]:
         """Return the evaluation of the weights that are kept; empty where none was made."""
@@ -119,19 +115,17 @@ class Trainer:
         try:
             with waiting as signals:
                 yield from self._go_on(signals)
-        except Exception as error:
-            if is_lost(error):
+        except BaseException as stop:
+            # an error of ours would come again; a lost rank, a signal and a caller who left do not
+            if is_lost(stop) or not isinstance(stop, Exception):
                 self._save_last()
-            raise
-        except BaseException:
-            self._save_last()
             raise
         finally:
             self._loader.close()
             if self.store is not None:
                 self.store.close()
         self._load_parameters(self._best)
-        self.world.unwrap(self._forward)
+        self.world.unwrap(self._gradients.forward)
         self.model.eval()
 
     def _go_on(self, signals: list[int]) -> Generator[Step, None, None]:
@@ -175,7 +169,9 @@ class Trainer:
             number, steps=self.plan.steps, peak=self.plan.learning_rate, config=self.plan.optimizer
         )
         self.model.train()
-        loss = self._backward(loaded, number)
+        loss, self._course.micro_batch = self._gradients.leave(
+            loaded, number, self._course.micro_batch
+        )
         norm = self.world.agree(self._optimizer.clip()).item()
         fault = self._guard.fault(loss, norm)
         if fault is not None:
@@ -210,69 +206,6 @@ class Trainer:
                 "data_wait": waited,
             }
             self._whole = True
-
-    def _rehearse(self) -> None:
-        """Go through a step and forget it.
-
-        DDP sums gradients in the order in which its first step finds them ready, and only then:
-        in another order three ranks' sums round otherwise, and a run that goes on would differ.
-        """
-        self.model.train()
-        number = self._course.step
-        self._backward(self._loader.get(number + self._course.shift), number)
-        self._optimizer.zero_grad()
-
-    def _backward(self, loaded: Loaded, number: int) -> float:
-        """Leave the gradients of the mean loss over the step's targets; return that loss.
-
-        Where memory runs out, the step begins anew with half as many rows at a time: the sum
-        of the parts is the same step.
-        """
-        while True:
-            # of the dropout, which is another on each rank
-            torch.manual_seed(_mixed(self.plan.seed, number, self.world.rank))
-            try:
-                return self._accumulate(loaded)
-            except RuntimeError as error:
-                rows = self._course.micro_batch or loaded.rows
-                if not _out_of_memory(error):
-                    raise
-                if self.world.size > 1:  # the others are at the step already, and cannot go back
-                    raise ValueError(
-                        f"memory ran out on rank {self.world.rank} with {rows} rows at a time: set "
-                        f"runtime.micro_batch below that ({_first_line(error)})"
-                    ) from None
-                if rows == 1:
-                    raise ValueError(
-                        "memory ran out with one row at a time: shorten the context, take a "
-                        f"smaller model or a machine with more memory ({_first_line(error)})"
-                    ) from None
-                self._course.micro_batch = rows // 2
-            self._optimizer.zero_grad()
-            if self.device.device == "cuda":
-                torch.cuda.empty_cache()
-
-    def _accumulate(self, loaded: Loaded) -> float:
-        rows = self._course.micro_batch or loaded.rows
-        parts = range(0, loaded.rows, rows)
-        total = torch.zeros((), device=self.device.device)
-        for start in parts:
-            micro = tuple(tensor[start : start + rows] for tensor in loaded.batch)
-            scale = self.world.size  # the ranks' gradients are averaged
-            if not len(micro[0]):  # this share is the smaller one: the ranks go through together
-                micro, scale = tuple(tensor[:1] for tensor in loaded.batch), 0
-            prepared = self._on_device(self._objective.prepare(micro))
-            last = start == parts[-1]
-            with nullcontext() if last else self.world.no_sync(self._forward):
-                with self.device.autocast():
-                    value = self._compiled(*prepared) / loaded.count
-                (value * scale).backward()
-            if scale:
-                total += value.detach()
-        return self.world.sum(total).item()
-
-    def _on_device(self, batch: Batch) -> Batch:
-        return tuple(tensor.to(self.device.device, non_blocking=True) for tensor in batch)
 
     def _close_step(self, row: dict[str, Any]) -> Step:
         """Evaluate and sample where that is due, and make the step's record."""
@@ -421,34 +354,8 @@ class Trainer:
             self._earlier = State(step, held["earlier"], earlier["record"], rows)
 
 
-class _Forward(nn.Module):
-    """Model and loss as one module: what is compiled, and what is wrapped for many devices."""
-
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = objective.loss
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        return self.loss(self.model, batch)
-
-
 def _outline(state: State | None) -> State | None:
     """Return a state without the content of its tensors."""
     if state is None:
         return None
     return replace(state, tensors={name: t.to("meta") for name, t in state.tensors.items()})
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    # on the CPU torch has no class of its own for it
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
-def _mixed(*numbers: int) -> int:
-    """Mix numbers into a seed: neighbouring seeds must not share a step's randomness."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
