@@ -21,6 +21,7 @@ from tasks import _project
 from tasks._environment import ROOT
 from tasks._locks import take
 from tasks._progress import duration
+from tasks._tracking import flatten
 
 STATES = ROOT / ".state"
 NOTE = "training.json"
@@ -183,7 +184,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = [name for name in ("cmd", "outs") if before[name] != now[name]]
     old, new = ({dep["path"]: dep["md5"] for dep in entry["deps"]} for entry in (before, now))
     found += [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-    old, new = (_flat(entry["params"]["params.yaml"]) for entry in (before, now))
+    old, new = (flatten(entry["params"]["params.yaml"]) for entry in (before, now))
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             was, is_now = (json.dumps(values.get(name)) for values in (old, new))
@@ -218,12 +219,3 @@ def adopt(found: Training) -> str | None:
 
 def _folders(stage: str) -> list[Path]:
     return sorted(path for path in (STATES / stage).glob("*") if path.is_dir())
-
-
-def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(content, dict):
-        return {prefix.removesuffix("."): content}
-    flat: dict[str, Any] = {}
-    for name, value in content.items():
-        flat.update(_flat(value, f"{prefix}{name}."))
-    return flat
