@@ -63,7 +63,7 @@ ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: S
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
 bench: $(ENV)  ## training steps a second, ours beside its peers (25 minutes on 2 cores)
-	@PYTHONPATH=src python benchmarks/training.py
+	@PYTHONPATH=src:. python benchmarks/training.py
 
 test: $(ENV)  ## the tests
 	@python -m pytest

@@ -3,7 +3,7 @@
 Each contestant is a process of its own that waits while the others are measured; rounds go in
 turn, the first is left out, and medians are compared. Peers run as their users run them, eager
 and compiled, and the better of the two counts. On a bare machine with torch and numpy it runs
-alone, without the peers: `PYTHONPATH=src python benchmarks/training.py --device cuda --peers`.
+alone, without the peers: `PYTHONPATH=src:. python benchmarks/training.py --device cuda --peers`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import torch
 from gptmill.device import RuntimeConfig, pick
 from gptmill.flops import measured_peak, train_flops_per_token
 from peers.worker import shape_of
+from tasks._environment import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / ".state" / "bench"
@@ -45,8 +46,11 @@ PEERS = {
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "rows": 4, "length": 256},
     "small": {"width": 384, "layers": 6, "heads": 6, "rows": 8, "length": 256},
+    "tiny": {"width": 16, "layers": 1, "heads": 1, "rows": 2, "length": 16},  # does it run at all
 }
+MEASURED = ["124M", "small"]
 ON_CUDA = {"124M": {"rows": 32, "length": 1024}, "small": {"rows": 64, "length": 1024}}
+MODES = ["eager", "compiled"]
 # each row adds its levers to those of the row before; what they are worth is the next row's ratio
 LADDER: list[tuple[str, dict[str, Any]]] = [
     ("fp32, eager, 4 rows", {"precision": "fp32", "compile": False, "rows": 4}),
@@ -56,8 +60,6 @@ LADDER: list[tuple[str, dict[str, Any]]] = [
     ("more rows a step", {"rows": 32}),
     ("algorithms that are not deterministic", {"deterministic": False}),
 ]
-# the environment that every command of ours sets (tasks/_environment.py)
-OURS = {"THP_MEM_ALLOC_ENABLE": "1"}
 
 
 @dataclass
@@ -108,11 +110,12 @@ def install(name: str) -> str | None:
     return None
 
 
-def start(name: str, task: dict[str, Any], changes: dict[str, str]) -> Contestant:
+def start(name: str, task: dict[str, Any]) -> Contestant:
     """Start a contestant; it sets itself up while it is waited for."""
-    environment = {**os.environ, **changes}
-    if PEERS.get(name):
-        environment["PYTHONPATH"] = str(OUT / "packages" / name)
+    places = [OUT / "packages" / name, ROOT / "src"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(place) for place in places)}
+    if name not in PEERS:
+        environment["THP_MEM_ALLOC_ENABLE"] = QUIET["THP_MEM_ALLOC_ENABLE"]
     log = (OUT / f"{name}-{'compiled' if task['compile'] else 'eager'}.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", str(WORKER), json.dumps({**task, "contestant": name})],
@@ -125,11 +128,13 @@ def start(name: str, task: dict[str, Any], changes: dict[str, str]) -> Contestan
     return Contestant(name, task["compile"], process, [], [])
 
 
-def measure(names: list[str], task: dict[str, Any], *, rounds: int, steps: int) -> list[Contestant]:
-    """Run contestants in turn, all of one kind at a time: they have to fit into memory."""
+def measure(
+    names: list[str], modes: list[str], task: dict[str, Any], *, rounds: int, steps: int
+) -> list[Contestant]:
+    """Run contestants in turn, all of one mode at a time: they have to fit into memory."""
     found = []
-    for compiled in (False, True):
-        here = [start(name, {**task, "compile": compiled}) for name in names]
+    for mode in modes:
+        here = [start(name, {**task, "compile": mode == "compiled"}) for name in names]
         for contestant in here:
             contestant.run(2)
         for _ in range(rounds):
@@ -189,12 +194,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = ["cpu", "cuda"]
     parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
-    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=MEASURED)
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--ladder", action="store_true", help="what each lever is worth, instead")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
     options = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     if options.ladder:
@@ -221,16 +228,16 @@ def main() -> None:
         ceiling = measured_peak(options.device, precision, seconds=2)
         print(f"matmul ceiling in {precision}: {ceiling / 1e9:,.0f} GFLOP/s")
         for shape in options.shapes:
-            task = {**SHAPES[shape], **(ON_CUDA[shape] if options.device == "cuda" else {})}
+            task = {**SHAPES[shape], **(ON_CUDA.get(shape, {}) if options.device == "cuda" else {})}
             task |= {"device": options.device, "precision": precision}
-            found = measure(names, task, rounds=options.rounds, steps=options.steps)
+            found = measure(names, options.modes, task, rounds=options.rounds, steps=options.steps)
             rows = [row(contestant, task, ceiling) for contestant in found]
             results.append({"shape": shape, "precision": precision, "task": task, "rows": rows})
             show(shape, precision, rows)
-            (OUT / "training.json").write_text(
+            (options.out / "training.json").write_text(
                 json.dumps({"machine": machine, "results": results}, indent=1)
             )
-    plot(results)
+    plot(results, options.out)
 
 
 def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
@@ -266,7 +273,7 @@ def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def plot(results: list[dict[str, Any]]) -> None:
+def plot(results: list[dict[str, Any]], folder: Path) -> None:
     """Draw the figures as bars, where matplotlib is there."""
     try:
         from matplotlib.figure import Figure
@@ -284,8 +291,8 @@ def plot(results: list[dict[str, Any]]) -> None:
         )
         axes.set_title(f"{result['shape']}, {result['precision']}")
         axes.set_xlabel("tokens a second")
-    figure.savefig(OUT / "training.png")
-    print(f"\n{OUT.relative_to(ROOT)}/training.json and training.png")
+    figure.savefig(folder / "training.png")
+    print(f"\n{folder}/training.json and training.png")
 
 
 def cpu_name() -> str:
