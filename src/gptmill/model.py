@@ -1,9 +1,14 @@
-"""GPT-2: token and position embeddings, pre-norm blocks of causal attention and GELU, a head.
+"""A GPT: token embeddings, pre-norm blocks of causal attention and feed-forward, a head.
 
-Radford et al. 2019, https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf
-Modules carry GPT-2's own names, so that the names of a state dict are Hugging Face's.
+Two families, told apart by the config. GPT-2 (Radford et al. 2019,
+https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)
+has position embeddings, layer norms, biases and GELU. Llama (https://arxiv.org/abs/2302.13971,
+https://arxiv.org/abs/2307.09288) has rotary positions, RMS norms, no biases, a gated SiLU, and
+may share each key and value among several query heads. All else is the same, and so are the
+names of the modules: those of GPT-2. How files name and store them is in layouts.py.
 
-Letters: B rows, T positions, C embedding width, H heads, D = C / H, V vocabulary, K classes.
+Letters: B rows, T positions, S stored positions, C embedding width, H heads, G key-value heads
+(H in GPT-2), D = C / H, F width of the feed-forward, V vocabulary, K classes.
 """
 
 import math
@@ -15,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptmill.kv_cache import KVCache
+from gptmill.rope import RopeScaling, Rotation, frequencies
 
 INIT_STD = 0.02
 
@@ -37,6 +43,19 @@ SIZES: dict[str, Size] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Llama:
+    """What only a Llama has."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    n_kv_heads: int
+    """Heads of keys and values, each shared by n_heads / n_kv_heads query heads
+    (https://arxiv.org/abs/2305.13245)."""
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """The shape of a GPT: everything needed to build it, nothing about how it is trained."""
 
@@ -50,9 +69,14 @@ class GPTConfig:
     drop_rate: float
     qkv_bias: bool
     tie_weights: bool
+    hidden_dim: int | None = None
+    """Width of the feed-forward; None is GPT-2's four times emb_dim."""
+    norm_eps: float = 1e-5
+    llama: Llama | None = None
+    """None is GPT-2."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "emb_dim", "n_layers", "n_heads"):
+        for name in ("vocab_size", "context_length", "emb_dim", "n_layers", "n_heads", "ff_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.emb_dim % self.n_heads:
@@ -61,6 +85,39 @@ class GPTConfig:
             )
         if not 0 <= self.drop_rate < 1:
             raise ValueError(f"drop_rate is {self.drop_rate}: it must be in [0, 1)")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}: it must be above 0")
+        if self.llama is not None:
+            self._check_llama(self.llama)
+
+    def _check_llama(self, llama: Llama) -> None:
+        if llama.n_kv_heads < 1 or self.n_heads % llama.n_kv_heads:
+            raise ValueError(
+                f"n_kv_heads is {llama.n_kv_heads}: it must divide n_heads, {self.n_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"emb_dim / n_heads is {self.head_dim}: rotary positions need an even number"
+            )
+        if not llama.rope_theta > 1:
+            raise ValueError(f"rope_theta is {llama.rope_theta}: it must be above 1")
+        if self.qkv_bias:
+            raise ValueError("qkv_bias is true: a Llama has no biases")
+
+    @property
+    def head_dim(self) -> int:
+        """Return the width of one head, D."""
+        return self.emb_dim // self.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Return how many heads keys and values have, G."""
+        return self.n_heads if self.llama is None else self.llama.n_kv_heads
+
+    @property
+    def ff_dim(self) -> int:
+        """Return the width of the feed-forward, F."""
+        return 4 * self.emb_dim if self.hidden_dim is None else self.hidden_dim
 
 
 class Attention(nn.Module):
@@ -69,18 +126,31 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer = layer
-        self.n_heads = config.n_heads
+        self.head_dim = config.head_dim
         self.drop_rate = config.drop_rate
-        self.c_attn = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.emb_dim, config.emb_dim)
+        self.shared = config.n_kv_heads < config.n_heads
+        kv_width = config.n_kv_heads * config.head_dim
+        self.widths = (config.emb_dim, kv_width, kv_width)  # of queries, keys and values
+        self.c_attn = nn.Linear(config.emb_dim, sum(self.widths), bias=config.qkv_bias)
+        self.c_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=config.llama is None)
 
-    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
         """Mix each position with those before it; with a cache, with the stored ones too."""
         rows, length, width = x.shape  # B, T, C
-        heads = self.c_attn(x).view(rows, length, 3, self.n_heads, width // self.n_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        query, key, value = (
+            part.view(rows, length, -1, self.head_dim).transpose(1, 2)
+            for part in self.c_attn(x).split(self.widths, dim=-1)
+        )  # (B, H, T, D), and twice (B, G, T, D)
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
         if cache is not None:
-            key, value = cache.update(self.layer, key, value)  # (B, H, S, D)
+            key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = F.scaled_dot_product_attention(
             query,
             key.to(query.dtype),
@@ -88,24 +158,43 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.drop_rate if self.training else 0.0,
             is_causal=mask is None,
+            enable_gqa=self.shared,
         )  # (B, H, T, D)
         mixed = self.c_proj(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, T, C)
         return F.dropout(mixed, self.drop_rate, self.training)
 
 
 class FeedForward(nn.Module):
-    """Two layers, four times as wide in between, with the tanh form of GELU as in GPT-2."""
+    """Two layers, wider in between: GPT-2's with GELU's tanh form, Llama's with a gate.
+
+    The gate and what it lets through come from one fused matrix (https://arxiv.org/abs/2002.05202).
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.drop_rate = config.drop_rate
-        self.c_fc = nn.Linear(config.emb_dim, 4 * config.emb_dim)
-        self.c_proj = nn.Linear(4 * config.emb_dim, config.emb_dim)
+        self.gated = config.llama is not None
+        wide = config.ff_dim
+        self.c_fc = nn.Linear(
+            config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated
+        )
+        self.c_proj = nn.Linear(wide, config.emb_dim, bias=not self.gated)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position by itself."""
-        wide = F.gelu(self.c_fc(x), approximate="tanh")  # (B, T, 4C)
+        wide = self.c_fc(x)  # (B, T, F), or (B, T, 2F)
+        if self.gated:
+            gate, wide = wide.chunk(2, dim=-1)
+            wide = F.silu(gate) * wide  # (B, T, F)
+        else:
+            wide = F.gelu(wide, approximate="tanh")
         return F.dropout(self.c_proj(wide), self.drop_rate, self.training)  # (B, T, C)
+
+
+def _norm(config: GPTConfig) -> nn.Module:
+    if config.llama is None:
+        return nn.LayerNorm(config.emb_dim, eps=config.norm_eps)
+    return nn.RMSNorm(config.emb_dim, eps=config.norm_eps)  # https://arxiv.org/abs/1910.07467
 
 
 class Block(nn.Module):
@@ -113,14 +202,16 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.emb_dim, eps=1e-5)
+        self.ln_1 = _norm(config)
         self.attn = Attention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.emb_dim, eps=1e-5)
+        self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None
+    ) -> Tensor:
         """Return the residual stream after this block."""
-        x = x + self.attn(self.ln_1(x), cache, mask)
+        x = x + self.attn(self.ln_1(x), cache, mask, rotation)
         out: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return out
 
@@ -130,34 +221,47 @@ class Transformer(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.context_length = config.context_length
-        self.drop_rate = config.drop_rate
+        self.config = config
         self.tied = False  # whether a head of whoever owns this multiplies with `wte` too
         self.wte = nn.Embedding(config.vocab_size, config.emb_dim)
-        self.wpe = nn.Embedding(config.context_length, config.emb_dim)
+        self.wpe = (
+            nn.Embedding(config.context_length, config.emb_dim) if config.llama is None else None
+        )
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(config.emb_dim, eps=1e-5)
+        self.ln_f = _norm(config)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the hidden states (B, T, C) of ids (B, T), after the final norm.
 
         With a cache the ids go behind the positions that it holds, row by row.
         """
-        length = ids.size(1)
+        length, context = ids.size(1), self.config.context_length
         if cache is None:
-            assert length <= self.context_length, f"{length} ids > {self.context_length} positions"
+            assert length <= context, f"{length} ids > {context} positions"
             positions = torch.arange(length, device=ids.device)  # (T,)
             mask = None
         else:
             positions, mask = cache.begin(length)  # (B, T), (B, 1, T, S)
-        x = self._embedded(ids) + self.wpe(positions)  # (B, T, C)
-        x = F.dropout(x, self.drop_rate, self.training)
+        x = self._embedded(ids)  # (B, T, C)
+        if self.wpe is not None:
+            x = x + self.wpe(positions)
+        x = F.dropout(x, self.config.drop_rate, self.training)
+        rotation = self._rotation(positions)
         for block in self.h:
-            x = block(x, cache, mask)
+            x = block(x, cache, mask, rotation)
         if cache is not None:
             cache.end()
         out: Tensor = self.ln_f(x)  # (B, T, C)
         return out
+
+    def _rotation(self, positions: Tensor) -> Rotation | None:
+        llama = self.config.llama
+        if llama is None:
+            return None
+        scaling = llama.rope_scaling
+        angles = frequencies(self.config.head_dim, llama.rope_theta, scaling)
+        magnitude = 1.0 if scaling is None else scaling.magnitude
+        return Rotation(positions, angles.to(positions.device), magnitude)
 
     def _embedded(self, ids: Tensor) -> Tensor:
         """Return the rows of the embedding for ids (B, T).
@@ -208,7 +312,7 @@ class GPT(nn.Module):
         """Return an empty cache for `n_rows` rows of up to `capacity` positions."""
         config = self.config
         assert capacity <= config.context_length, "a cache never holds more than the context"
-        shape = (config.n_layers, config.n_heads, config.emb_dim // config.n_heads)
+        shape = (config.n_layers, config.n_kv_heads, config.head_dim)
         return KVCache(n_rows, capacity, like=self.transformer.wte.weight, shape=shape)
 
 
