@@ -59,5 +59,6 @@ def test_the_peak_is_the_weights_and_one_tenth(tmp_path: Path, form: str) -> Non
         check=True,
         env={"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
     )
-    # The old form cannot be mapped: it is whole in memory before the first tensor is taken.
-    assert 0.9 < float(done.stdout) < (1.3 if form == "old bin" else 1.1)
+    # The old form cannot be mapped: it is whole in memory before the first tensor, the embedding
+    # with a third of these weights, is taken from it.
+    assert 0.9 < float(done.stdout) < (1.4 if form == "old bin" else 1.1)
