@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,10 +101,15 @@ def new_tensor(shape: Shape, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 def _advise(address: int, length: int, advice: int) -> None:
     """Tell the kernel about pages; it may decline, and nothing depends on it."""
     if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
+        _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
 
 def map_file(path: Path) -> Tensor:
