@@ -77,11 +77,19 @@ def _number(value: float) -> float | int:
 def _language_sentence(table: pd.DataFrame) -> str:
     rows = table.set_index("model")
     loss = rows["loss"]
-    return (
+    said = (
         f"{loss['pretrain']:.2f} nats a token on {rows['tokens']['pretrain']:,} validation tokens: "
         f"{_beside(loss['pretrain'], loss['unigram'])} a unigram model, "
         f"{_beside(loss['pretrain'], loss['bigram'])} a bigram."
     )
+    if "load_gpt2" in loss:
+        bits = rows["bits_per_byte"]
+        said += (
+            " Fine-tuning starts from another model, load_gpt2, with "
+            f"{bits['load_gpt2']:.3f} bits a byte of the same text (pretrain: "
+            f"{bits['pretrain']:.3f})."
+        )
+    return said
 
 
 def _beside(loss: float, other: float) -> str:
