@@ -135,7 +135,10 @@ def _write_answers(root: Path) -> None:
     test = rows(*[("antonym", "hot")] * 12, ("synonym", "small"), ("synonym", "big"))
     answers = ["Hot."] * 12 + ["large", "red\n# big"]
     write_json(root / "split" / "instructions_train.json", train)
-    given = [{**row, "answer": answer} for row, answer in zip(test, answers, strict=True)]
+    given = [
+        {**row, "before": "warm", "answer": answer}
+        for row, answer in zip(test, answers, strict=True)
+    ]
     write_json(root / "instruct" / "answers.json", given)
 
 
@@ -198,7 +201,7 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     metrics = body(run)
     answers = (run.out / "answers.md").read_text(encoding="utf-8")
     assert answers.count("- expected: ") == 4
-    assert "- expected: big\n- answer: red # big" in answers
+    assert "- expected: big\n- before: warm\n- answer: red # big" in answers
     samples = (run.out / "samples.md").read_text(encoding="utf-8")
     assert samples.startswith("> **The quick**")
     assert samples.count("**") == 4
