@@ -30,6 +30,7 @@ from gptmill.scoring import (
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 
+Ids = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -78,7 +79,7 @@ def is_another(base: Path, checkpoint: Path) -> bool:
 
 
 def _nats_on_windows(
-    folder: Path, tokenizer: Tokenizer, inputs: Counts, targets: Counts, *, device: str
+    folder: Path, tokenizer: Tokenizer, inputs: Ids, targets: Ids, *, device: str
 ) -> float:
     """Return what the model in `folder` spends on the text of all targets, in its own ids.
 
@@ -86,7 +87,7 @@ def _nats_on_windows(
     """
     model, own = load_causal_lm(folder), Tokenizer.from_folder(folder)
 
-    def translated(ids: Counts) -> list[int]:
+    def translated(ids: Ids) -> list[int]:
         ends = np.flatnonzero(ids == tokenizer.eot_id)
         parts = [
             own.encode(tokenizer.decode(part[part != tokenizer.eot_id]))
