@@ -175,9 +175,7 @@ class FeedForward(nn.Module):
         self.drop_rate = config.drop_rate
         self.gated = config.llama is not None
         wide = config.ff_dim
-        self.c_fc = nn.Linear(
-            config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated
-        )
+        self.c_fc = nn.Linear(config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated)
         self.c_proj = nn.Linear(wide, config.emb_dim, bias=not self.gated)
 
     def forward(self, x: Tensor) -> Tensor:
