@@ -110,8 +110,7 @@ def _answer(
     longest = speaker.context_length - room
     ids, left_out = fit(history, template, speaker.tokenizer, longest=longest)
     if left_out:
-        turns = "turn is" if left_out == 1 else f"{left_out} turns are"
-        note(f"(the oldest {turns} left out: they no longer fit the model's context)")
+        note(f"(left out, as the model's context is full: the oldest turns, {left_out} in all)")
     most = min(config.max_new_tokens, speaker.context_length - len(ids))
     written: list[str] = []
     try:

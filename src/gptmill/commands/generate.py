@@ -8,7 +8,6 @@ from reading the prompt to the last of them. PROMPT - is read from standard inpu
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from gptmill.commands import folders, options
 from gptmill.commands.frame import show
 
 if TYPE_CHECKING:
-    from gptmill.speaker import Piece, Speaker
+    from gptmill.speaker import Piece
 
 HELP = "continue a prompt"
 
@@ -54,10 +53,10 @@ def run(arguments: argparse.Namespace) -> None:
     ids = speaker.tokenizer.encode(prompt)
     start = time.perf_counter()
     found: list[Piece] = []
-    for piece in _pieces(speaker, ids, arguments):
-        found.append(piece)
+    for step in speaker.speak([ids], config, stops=stops, seed=arguments.seed):
+        found += step
         if not arguments.json:
-            sys.stdout.write(options.printable(piece.text))
+            sys.stdout.write("".join(options.printable(piece.text) for piece in step))
             sys.stdout.flush()
     seconds = time.perf_counter() - start
     new_ids = [piece.id for piece in found if piece.id is not None]
