@@ -72,5 +72,5 @@ def samples(params: Evaluate, run: Run) -> str:
     folder = run.input("pretrain")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
-    found = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=run.seed)
+    found = generate(model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=run.seed)
     return samples_page(params.prompts, [tokenizer.decode(ids) for ids in found])

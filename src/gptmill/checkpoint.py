@@ -83,8 +83,8 @@ def save_classifier(
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Return the ids that a config names for a tokenizer: one token ends, begins and pads."""
-    return SpecialIds(bos=tokenizer.eot_id, eos=tokenizer.eot_id, pad=tokenizer.eot_id)
+    """Return the ids that a config names for a tokenizer."""
+    return SpecialIds(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
 
 
 def read_class_names(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gptmill.layouts import GGUF_GPT2, GGUF_LLAMA, Layout
 from gptmill.model import GPTConfig, Llama
 from gptmill.rope import RopeScaling, frequencies
-from gptmill.weights import Shape, Tensors
+from gptmill.weights import Shape, Taken, Tensors
 
 ROPE_FACTORS = "rope_freqs.weight"  # what llama3's scaling divides each frequency by
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
@@ -58,28 +58,28 @@ def open_gguf(path: Path) -> GgufFile:
     fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
     found = {tensor.name: tensor for tensor in reader.tensors}
 
-    def take(name: str) -> Tensor:
+    def take(name: str) -> Taken:
         return _values(found[name])
 
     shapes = {name: tuple(map(int, reversed(t.shape.tolist()))) for name, t in found.items()}
-    factors = take(ROPE_FACTORS) if shapes.pop(ROPE_FACTORS, None) else None
+    factors = take(ROPE_FACTORS).tensor if shapes.pop(ROPE_FACTORS, None) else None
     try:
         config = _config(fields, shapes, factors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     layout = GGUF_GPT2 if config.llama is None else GGUF_LLAMA
-    return GgufFile(fields, config, layout, Tensors(path, shapes, take, mapped=True))
+    return GgufFile(fields, config, layout, Tensors(path, shapes, take))
 
 
-def _values(tensor: Any) -> Tensor:
+def _values(tensor: Any) -> Taken:
     """Return the values of a tensor: the file's pages, or what its quantized blocks stand for."""
     from gguf import GGMLQuantizationType, dequantize
 
     if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        return torch.from_numpy(tensor.data)
+        return Taken(torch.from_numpy(tensor.data), mapped=True)
     if tensor.tensor_type == GGMLQuantizationType.BF16:
-        return torch.from_numpy(tensor.data).view(torch.bfloat16)
-    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        return Taken(torch.from_numpy(tensor.data).view(torch.bfloat16), mapped=True)
+    return Taken(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)), mapped=False)
 
 
 def _plain(value: Any) -> Any:

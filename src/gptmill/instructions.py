@@ -142,5 +142,5 @@ def answers(
         tokenizer.encode(prompt(user_text(record["instruction"], record["input"])))
         for record in records
     ]
-    new_ids = generate(model, prompts, greedy, stop_id=tokenizer.eot_id, seed=0)
+    new_ids = generate(model, prompts, greedy, stop_ids={tokenizer.eot_id}, seed=0)
     return [tokenizer.decode(ids).strip() for ids in new_ids]

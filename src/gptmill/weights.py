@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,29 +48,37 @@ SAVED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 Shape = tuple[int, ...]
 
 
+class Taken(NamedTuple):
+    """A tensor, and whether its memory is pages of a file, which can be given back."""
+
+    tensor: Tensor
+    mapped: bool
+
+
 @dataclass(frozen=True)
 class Tensors:
     """Named tensors that lie in files: their shapes at once, their values one by one."""
 
     where: Path
     shapes: Mapping[str, Shape]
-    take: Callable[[str], Tensor]
+    take: Callable[[str], Taken]
     """Return a tensor; it may be asked for once."""
-    mapped: bool
-    """Whether taken tensors are pages of a file, which can be given back."""
 
     @contextmanager
     def taken(self, name: str) -> Iterator[Tensor]:
         """Yield a tensor, which is gone when the block ends."""
-        tensor = self.take(name)
+        tensor, mapped = self.take(name)
         yield tensor
-        if self.mapped:
+        if mapped:
             drop_pages(tensor)
 
 
 def drop_pages(tensor: Tensor) -> None:
-    """Give the pages of a mapped, unchanged tensor back to the system; the file still has them."""
-    if sys.platform != "linux":
+    """Give the pages of a mapped, unchanged tensor back to the system; the file still has them.
+
+    Memory that is no file's would be lost.
+    """
+    if sys.platform != "linux" or not tensor.is_contiguous():
         return
     first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = tensor.data_ptr() + tensor.nbytes - first
@@ -98,7 +106,6 @@ def _joined(where: Path, files: list[Tensors]) -> Tensors:
         where=where,
         shapes={name: file.shapes[name] for name, file in home.items()},
         take=lambda name: home[name].take(name),
-        mapped=all(file.mapped for file in files),
     )
 
 
@@ -110,7 +117,7 @@ def read_shapes(folder: Path) -> dict[str, Shape]:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return each tensor in `folder`, on the CPU, in the type that it has there."""
     tensors = open_folder(folder)
-    return {name: tensors.take(name) for name in tensors.shapes}
+    return {name: tensors.take(name).tensor for name in tensors.shapes}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -147,19 +154,20 @@ def open_safetensors(path: Path) -> Tensors:
     start, entries = _read_header(path)
     whole: list[Tensor] = []
 
-    def take(name: str) -> Tensor:
+    def take(name: str) -> Taken:
         if not whole:
             size = path.stat().st_size
             storage = torch.UntypedStorage.from_file(str(path), False, size)  # type: ignore[no-untyped-call]
             whole.append(torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)))
         first, last = (start + offset for offset in entries[name]["data_offsets"])
         dtype, content = DTYPES[entries[name]["dtype"]], whole[0][first:last]
-        if first % dtype.itemsize:  # no file of the library's own has such a place
+        mapped = first % dtype.itemsize == 0  # no file of the library's own has another place
+        if not mapped:
             content = content.clone()
-        return content.view(dtype).view(entries[name]["shape"])
+        return Taken(content.view(dtype).view(entries[name]["shape"]), mapped)
 
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    return Tensors(path, shapes, take, mapped=True)
+    return Tensors(path, shapes, take)
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
@@ -222,7 +230,7 @@ def open_pickle(path: Path) -> Tensors:
 def of_dict(where: Path, tensors: dict[str, Tensor], *, mapped: bool) -> Tensors:
     """Return tensors that were read already; those in memory are let go of as they are taken."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return Tensors(where, shapes, take=tensors.pop, mapped=mapped)
+    return Tensors(where, shapes, take=lambda name: Taken(tensors.pop(name), mapped))
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Any], bool]:
