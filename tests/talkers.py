@@ -70,7 +70,7 @@ def mistake(*words: str | Path, **options: Any) -> str:
 
 
 def make_models(root: Path) -> Path:
-    """Write language models, one with a long context, an assistant and a classifier, each with something to say."""
+    """Write language models, one of them with a long context, an assistant and a classifier."""
     tokenizer = tiny_tokenizer()
     babbler = tiny_gpt(tiny_config(context_length=64, tie_weights=False), seed=2)
     save_causal_lm(root / "lm", babbler, tokenizer)

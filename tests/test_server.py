@@ -48,8 +48,7 @@ def said(speaker: Speaker, ids: list[int], **changes: Any) -> tuple[str, int]:
     """Return what the library says to a prompt, and how many tokens that took."""
     stops = changes.pop("stops", ())
     config = {"max_new_tokens": 24, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    steps = speaker.speak([ids], GenerationConfig(**(config | changes)), stops=stops, seed=3)
-    pieces = [piece for step in steps for piece in step]
+    pieces = list(speaker.speak(ids, GenerationConfig(**(config | changes)), stops=stops, seed=3))
     return "".join(p.text for p in pieces), sum(p.id is not None for p in pieces)
 
 
@@ -340,9 +339,9 @@ def narrow(models: Path) -> Iterator[Server]:
         yield server
 
 
-def begin(server: Server, *, stream: bool = True) -> socket.socket:
+def begin(server: Server, *, stream: bool = True, n: int = 4) -> socket.socket:
     """Ask for more text than a test waits for, and do not read it."""
-    asked = {"model": "endless", "prompt": "the", "max_tokens": 8000, "n": 8, "stream": stream}
+    asked = {"model": "endless", "prompt": "the", "max_tokens": 8000, "n": n, "stream": stream}
     body = json.dumps(asked)
     host, port = server.url.removeprefix("http://").split(":")
     asked_at = socket.create_connection((host, int(port)))
@@ -373,7 +372,7 @@ def test_a_full_line_is_an_error_and_a_client_that_leaves_makes_room(narrow: Ser
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(models: Path) -> None:
-    with serving(models / "endless", "--at-once", "2") as server, begin(server):
+    with serving(models / "endless", "--at-once", "2") as server, begin(server, n=1):
         server.until(active=1, waiting=0)
         found = httpx.post(
             f"{server.url}/v1/completions", json={"model": "endless", "prompt": "the"}

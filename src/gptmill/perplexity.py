@@ -70,11 +70,11 @@ def token_nats(model: GPT, ids: Sequence[int], *, context_length: int, stride: i
         hidden = model.hidden(inputs.to(device))  # (B, T, C)
         new_hidden = torch.cat([hidden[row, -new:] for row, (_, _, new) in enumerate(rows)])
         wanted = torch.cat([targets[row, -new:] for row, (_, _, new) in enumerate(rows)])
-        for states, aims in zip(
-            new_hidden.split(LOGITS_AT_ONCE), wanted.to(device).split(LOGITS_AT_ONCE), strict=True
-        ):
-            logits = model.logits(states).float()  # (K, V)
-            total += float(F.cross_entropy(logits, aims, reduction="none").double().sum())
+        for start in range(0, len(wanted), LOGITS_AT_ONCE):
+            some = slice(start, start + LOGITS_AT_ONCE)
+            logits = model.logits(new_hidden[some]).float()  # (K, V)
+            found = F.cross_entropy(logits, wanted[some].to(device), reduction="none")  # (K,)
+            total += float(found.double().sum())
     return total
 
 

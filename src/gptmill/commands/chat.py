@@ -39,11 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = options.sampling(arguments)
     system = None if arguments.system is None else options.utf8(arguments.system, "--system")
 
-    from gptmill.device import device_name
-    from gptmill.speaker import Speaker
-
-    device = device_name(arguments.device)
-    speaker = Speaker.open(arguments.model, weights=arguments.weights, device=device)
+    speaker = options.speaker(arguments)
     if speaker.template is None:
         raise ValueError(
             f"{arguments.model} has no chat template: it is no assistant; "
@@ -114,11 +110,11 @@ def _answer(
     most = min(config.max_new_tokens, speaker.context_length - len(ids))
     written: list[str] = []
     try:
-        for step in speaker.speak([ids], replace(config, max_new_tokens=most), seed=seed):
-            for piece in step:
-                written.append(piece.text)
-                sys.stdout.write(options.printable(piece.text))
-                sys.stdout.flush()
+        config = replace(config, max_new_tokens=most)
+        for piece in speaker.speak(ids, config, stops=(), seed=seed):
+            written.append(piece.text)
+            sys.stdout.write(options.printable(piece.text))
+            sys.stdout.flush()
     except KeyboardInterrupt:
         note(" (stopped)")
     print(flush=True)

@@ -45,18 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
     folders.check_model(arguments.model, "language model")
     config = options.sampling(arguments)
 
-    from gptmill.device import device_name
-    from gptmill.speaker import Speaker
-
-    device = device_name(arguments.device)
-    speaker = Speaker.open(arguments.model, weights=arguments.weights, device=device)
+    speaker = options.speaker(arguments)
     ids = speaker.tokenizer.encode(prompt)
     start = time.perf_counter()
     found: list[Piece] = []
-    for step in speaker.speak([ids], config, stops=stops, seed=arguments.seed):
-        found += step
+    for piece in speaker.speak(ids, config, stops=stops, seed=arguments.seed):
+        found.append(piece)
         if not arguments.json:
-            sys.stdout.write("".join(options.printable(piece.text) for piece in step))
+            sys.stdout.write(options.printable(piece.text))
             sys.stdout.flush()
     seconds = time.perf_counter() - start
     new_ids = [piece.id for piece in found if piece.id is not None]

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptmill.generation import GenerationConfig
+    from gptmill.quantization import Kind
+    from gptmill.speaker import Speaker
 
-WEIGHTS = ("float32", "bf16", "int8")
+# What --weights calls the layouts of quantization.py.
+WEIGHTS: "dict[str, Kind]" = {"float32": "fp32", "bf16": "bf16", "int8": "int8"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -59,7 +62,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     """Add where and in what precision the model runs."""
     parser.add_argument(
         "--weights",
-        choices=WEIGHTS,
+        choices=list(WEIGHTS),
         default="float32",
         help="precision of the weights: fewer bits, faster (float32)",
     )
@@ -95,7 +98,17 @@ def sampling(arguments: argparse.Namespace) -> "GenerationConfig":
         top_p=arguments.top_p,
         min_p=arguments.min_p,
         repetition_penalty=arguments.repetition_penalty,
+        beams=getattr(arguments, "beams", 1),
     )
+
+
+def speaker(arguments: argparse.Namespace) -> "Speaker":
+    """Open the model of the arguments `model`, `--weights` and `--device`."""
+    from gptmill.device import device_name
+    from gptmill.speaker import Speaker
+
+    device = device_name(arguments.device)
+    return Speaker.open(arguments.model, weights=WEIGHTS[arguments.weights], device=device)
 
 
 def printable(text: str) -> str:

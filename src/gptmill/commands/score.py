@@ -31,11 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     text = _read(arguments.file)
 
     from gptmill import perplexity
-    from gptmill.device import device_name
-    from gptmill.speaker import Speaker
 
-    device = device_name(arguments.device)
-    speaker = Speaker.open(arguments.model, weights=arguments.weights, device=device)
+    speaker = options.speaker(arguments)
     length = arguments.context_length
     length = speaker.context_length if length is None else length
     stride = length if arguments.stride is None else arguments.stride

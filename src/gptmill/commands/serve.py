@@ -6,6 +6,8 @@ environment variable or a file. SIGINT or SIGTERM ends it, with status 0.
 """
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.at_least_1,
         default=4,
         metavar="N",
-        help="requests answered in turns (4)",
+        help="answers written at once (4)",
     )
     add("--max-waiting", type=int, default=32, metavar="N", help="requests that may wait (32)")
+    add(
+        "--context-length",
+        type=options.at_least_1,
+        metavar="N",
+        help="tokens of prompt and answer; less takes less memory (the model's)",
+    )
     add(
         "--max-prompt-tokens",
         type=options.at_least_1,
@@ -73,29 +81,34 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:
-    from dataclasses import replace
-
-    from gptmill.device import device_name
     from gptmill.serving import server
     from gptmill.serving.requests import Limits
     from gptmill.serving.worker import Worker
-    from gptmill.speaker import Speaker
+    from gptmill.speaker import Talk
 
     bound = server.listen(arguments.host, arguments.port)
     url = server.address(bound, arguments.host)
-    device = device_name(arguments.device)
-    speaker = Speaker.open(arguments.model, weights=arguments.weights, device=device)
+    speaker = options.speaker(arguments)
     speaker = replace(speaker, name=arguments.name or speaker.name)
-    context = speaker.context_length
+    context = arguments.context_length or speaker.context_length
+    if context > speaker.context_length:
+        raise ValueError(
+            f"--context-length is {context}: the model reads at most {speaker.context_length}"
+        )
+    limits = Limits(
+        context_length=context,
+        max_prompt_tokens=arguments.max_prompt_tokens or context,
+        max_new_tokens=arguments.max_new_tokens or context,
+    )
+    capacity = min(context, limits.max_prompt_tokens + limits.max_new_tokens)
+    at_once, max_waiting = arguments.at_once, arguments.max_waiting
+    open_talk = partial(Talk, speaker.model, at_once, capacity)
     server.run(
         speaker,
         bound,
         admission=admission,
-        limits=Limits(
-            max_prompt_tokens=arguments.max_prompt_tokens or context,
-            max_new_tokens=arguments.max_new_tokens or context,
-        ),
-        worker=Worker(at_once=arguments.at_once, max_waiting=arguments.max_waiting),
+        limits=limits,
+        worker=Worker(open_talk, at_once=at_once, max_waiting=max_waiting),
         ready=lambda: note(f"{speaker.name} answers at {url} (Ctrl-C ends)"),
     )
 

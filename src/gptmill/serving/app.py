@@ -108,7 +108,7 @@ async def _answer(
     answer = Answer(form, speaker.name, work)
     # in the line before the response begins: a full line is an error with a status of its own
     decoding = Decoding(
-        worker, lambda: speaker.speak(work.prompts, work.config, stops=work.stops, seed=work.seed)
+        worker, speaker.speeches(work.prompts, work.config, stops=work.stops, seed=work.seed)
     )
     return Stream(answer, decoding) if work.stream else await whole(request, answer, decoding)
 

@@ -5,7 +5,7 @@ was about to be.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Sequence
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from gptmill.serving.errors import as_api_error
 from gptmill.serving.wire import Answer, event
 from gptmill.serving.worker import Event, Job, Worker
-from gptmill.speaker import Piece
+from gptmill.speaker import Piece, Speech
 
 CLIENT_LEFT = 499  # the status that proxies note for it; nobody is there to read it
 
@@ -22,9 +22,7 @@ CLIENT_LEFT = 499  # the status that proxies note for it; nobody is there to rea
 class Decoding:
     """A job in the worker, seen from the event loop. Raises what `Worker.submit` raises."""
 
-    def __init__(
-        self, worker: Worker, begin: Callable[[], Generator[list[Piece], None, None]]
-    ) -> None:
+    def __init__(self, worker: Worker, speeches: Sequence[Speech]) -> None:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -33,7 +31,7 @@ class Decoding:
 
         self._events = events
         self._worker = worker
-        self._job = Job(begin, tell)
+        self._job = Job(speeches, tell)
         worker.submit(self._job)
 
     async def steps(self) -> AsyncGenerator[list[Piece], None]:

@@ -121,10 +121,12 @@ class CompletionRequest(_Asked):
 class Limits:
     """What one request may ask for."""
 
+    context_length: int
+    """Of prompt and answer together; at most what the model reads at once."""
     max_prompt_tokens: int
     max_new_tokens: int
     max_answers: int = 8
-    """Prompts times n: all are decoded together."""
+    """Prompts times n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +188,14 @@ def chat_work(asked: ChatRequest, speaker: Speaker, limits: Limits) -> Work:
     except ValueError as error:
         raise ApiError(400, f"messages: {error}", param="messages") from None
     wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
-    room = _room([prompt], speaker.context_length, limits, wanted, param="messages")
+    room = _room([prompt], limits, wanted, param="messages")
     return _work(asked, [prompt], limits, max_new_tokens=room if wanted is None else wanted)
 
 
 def completion_work(asked: CompletionRequest, speaker: Speaker, limits: Limits) -> Work:
     """Return the work of texts to continue."""
     prompts, wanted = _prompts(asked.prompt, speaker), asked.max_tokens
-    room = _room(prompts, speaker.context_length, limits, wanted, param="prompt")
+    room = _room(prompts, limits, wanted, param="prompt")
     most = min(COMPLETION_TOKENS, room) if wanted is None else wanted
     return _work(asked, prompts, limits, max_new_tokens=most)
 
@@ -229,17 +231,15 @@ def _work(asked: _Asked, prompts: list[list[int]], limits: Limits, *, max_new_to
     )
 
 
-def _room(
-    prompts: list[list[int]], context: int, limits: Limits, wanted: int | None, *, param: str
-) -> int:
+def _room(prompts: list[list[int]], limits: Limits, wanted: int | None, *, param: str) -> int:
     """Return how many tokens may follow the longest prompt; raise ApiError past a limit."""
-    longest = max(map(len, prompts))
+    longest, context = max(map(len, prompts)), limits.context_length
     most = min(limits.max_prompt_tokens, context - 1)
     if longest > most:
         raise ApiError(
             400,
             f"the prompt has {longest} tokens; at most {most} fit"
-            f" (the model's context is {context} tokens, prompt and answer together)",
+            f" (the context is {context} tokens, prompt and answer together)",
             code="context_length_exceeded",
             param=param,
         )
@@ -248,7 +248,7 @@ def _room(
         raise ApiError(
             400,
             f"max_tokens is {wanted}; after a prompt of {longest} tokens at most {room} are"
-            f" allowed (the model's context is {context}, this server's limit"
+            f" allowed (the context is {context}, this server's limit"
             f" {limits.max_new_tokens})",
             code="context_length_exceeded",
             param="max_tokens",

@@ -71,7 +71,7 @@ def run(
     hosts = LOOPBACK_NAMES if admission.loopback else None
     gate = Gate(build(speaker, worker, limits), key=admission.key, hosts=hosts)
     config = uvicorn.Config(
-        gate,  # type: ignore[arg-type]
+        gate,
         log_level="warning",
         access_log=False,
         lifespan="off",
