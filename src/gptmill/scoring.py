@@ -104,9 +104,10 @@ def token_nats(model: GPT, inputs: Ids, targets: Ids, *, batch_size: int, device
 
 
 def token_sizes(tokenizer: Tokenizer) -> Counts:
-    """Return how many bytes of text each id stands for, (V,); `<|endoftext|>` stands for none."""
-    single = tokenizer.encoding.decode_single_token_bytes
-    return np.array([len(single(index)) for index in range(tokenizer.eot_id)] + [0])
+    """Return how many bytes of text each id stands for, (V,); special tokens stand for none."""
+    sizes = np.array([len(tokenizer.token_bytes(index)) for index in range(tokenizer.n_vocab)])
+    sizes[list(tokenizer.special_ids.values())] = 0
+    return sizes
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, size: int) -> float:

@@ -59,7 +59,7 @@ def chat_template(metadata: Mapping[str, Any]) -> str | None:
 
 def _value(metadata: Mapping[str, Any], key: str) -> Any:
     """Return a value that is given as it is, or as a field of the library `gguf`."""
-    found = metadata.get(key)
+    found: Any = metadata.get(key)
     return found.contents() if hasattr(found, "contents") else found
 
 
