@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from gptmill import perplexity
+from gptmill.chat import Template
 from gptmill.checkpoint import load_causal_lm, load_classifier
 from gptmill.classification import encode, predict
 from gptmill.commands.frame import verbs
 from gptmill.generation import GenerationConfig, generate
-from gptmill.instructions import TEMPLATE, prompt
 from gptmill.tokenizer import Tokenizer
 from helpers import TINY_TEXT
 from talkers import answer, command, environment, gptmill, make_models, mistake
@@ -226,6 +226,38 @@ def test_generate_stops_before_a_stop_string(models: Path) -> None:
     assert gptmill(*words, "--stop", stop).stdout == found["text"]
 
 
+def test_generate_searches_with_beams(models: Path) -> None:
+    model, tokenizer = load_causal_lm(models / "lm"), Tokenizer.from_folder(models / "lm")
+    config = GenerationConfig(max_new_tokens=12, temperature=0, top_k=0, top_p=1, beams=3)
+    ids = [tokenizer.encode("The quick")]
+    expected = generate(model, ids, config, stop_ids=[tokenizer.eot_id], seed=0)[0]
+    words = ["generate", models / "lm", "The quick", "--max-new-tokens", "12", "--beams", "3"]
+    found = answer(*words)
+    assert found["ids"] == expected
+    assert found["text"] == tokenizer.decode(expected)
+    assert "a beam search draws nothing" in mistake(*words, "--temperature", "1")
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_generate_with_fewer_bits(models: Path, weights: str) -> None:
+    words = ["generate", models / "lm", "The quick", "--max-new-tokens", "12"]
+    assert len(answer(*words, "--weights", weights)["ids"]) == 12
+
+
+def test_export_and_import_give_the_model_again(models: Path, tmp_path: Path) -> None:
+    found = answer("export", models / "lm", tmp_path / "lm.gguf", "--format", "gguf")
+    assert found["out"] == str(tmp_path / "lm.gguf")
+    back = answer("import", tmp_path / "lm.gguf", tmp_path / "back")
+    assert back["out"] == str(tmp_path / "back")
+    assert list(back["files"]) == ["lm.gguf"]
+    scores = [
+        answer("score", folder, models / "text.txt")["loss"]
+        for folder in (models / "lm", tmp_path / "back")
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    assert gptmill("export", models / "lm", tmp_path / "hf", "--format", "hf").returncode == 0
+
+
 def test_generate_streams(models: Path) -> None:
     words = ["generate", models / "endless", "The quick", "--max-new-tokens", "8000"]
     with subprocess.Popen(command(*words), stdout=subprocess.PIPE, env=environment()) as process:
@@ -260,18 +292,22 @@ def test_chat_answers_line_by_line_in_the_models_own_template(models: Path) -> N
     words = ["chat", models / "assistant", "--max-new-tokens", "30"]
     done = gptmill(*words, stdin="What jumps?\n\nWhy?\n")
     assert (done.returncode, done.stderr) == (0, "")
-    first = answer(
-        "generate", models / "assistant", prompt("What jumps?"), "--max-new-tokens", "30"
-    )["text"]
-    assert done.stdout.startswith(first + "\n")
-    history = (
-        prompt("What jumps?")
-        + first
-        + "<|endoftext|>"
-        + prompt("Why?").removeprefix(TEMPLATE["opening"])
-    )
-    assert len(history) > len(first)
-    assert done.stdout.count("\n") >= 2
+    # what was asked and answered before stands in the second prompt
+    template = Template.read(models / "assistant")
+    assert template is not None
+    talk = [{"role": "user", "content": "What jumps?"}]
+    written = ["generate", models / "assistant", "--max-new-tokens", "30"]
+    first = answer(*written, template.render(talk))["text"]
+    talk += [{"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
+    tokenizer = Tokenizer.from_folder(models / "assistant")
+    second = generate(
+        load_causal_lm(models / "assistant"),
+        [template.encode(tokenizer, talk)],
+        GenerationConfig(max_new_tokens=30, temperature=0, top_k=0, top_p=1),
+        stop_ids=template.stop_ids(tokenizer),
+        seed=0,
+    )[0]
+    assert done.stdout == f"{first}\n{tokenizer.decode(second)}\n"
 
 
 def test_chat_leaves_out_whole_turns_when_the_context_is_full(models: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from gptmill.generation import GenerationConfig
-from gptmill.instructions import prompt, user_text
+from gptmill.instructions import encode_rows
 from gptmill.speaker import Speaker
 from talkers import Server, make_models, mistake, serving
 
@@ -77,8 +77,9 @@ def test_an_answer_is_the_librarys_to_the_prompt_of_the_training_rows(
     client: openai.OpenAI, speaker: Speaker
 ) -> None:
     assert speaker.template is not None
-    ids = speaker.template.encode(speaker.tokenizer, [{"role": "user", "content": "What jumps?"}])
-    assert ids == speaker.tokenizer.encode(prompt(user_text("What jumps?", "")))
+    record = {"instruction": "What jumps?", "input": "", "output": "the fox"}
+    rows = encode_rows([record], speaker.tokenizer, speaker.template, 512)
+    ids = rows.ids[0][: rows.prompt_lengths[0]].tolist()
     text, n_new = said(speaker, ids)
     found = ask(client)
     assert found.choices[0].message.content == text

@@ -86,9 +86,9 @@ def _zeros(length: int) -> Words:
         return bits
     half = _zeros(length // 2)
     both = _applied(half, half)
-    if length % 2 == 0:
-        return both
-    return _tables()[0][both & 0xFF] ^ (both >> 8)
+    if length % 2:
+        both = _tables()[0][both & 0xFF] ^ (both >> 8)
+    return both
 
 
 def _applied(matrix: Words, states: Words) -> Words:

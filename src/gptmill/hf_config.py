@@ -134,7 +134,7 @@ def _llama(given: Mapping[str, Any]) -> GPTConfig:
     return config
 
 
-def _sizes(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+def _sizes(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     for name in names.values():
         if not _is_whole(given.get(name)):
             raise ValueError(f"{name} is {given.get(name)!r}; allowed is a whole number")

@@ -212,8 +212,9 @@ def _fill(rows: Tensor, found: Tensor, stored: Stored, head_dim: int) -> None:
     elif stored == "kernel":
         found = found[0].t()
     elif stored == "paired":
-        found = found.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2)
-        rows = rows.unflatten(0, (-1, 2, head_dim // 2))
+        width = found.shape[1:]
+        found = found.view(-1, head_dim // 2, 2, *width).transpose(1, 2)
+        rows = rows.view(-1, 2, head_dim // 2, *width)
     rows.copy_(found)
 
 
@@ -246,5 +247,5 @@ def _stored(rows: Tensor, stored: Stored, head_dim: int) -> Tensor:
     if stored == "kernel":
         return rows.t()[None]
     if stored == "paired":
-        return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+        return rows.view(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
     return rows

@@ -21,7 +21,7 @@ from torch import Tensor
 from gptmill.crc32c import masked_crc32c
 from gptmill.files import read_json
 from gptmill.model import GPTConfig
-from gptmill.weights import Shape, Taken, Tensors
+from gptmill.weights import Shape, Taken, Tensors, map_file
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # bytes: two places of blocks, padded, and the magic number
@@ -90,7 +90,7 @@ def open_checkpoint(folder: Path) -> Tensors:
     def take(name: str) -> Taken:
         entry = entries[name]
         if entry.shard not in mapped:
-            mapped[entry.shard] = _mapped(shards[entry.shard])
+            mapped[entry.shard] = map_file(shards[entry.shard])
         content = mapped[entry.shard][entry.offset : entry.offset + entry.size]
         if masked_crc32c(content.numpy()) != entry.crc:
             raise ValueError(f"{folder}: the data of {name} is damaged; fetch the data file again")
@@ -99,12 +99,6 @@ def open_checkpoint(folder: Path) -> Tensors:
         return Taken(content.view(entry.dtype).view(entry.shape), in_place)
 
     return Tensors(folder, {name: entry.shape for name, entry in entries.items()}, take)
-
-
-def _mapped(path: Path) -> Tensor:
-    size = path.stat().st_size
-    storage = torch.UntypedStorage.from_file(str(path), False, size)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,))
 
 
 def read_index(path: Path) -> dict[str, Entry]:

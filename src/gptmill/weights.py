@@ -87,6 +87,11 @@ def drop_pages(tensor: Tensor) -> None:
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
+def map_file(path: Path) -> Tensor:
+    """Map the bytes of a file, (size,); what is written to them never reaches the file."""
+    return torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8)
+
+
 def open_folder(folder: Path) -> Tensors:
     """Open the weights of a Hugging Face folder; raise ValueError where there are none."""
     return _joined(folder, [_open_file(path) for path in weight_files(folder)])
@@ -156,9 +161,7 @@ def open_safetensors(path: Path) -> Tensors:
 
     def take(name: str) -> Taken:
         if not whole:
-            size = path.stat().st_size
-            storage = torch.UntypedStorage.from_file(str(path), False, size)  # type: ignore[no-untyped-call]
-            whole.append(torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,)))
+            whole.append(map_file(path))
         first, last = (start + offset for offset in entries[name]["data_offsets"])
         dtype, content = DTYPES[entries[name]["dtype"]], whole[0][first:last]
         mapped = first % dtype.itemsize == 0  # no file of the library's own has another place

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from gptmill.importing import import_model
 
-    import_model(
+    found = import_model(
         arguments.source,
         arguments.out,
         tokenizer=arguments.tokenizer,
@@ -42,6 +42,16 @@ def run(arguments: argparse.Namespace) -> None:
         dtype=getattr(torch, arguments.dtype),
     )
     if arguments.json:
-        show({"source": arguments.source, "out": str(arguments.out)})
+        show(
+            {
+                "source": arguments.source,
+                "revision": found.revision,
+                "form": found.form,
+                "out": str(arguments.out),
+                "parameters": found.n_parameters,
+                "tensors": found.n_tensors,
+                "files": dict(found.files),
+            }
+        )
     else:
-        print(arguments.out)
+        print(f"{arguments.out}: {found.n_parameters:,} parameters from {found.form}")
