@@ -88,6 +88,16 @@ def test_a_tensor_at_an_odd_place_is_read_and_kept(tmp_path: Path) -> None:
         assert torch.equal(found, values)
 
 
+def test_a_header_that_does_not_add_up_is_told(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a \(3,\) has 8 bytes; it must have as many as its shape"
+    ):
+        read_shapes(tmp_path)
+
+
 def test_pages_that_were_given_back_are_read_again(tmp_path: Path) -> None:
     values = torch.randn(300, 1000)
     save_file({"x": values}, tmp_path / "model.safetensors")

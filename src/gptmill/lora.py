@@ -123,10 +123,8 @@ def save_adapter(
     language = {"task_type": "CAUSAL_LM", "modules_to_save": None}
     own = head if isinstance(model, GPTClassifier) else language
     # GPT-2's Conv1D holds (in, out); A and B are the same either way.
-    fan_in_fan_out = model.config.llama is None
-    write_json(
-        folder / "adapter_config.json", {**settings, **own, "fan_in_fan_out": fan_in_fan_out}
-    )
+    stored = {"fan_in_fan_out": model.config.llama is None}
+    write_json(folder / "adapter_config.json", {**settings, **own, **stored})
 
 
 def _peft_tensors(model: GPT | GPTClassifier) -> dict[str, Tensor]:
