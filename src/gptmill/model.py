@@ -143,12 +143,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Mix each position with those before it; with a cache, with the stored ones too."""
         rows, length, width = x.shape  # B, T, C
-        query, key, value = (
-            part.view(rows, length, -1, self.head_dim).transpose(1, 2)
-            for part in self.c_attn(x).split(self.widths, dim=-1)
-        )  # (B, H, T, D), and twice (B, G, T, D)
-        if rotation is not None:
-            query, key = rotation(query), rotation(key)
+        found = self.c_attn(x)  # (B, T, C + 2 * G * D)
+        if rotation is None:
+            query, key, value = (self._heads(part) for part in found.split(self.widths, dim=-1))
+        else:  # queries and keys turn alike, so together
+            value = self._heads(found[..., -self.widths[2] :])
+            turned = rotation(self._heads(found[..., : -self.widths[2]]))  # (B, H + G, T, D)
+            query, key = turned.split([turned.size(1) - value.size(1), value.size(1)], dim=1)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = F.scaled_dot_product_attention(
@@ -162,6 +163,10 @@ class Attention(nn.Module):
         )  # (B, H, T, D)
         mixed = self.c_proj(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, T, C)
         return F.dropout(mixed, self.drop_rate, self.training)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Cut (B, T, N * D) into heads, (B, N, T, D)."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -25,6 +25,7 @@ from gptmill.model import GPT
 Kind = Literal["fp32", "bf16", "int8"]
 
 INT8_LIMIT = 127
+INT8_WIDTH = 32  # torch's int8 kernel reads past the end of other widths than multiples (2.13)
 INT8_ROWS = 16  # above so many rows the weights are unpacked once, and oneDNN multiplies faster
 
 
@@ -124,7 +125,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., N) of x (..., K), in the type of x."""
         rows = x.reshape(-1, x.size(-1)).bfloat16()  # (M, K)
-        if rows.is_cpu and len(rows) <= INT8_ROWS:
+        if rows.is_cpu and len(rows) <= INT8_ROWS and rows.size(-1) % INT8_WIDTH == 0:
             out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)  # (M, N)
         else:
             out = F.linear(rows, self.weight.bfloat16()) * self.scales
