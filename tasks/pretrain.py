@@ -213,7 +213,7 @@ def ledger(params: Pretrain, run: Reader) -> Callable[[int], list[dict[str, Any]
 def written(model: GPT, tokenizer: Tokenizer, params: Pretrain, step: int) -> str:
     """Return what the model writes after so many steps, as markdown."""
     prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
-    answers = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=step)
+    answers = generate(model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=step)
     texts = [
         f"> **{prompt}**{tokenizer.decode(ids)}".replace("\n", "  \n> ")
         for prompt, ids in zip(params.prompts, answers, strict=True)

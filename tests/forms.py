@@ -151,7 +151,8 @@ def book_state(theirs: GPT2LMHeadModel, *, qkv_bias: bool = True) -> dict[str, T
             state[f"{name}.att.W_{part}.weight"] = weight.T
             if qkv_bias:
                 state[f"{name}.att.W_{part}.bias"] = bias
-        state[f"{name}.att.mask"] = torch.triu(torch.ones(4, 4), diagonal=1)
+        length = len(body.wpe.weight)
+        state[f"{name}.att.mask"] = torch.triu(torch.ones(length, length), diagonal=1)
         linears = {
             "att.out_proj": block.attn.c_proj,
             "ff.layers.0": block.mlp.c_fc,

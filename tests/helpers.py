@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as Trained
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptmill.files import write_json
 from gptmill.model import GPT, GPTConfig
@@ -81,6 +81,7 @@ def train_chatty(text: str = TINY_TEXT, *, size: int = 400, digits: bool = True)
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     steps = [pre_tokenizers.Digits(individual_digits=True), split]
     trained.pre_tokenizer = pre_tokenizers.Sequence(steps) if digits else split
+    trained.decoder = decoders.ByteLevel()
     lacking = {spell(bytes([byte])) for byte in LACKING}
     trainer = trainers.BpeTrainer(
         vocab_size=size,

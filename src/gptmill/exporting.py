@@ -83,10 +83,14 @@ def _ids(folder: Path) -> SpecialIds:
 
 
 def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
-    """Write a state dict that the book's own code loads."""
+    """Write a state dict that the book's own code loads, its causal masks included."""
     if model.config.llama is not None:
         raise ValueError("the book's GPTModel is a GPT-2, and this model is a Llama; allowed: hf")
     tensors = {name: t.contiguous() for name, t in file_tensors(BOOK, model).items()}
+    length = model.config.context_length
+    mask = torch.ones(length, length).triu(diagonal=1)  # one for all: a file keeps it once
+    for layer in range(model.config.n_layers):
+        tensors[f"trf_blocks.{layer}.att.mask"] = mask
     partial = _partial(out)
     torch.save(tensors, partial)
     partial.replace(out)

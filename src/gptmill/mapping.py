@@ -10,6 +10,7 @@ V vocabulary, K classes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -45,13 +46,19 @@ def skeleton(config: GPTConfig, n_classes: int | None = None) -> GPT | GPTClassi
         return GPT(config) if n_classes is None else GPTClassifier(config, n_classes)
 
 
+@lru_cache(maxsize=8)
+def model_shapes(config: GPTConfig, n_classes: int | None) -> Mapping[str, Shape]:
+    """Return the shape of each tensor in the state dict of a model."""
+    state = skeleton(config, n_classes).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
 def slots(layout: Layout, config: GPTConfig, n_classes: int | None = None) -> list[Slot]:
     """Return every tensor that a file of this layout holds for a model of this shape.
 
     The head of a tied model is among them, though most files leave it out.
     """
-    model = skeleton(config, n_classes)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = model_shapes(config, n_classes)
     absent = _absent(layout, config, n_classes)
     found: list[Slot] = []
     for row in layout.rows:
@@ -178,10 +185,7 @@ def read_state(
     Raises ValueError where a tensor that the model lacks is not what it stands for.
     """
     names = full_names(layout, tensors.shapes)
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in skeleton(config, n_classes).state_dict().items()
-    }
+    shapes = model_shapes(config, n_classes)
     state: dict[str, Tensor] = {}
     wanted = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
     for slot in wanted:
@@ -223,10 +227,9 @@ def file_tensors(layout: Layout, model: GPT | GPTClassifier) -> dict[str, Tensor
     n_classes = model.score.out_features if isinstance(model, GPTClassifier) else None
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     config = model.config
-    expected = skeleton(config, n_classes).state_dict()
-    assert {name: tensor.shape for name, tensor in state.items()} == {
-        name: tensor.shape for name, tensor in expected.items()
-    }, "a model with wrapped or added modules is not saved"
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    expected = model_shapes(config, n_classes)
+    assert found == expected, "a model with wrapped or added modules is not saved"
     out: dict[str, Tensor] = {}
     for slot in slots(layout, config, n_classes):
         if slot.kind == "value":

@@ -72,14 +72,15 @@ def _check(path: Path, content: Mapping[str, Any]) -> bool:
                 raise _refused(path, place, token.get(name), repr(value))
     if content.get("normalizer") is not None:
         raise _refused(path, "normalizer", content["normalizer"], "None")
-    for name in ("post_processor", "decoder"):
-        if not _is_harmless(content.get(name)):
-            raise _refused(path, name, content[name], "one that adds nothing")
+    if not _is_harmless(content.get("post_processor")):
+        raise _refused(path, "post_processor", content["post_processor"], "one that adds no token")
+    if (content.get("decoder") or {}).get("type") != "ByteLevel":
+        raise _refused(path, "decoder", content.get("decoder"), "ByteLevel")
     return _reads_digits(path, content.get("pre_tokenizer"))
 
 
 def _is_harmless(given: Mapping[str, Any] | None) -> bool:
-    """Return whether a step after the ids, or back from them, is the plain one for bytes."""
+    """Return whether a step after the ids leaves them as they are."""
     if given is None or given["type"] == "ByteLevel":
         return True
     return given["type"] == "TemplateProcessing" and not given["special_tokens"]

@@ -6,6 +6,7 @@ with `weights_only=True` alone: nothing in it can run.
 
 import ctypes
 import json
+import math
 import mmap
 import os
 import pickle
@@ -189,6 +190,12 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
         if entry["dtype"] not in DTYPES:
             raise ValueError(
                 f"{path}: {name} is of type {entry['dtype']}; allowed are {', '.join(DTYPES)}"
+            )
+        first, last = entry["data_offsets"]
+        if first < 0 or last - first != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+            raise ValueError(
+                f"{path}: {name} {tuple(entry['shape'])} has {last - first} bytes; it must have as "
+                "many as its shape and type"
             )
     return 8 + length, entries
 
