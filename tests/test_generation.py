@@ -1,4 +1,5 @@
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,9 +7,11 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptmill.checkpoint import TRANSPOSED
 from gptmill.generation import GenerationConfig, _candidates, _choose, _Row, generate
+from gptmill.layouts import HUGGING_FACE_GPT2
+from gptmill.mapping import read_state
 from gptmill.model import GPT
+from gptmill.weights import of_dict
 from helpers import tiny_config, tiny_gpt
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
@@ -96,11 +99,8 @@ def test_greedy_ids_are_those_of_transformers() -> None:
 
 def as_ours(theirs: GPT2LMHeadModel) -> GPT:
     model = GPT(tiny_config(context_length=64, tie_weights=False))
-    state = {
-        name: tensor.t() if name.endswith(TRANSPOSED) else tensor
-        for name, tensor in theirs.state_dict().items()
-    }
-    model.load_state_dict(state)
+    tensors = of_dict(Path("theirs"), dict(theirs.state_dict()), mapped=False)
+    model.load_state_dict(read_state(HUGGING_FACE_GPT2, model.config, tensors))
     return model.eval()
 
 
