@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from training import OUT, PEERS, ROOT, cpu_name, install
 
 from peers.worker import VOCABULARY
-from training import OUT, PEERS, ROOT, cpu_name, install
 
 WORKER = ROOT / "benchmarks" / "peers" / "decoder.py"
 SHAPES: dict[str, dict[str, int]] = {
