@@ -1,13 +1,16 @@
 """What the tests of decoding share: prompts, models that do not repeat themselves, a reference."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptmill.checkpoint import TRANSPOSED
 from gptmill.generation import GenerationConfig
+from gptmill.layouts import HUGGING_FACE_GPT2
+from gptmill.mapping import read_state
 from gptmill.model import GPT, Llama
+from gptmill.weights import of_dict
 from helpers import tiny_config, tiny_gpt
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
@@ -48,9 +51,6 @@ def theirs_of(*, seed: int, spread: float) -> GPT2LMHeadModel:
 
 def as_ours(theirs: GPT2LMHeadModel) -> GPT:
     model = GPT(tiny_config(context_length=64, tie_weights=False))
-    state = {
-        name: tensor.t() if name.endswith(TRANSPOSED) else tensor
-        for name, tensor in theirs.state_dict().items()
-    }
-    model.load_state_dict(state)
+    tensors = of_dict(Path("theirs"), dict(theirs.state_dict()), mapped=False)
+    model.load_state_dict(read_state(HUGGING_FACE_GPT2, model.config, tensors))
     return model.eval()

@@ -130,12 +130,11 @@ def transformers(task: dict[str, Any]) -> nn.Module:
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)
-    from gptmill.checkpoint import TRANSPOSED
+    from gptmill.layouts import HUGGING_FACE_GPT2
+    from gptmill.mapping import file_tensors
 
-    weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1)).state_dict()
-    named = {
-        name: value.t() if name.endswith(TRANSPOSED) else value for name, value in weights.items()
-    }
+    weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1))
+    named = file_tensors(HUGGING_FACE_GPT2, weights)
     missing = model.load_state_dict(named, strict=False).missing_keys
     assert set(missing) <= {"lm_head.weight"}, missing
     return model
