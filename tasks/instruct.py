@@ -1,6 +1,7 @@
 """instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -29,7 +30,10 @@ class Instruct(TrainingSection):
 
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
-    """Train the whole model on instructions and answers, then have it answer the test part."""
+    """Train the whole model on instructions and answers; have it answer the test part.
+
+    It answers twice, before and after: what fine-tuning is worth is the difference.
+    """
     folder = run.input("load_gpt2")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
@@ -51,6 +55,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
+    answer = partial(answers, max_new_tokens=params.max_new_tokens)
+    before = answer(model, records["test"], tokenizer, template)
     trained = train(
         run,
         model,
@@ -64,11 +70,10 @@ def instruct(params: Instruct, run: Run) -> Metrics:
 
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
     run.log_model("assistant", run.out)
-    found = answers(
-        model, records["test"], tokenizer, template, max_new_tokens=params.max_new_tokens
-    )
+    after = answer(model, records["test"], tokenizer, template)
     given = [
-        {**record, "answer": answer} for record, answer in zip(records["test"], found, strict=True)
+        {**record, "before": first, "answer": last}
+        for record, first, last in zip(records["test"], before, after, strict=True)
     ]
     write_json(run.out / "answers.json", given)
     run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
