@@ -10,7 +10,6 @@ Letters: B beams, V vocabulary.
 from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
 
 from gptmill.model import GPT
 from gptmill.reader import Reader, Reading
@@ -73,7 +72,8 @@ def _decided(
     """Return whether no beam that goes on can still be among the finished ones, by estimate."""
     if len(finished) < config.beams:
         return False
-    return best / length**config.length_penalty <= finished[-1][0]
+    worst, _ = finished[-1]
+    return best / float(length**config.length_penalty) <= worst
 
 
 def _go_on(reader: Reader[Reading], going: Sequence[Candidate]) -> None:

@@ -46,7 +46,9 @@ class Row(Reading):
         Raises ValueError for a prompt without ids.
         """
         if not prompt:
-            raise ValueError("a prompt has no ids: it must have at least one, such as <|endoftext|>")
+            raise ValueError(
+                "a prompt has no ids: it must have at least one, such as <|endoftext|>"
+            )
         draws = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         return cls(
             list(prompt),

@@ -56,7 +56,7 @@ class KVCache:
         return self.keys.size(3)
 
     def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
-        """Return positions and mask of the next ids: (T,) and (T, S), or (B, 1) and (B, 1, 1, S)."""
+        """Return positions and mask of the next ids, (T,), (T, S) or (B, 1), (B, 1, 1, S)."""
         device = self.keys.device
         self._n_new, self._used = n_new, max(self.lengths) + n_new
         assert self._used <= self.capacity, f"{self._used} positions > {self.capacity}"

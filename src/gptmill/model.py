@@ -149,7 +149,7 @@ class Attention(nn.Module):
         else:  # queries and keys turn alike, so together
             value = self._heads(found[..., -self.widths[2] :])
             turned = rotation(self._heads(found[..., : -self.widths[2]]))  # (B, H + G, T, D)
-            query, key = turned.split([turned.size(1) - value.size(1), value.size(1)], dim=1)
+            query, key = turned.tensor_split([turned.size(1) - value.size(1)], dim=1)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = F.scaled_dot_product_attention(

@@ -70,7 +70,7 @@ def _layer(weight: Tensor, bias: Tensor | None, kind: Kind) -> nn.Module:
 
 def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Return whether oneDNN has a layout of its own for such weights here."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -126,8 +126,8 @@ class Int8Linear(nn.Module):
         """Return (..., N) of x (..., K), in the type of x."""
         rows = x.reshape(-1, x.size(-1)).bfloat16()  # (M, K)
         if rows.is_cpu and len(rows) <= INT8_ROWS and rows.size(-1) % INT8_WIDTH == 0:
-            out = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)  # (M, N)
+            out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
         else:
             out = F.linear(rows, self.weight.bfloat16()) * self.scales
-        out = out.to(x.dtype).view(*x.shape[:-1], -1)
+        out = out.to(x.dtype).view(*x.shape[:-1], -1)  # (..., N)
         return out if self.bias is None else out + self.bias

@@ -79,7 +79,8 @@ class Reader(Generic[Row]):
         last = torch.tensor([row.ids[-1] for row in self.rows], device=self.device)  # (B,)
         if self._step is not None:
             return self._static_step(last)
-        return self.model(last[:, None], self.cache)[:, -1].float()  # (B, V)
+        logits: Tensor = self.model(last[:, None], self.cache)[:, -1].float()  # (B, V)
+        return logits
 
     def _read_all_but_the_last(self) -> None:
         """Read rows that have more than one unread id; neighbours of one length together."""
@@ -99,7 +100,7 @@ class Reader(Generic[Row]):
         assert not any(self.cache.lengths[first : first + len(rows)]), "rows are read from 0"
         part = self.cache.part(first, first + len(rows))
         ids = torch.tensor(rows, device=self.device)  # (B, T)
-        for chunk in ids.split(max(1, READ_AT_ONCE // len(rows)), dim=1):
+        for chunk in torch.split(ids, max(1, READ_AT_ONCE // len(rows)), dim=1):
             self.model.hidden(chunk, part)
         self.cache.lengths[first : first + len(rows)] = part.lengths
 

@@ -1,7 +1,7 @@
 """Which id comes next: from logits to a choice, by the definitions of Hugging Face's processors.
 
-In this order: a penalty for ids that are there already, temperature, top-k, top-p, min-p. What is
-left is drawn from in double precision on the CPU, since a running sum on a GPU is not deterministic.
+In this order: a penalty for ids that are there already, temperature, top-k, top-p, min-p. What
+is left is drawn from in double precision on the CPU: a running sum on a GPU is not deterministic.
 
 Letters: B rows, V vocabulary, K ids that may be drawn.
 """
