@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gptmill.instructions import encode_rows
 from gptmill.speaker import Speaker
 from talkers import Server, make_models, mistake, serving
 
+post = partial(httpx.post, timeout=100)
 HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What jumps?"}]
 
 
@@ -233,14 +235,14 @@ def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
 )
 def test_a_body_that_is_no_request(server: Server, body: bytes) -> None:
     for path in ("chat/completions", "completions"):
-        found = httpx.post(f"{server.url}/v1/{path}", content=body)
+        found = post(f"{server.url}/v1/{path}", content=body)
         assert found.status_code == 400
         assert found.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_half_a_character_in_a_message_is_refused(server: Server) -> None:
     body = b'{"model": "assistant", "messages": [{"role": "user", "content": "\\ud800"}]}'
-    found = httpx.post(f"{server.url}/v1/chat/completions", content=body)
+    found = post(f"{server.url}/v1/chat/completions", content=body)
     assert found.status_code == 400
 
 
@@ -251,7 +253,7 @@ def test_large_bodies_are_not_read(server: Server) -> None:
 
     for content in (b"x" * (5 * 2**20), endless()):
         try:
-            found = httpx.post(f"{server.url}/v1/completions", content=content)
+            found = post(f"{server.url}/v1/completions", content=content)
         except httpx.WriteError:
             continue  # answered and closed before all was sent
         assert found.status_code == 413
@@ -280,6 +282,7 @@ def test_names_of_other_machines_and_other_sites_are_refused(server: Server) -> 
     assert status(Host=f"[::1]:{port}") == 200
     assert status(Origin="http://evil.example") == 403
     assert status(Origin="null") == 403
+    assert status(Host="") == 403
     assert status(Origin=server.url) == 200
     found = httpx.options(f"{server.url}/v1/models", headers={"Origin": server.url})
     assert not [name for name in found.headers if name.startswith("access-control")]
@@ -368,16 +371,14 @@ def test_a_full_line_is_an_error_and_a_client_that_leaves_makes_room(narrow: Ser
                 assert full.value.response.headers["retry-after"] == "1"
             narrow.until(active=1, waiting=0)  # the one that waited has left
         narrow.until(active=0, waiting=0)  # so has the one that was answered
-    found = httpx.post(f"{narrow.url}/v1/completions", json={"model": "endless", "prompt": "the"})
+    found = post(f"{narrow.url}/v1/completions", json={"model": "endless", "prompt": "the"})
     assert found.json()["usage"]["completion_tokens"] == 16
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(models: Path) -> None:
     with serving(models / "endless", "--at-once", "2") as server, begin(server, n=1):
         server.until(active=1, waiting=0)
-        found = httpx.post(
-            f"{server.url}/v1/completions", json={"model": "endless", "prompt": "the"}
-        )
+        found = post(f"{server.url}/v1/completions", json={"model": "endless", "prompt": "the"})
         assert found.status_code == 200
         assert server.health()["active"] == 1
 
@@ -407,7 +408,7 @@ def test_limits_of_the_servers_own(models: Path) -> None:
 
         def status(prompt: str, **more: Any) -> tuple[int, str]:
             body = {"model": "mine", "prompt": prompt, **more}
-            found = httpx.post(f"{server.url}/v1/completions", json=body)
+            found = post(f"{server.url}/v1/completions", json=body)
             return found.status_code, found.text
 
         assert status("the")[0] == 200

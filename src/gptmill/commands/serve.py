@@ -71,13 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"the server needs the package {error.name}: pip install fastapi uvicorn"
         ) from None
-    loopback = server.is_loopback(arguments.host)
-    if key is None and not loopback and not arguments.no_key:
+    if key is None and not arguments.no_key and not server.is_loopback(arguments.host):
         raise ValueError(
             f"{arguments.host} can be reached from other machines: set a key with --api-key-env "
             "or --api-key-file, or say --no-key to let anyone in"
         )
-    _serve(arguments, server.Admission(key=key, loopback=loopback))
+    _serve(arguments, server.Admission.at(arguments.host, key))
 
 
 def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import uvicorn
 
@@ -19,10 +20,16 @@ SECONDS_TO_FINISH = 5  # for what is being sent when the server is told to end
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """Who may come in: whoever has the key, where there is one; at loopback this machine alone."""
+    """Who may come in: whoever has the key, where there is one, by a name of the server."""
 
     key: str | None
-    loopback: bool
+    hosts: frozenset[str] | None
+    """The names by which the server may be asked for; None where any will do."""
+
+    @classmethod
+    def at(cls, host: str, key: str | None) -> Self:
+        """Return who may come in at `host`: at loopback, names of this machine alone."""
+        return cls(key=key, hosts=LOOPBACK_NAMES | {host} if is_loopback(host) else None)
 
 
 def is_loopback(host: str) -> bool:
@@ -68,8 +75,8 @@ def run(
 
     Then nothing new is let in, and what is under way ends with an error.
     """
-    hosts = LOOPBACK_NAMES if admission.loopback else None
-    gate = Gate(build(speaker, worker, limits), key=admission.key, hosts=hosts)
+    app = build(speaker, worker, limits)
+    gate = Gate(app, key=admission.key, hosts=admission.hosts)
     config = uvicorn.Config(
         gate,
         log_level="warning",
