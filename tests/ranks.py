@@ -77,6 +77,7 @@ def course(
         "samples": [step.sample for step in steps if step.sample],
         "batches": [step.batch for step in steps],
         "resumed_at": resumed_at,
+        "notes": store.notes if store else [],
         "weights": weights_hash(model.cpu()) if plain else "",
         "kind": type(model).__name__,
         "final": mean_language_loss(model, held_out, CPU) if plain else 0.0,
