@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -78,7 +77,7 @@ def train(folder: Path, *names: str, size: int = 2) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return train(tmp_path_factory.mktemp("one"), *NAMES, size=1)
+    return train(tmp_path_factory.mktemp("one"), *NAMES, "hungry", size=1)
 
 
 def assert_same_training(found: dict[str, Any], reference: dict[str, Any]) -> None:
@@ -107,7 +106,7 @@ def test_two_processes_train_as_one_and_go_on_from_one_another(
 
 
 def test_a_sharded_state_is_a_file_a_rank_and_a_damaged_share_costs_one_state(
-    one: dict[str, Any], tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     whole = train(tmp_path / "whole", "shard", "uneven")["uneven"]
     folder = tmp_path / "resumed"
@@ -124,18 +123,32 @@ def test_a_sharded_state_is_a_file_a_rank_and_a_damaged_share_costs_one_state(
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    shutil.copytree(folder, tmp_path / "alone")
     step = int(states[0].stem.removeprefix("step-"))
     again = train(folder, "shard", "uneven")["uneven"]
     assert again["resumed_at"] == step
     assert len(again["notes"]) == 1
     assert f"{file}: its SHA-256 is not the one noted" in again["notes"][0]
     assert again["weights"] == whole["weights"]
-    for size, words in ((1, ()), (2, ()), (3, ("shard",))):
-        shutil.copytree(tmp_path / "alone", tmp_path / str(size))
-        found = train(tmp_path / str(size), *words, "uneven", size=size)
-        assert found["uneven"]["resumed_at"] == step
-        assert_same_training(found, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "how"), [(1, "replicated"), (2, "replicated"), (3, "shard")])
+def test_shares_of_two_are_read_by_any_number(
+    one: dict[str, Any], tmp_path: Path, size: int, how: str
+) -> None:
+    train(tmp_path, "shard", "uneven@16")
+    found = train(tmp_path, how, "uneven", size=size)
+    assert found["uneven"]["resumed_at"] > 7
+    assert_same_training(found, one)
+
+
+def test_where_one_rank_has_no_room_all_take_half_the_rows(
+    one: dict[str, Any], tmp_path: Path
+) -> None:
+    found = train(tmp_path, "hungry")
+    assert found["hungry"]["micro_batches"] == [1]
+    assert one["hungry"]["micro_batches"] == [8]
+    assert_same_training(found, one)
 
 
 @pytest.mark.slow

@@ -120,11 +120,15 @@ class World:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return which flags are up on any rank; unsharded ranks keep each to their own."""
-        if not self.sharded:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.int32)
+        return tuple(map(self.somewhere, flags)) if self.sharded else flags
+
+    def somewhere(self, flag: bool) -> bool:
+        """Return whether a flag is up on any rank."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor(flag, dtype=torch.int32)
         dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in raised)
+        return bool(raised)
 
     def tell(self, value: T) -> T:
         """Return the first rank's value."""

@@ -193,7 +193,7 @@ def _check_seen(folder: Path, world: World) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
     world.tell(None)  # it is there now
-    blind = world.any(not token.exists())[0]
+    blind = world.somewhere(not token.exists())
     with suppress(FileNotFoundError):
         token.unlink()
     if blind:

@@ -87,8 +87,11 @@ class Trainer:
         if world.reorders and self._course.step < plan.steps:
             self.model.train()
             loaded = self._loader.get(self._course.step + self._course.shift)
-            self._gradients.rehearse(loaded, self._course.micro_batch)
+            # what the moments will take is not to be taken for room
+            spare = [] if self._optimizer.state() else self._optimizer.blank()
+            self._course.micro_batch = self._gradients.rehearse(loaded, self._course.micro_batch)
             self._optimizer.zero_grad()
+            del spare
 
     @property
     def resumed_at(self) -> int:
