@@ -54,6 +54,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "uneven": {"batches": uneven, "micro_batch": 2},
     "best": {"stopping": replace(STOPPING, keep="best"), "batches": uneven},
     "hungry": {"objective": replace(LANGUAGE, loss=hungry), "batches": partial(batch_at, rows=8)},
+    "again": {"model": replace(PLAIN, drop_rate=0.1), "device": replace(CPU, recompute=True)},
+    "dropped": {"model": replace(PLAIN, drop_rate=0.1)},
     "muon": {"optimizer": replace(OPTIMIZER, name="muon")},
     "untied": {"model": replace(PLAIN, tie_weights=False), "micro_batch": 1},
     "compiled": {"device": replace(CPU, compile=True), "steps": 6, "batches": uneven},

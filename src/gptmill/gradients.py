@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gptmill.device import Device
 from gptmill.loader import Loaded
+from gptmill.model import Block
 from gptmill.objectives import Batch, Objective
 from gptmill.parallel import World
 
@@ -21,6 +22,9 @@ class Gradients:
     def __init__(
         self, model: nn.Module, objective: Objective, *, device: Device, world: World, seed: int
     ) -> None:
+        for part in model.modules():
+            if isinstance(part, Block):
+                part.recompute = device.recompute
         self.forward = world.wrap(_Forward(model, objective), model, device.device)
         self._compiled = torch.compile(self.forward) if device.compile else self.forward
         self._model = model
