@@ -28,6 +28,8 @@ FLOW_VARIABLE = "GPTMILL_FLOW_PROCESS"
 STORE = ROOT / "mlflow" / "mlflow.db"
 ARTIFACTS = ROOT / "mlflow" / "artifacts"
 PROCESS_TAG = "gptmill.process"
+MODEL_TAG = "gptmill.model"
+"""Of which kind the model is that a run has made and not logged."""
 ROUNDING = 1e-5
 """Figures no further apart than this are the same figure, summed in another order."""
 
