@@ -226,7 +226,7 @@ class Block(nn.Module):
         return self._out(x, cache, mask, rotation)
 
     def _out(
-        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None
+        self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None
     ) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, mask, rotation)
         out: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
