@@ -16,11 +16,16 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from training import OUT, PEERS, ROOT, cpu_name, install
 
+from gptmill.checkpoint import load_causal_lm
+from gptmill.quantization import Kind, quantize
+from gptmill.tokenizer import Tokenizer
 from peers.worker import VOCABULARY
 
 WORKER = ROOT / "benchmarks" / "peers" / "decoder.py"
@@ -28,7 +33,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
     "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # does it run at all
 }
-PRECISIONS = ["as loaded", "fp32", "bf16", "int8"]
+PRECISIONS: list[Any] = ["as loaded", *get_args(Kind)]
 BYTES = {"as loaded": 4, "fp32": 4, "bf16": 2, "int8": 1}
 GOALS = {"fp32": 1.15, "bf16": 2.0, "int8": 3.0}  # times the best peer in fp32
 
@@ -180,6 +185,24 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
     print(f"ours and transformers chose {'the same' if len(same) == 1 else 'different'} ids")
 
 
+def losses(folder: Path, text: Path, *, length: int = 512) -> None:
+    """Print what each precision costs a checkpoint: its loss on a text, other likeliest ids."""
+    model, tokenizer = load_causal_lm(folder).eval(), Tokenizer.from_folder(folder)
+    length = min(length, model.config.context_length)
+    ids = torch.tensor(tokenizer.encode(text.read_text(encoding="utf-8")))
+    print(f"{folder.name} on {text.name}, {len(ids):,} ids in windows of {length}")
+    expected = Tensor()
+    for precision in PRECISIONS:
+        other = model if precision == "as loaded" else quantize(model, precision)
+        with torch.inference_mode():
+            found = torch.cat([other(part[None])[0] for part in ids.split(length)])  # (T, V)
+        loss = F.cross_entropy(found[:-1], ids[1:])
+        likeliest = found.argmax(-1)
+        expected = likeliest if precision == "as loaded" else expected
+        same = (likeliest == expected).float().mean()
+        print(f"{precision:10} loss {loss:.4f}, the likeliest id the same at {same:.1%}")
+
+
 def main() -> None:
     """Measure what is asked for, print the tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,8 +214,14 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--compiled", action="store_true", help="ours compiled too")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--loss", nargs=2, type=Path, metavar=("CHECKPOINT", "TEXT"), help="what rounding costs"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
     options = parser.parse_args()
+    if options.loss:
+        losses(*options.loss)
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     peers = []
     for name in options.peers:

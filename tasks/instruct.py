@@ -15,6 +15,7 @@ from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Reader, Run, stage
 from tasks._training import TrainingSection, train
 
@@ -69,7 +70,6 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     )
 
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
-    run.log_model("assistant", run.out)
     after = answer(model, records["test"], tokenizer, template)
     given = [
         {**record, "before": first, "answer": last}
@@ -77,7 +77,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     ]
     write_json(run.out / "answers.json", given)
     run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
-    return {
+    metrics: Metrics = {
         "train_rows": len(rows["train"].ids),
         "rows_too_long_for_the_context": sum(part.n_dropped for part in rows.values()),
         "steps": trained.steps,
@@ -85,6 +85,10 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
+    rows_file = run.input("split") / "instructions_train.json"
+    stage_card("instruct", run.out, data=[rows_file], metrics=metrics, base="artifacts/load_gpt2")
+    run.log_model("assistant", run.out)
+    return metrics
 
 
 def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:

@@ -1,11 +1,14 @@
 """load_gpt2: pretrained weights in any form -> artifacts/load_gpt2 (our checkpoint, checked)."""
 
+from pathlib import Path
+
 import pandas as pd
 from pydantic import Field
 
 from gptmill.checkpoint import load_causal_lm
 from gptmill.importing import import_model
 from gptmill.model import GPT
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Run, Section, stage
 
 
@@ -35,7 +38,7 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
     files = [{"file": name, "sha256": digest} for name, digest in found.files.items()]
     run.show("files", pd.DataFrame(files))
     config = found.config
-    return {
+    metrics: Metrics = {
         "family": "gpt2" if config.llama is None else "llama",
         "n_parameters": found.n_parameters,
         "n_layers": config.n_layers,
@@ -43,6 +46,13 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
         "emb_dim": config.emb_dim,
         "context_length": config.context_length,
     }
+    weights = [path for path in _files(run.path(params.weights)) if path.name in found.files]
+    stage_card("load_gpt2", run.out, data=weights, metrics=metrics)
+    return metrics
+
+
+def _files(source: Path) -> list[Path]:
+    return sorted(source.iterdir()) if source.is_dir() else [source]
 
 
 def tensor_table(model: GPT) -> pd.DataFrame:

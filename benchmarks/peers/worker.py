@@ -62,6 +62,7 @@ def ours(task: dict[str, Any]) -> Step:
         precision=task["precision"],
         compile=task["compile"],
         micro_batch="auto",
+        recompute=False,
     )
     device = pick(runtime)
     torch.use_deterministic_algorithms(task["deterministic"])

@@ -18,6 +18,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptmill.kv_cache import Cache, KVCache
 from gptmill.rope import RopeScaling, Rotation, frequencies
@@ -209,11 +210,24 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
+        self.recompute = False
 
     def forward(
         self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None
     ) -> Tensor:
-        """Return the residual stream after this block."""
+        """Return the residual stream after this block.
+
+        With `recompute`, training keeps of it what goes in, and does all else once more when it
+        needs gradients, dropout the same (https://arxiv.org/abs/1604.06174).
+        """
+        if self.recompute and self.training and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self._out, x, cache, mask, rotation, use_reentrant=False)
+            return again
+        return self._out(x, cache, mask, rotation)
+
+    def _out(
+        self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None
+    ) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, mask, rotation)
         out: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
         return out
