@@ -15,7 +15,7 @@ import httpx
 
 from gptmill.checkpoint import save_causal_lm, save_classifier
 from gptmill.instructions import chat_template
-from gptmill.model import GPTClassifier
+from gptmill.model import GPT, GPTClassifier
 from helpers import tiny_config, tiny_gpt, tiny_tokenizer
 from tasks._environment import ROOT
 
@@ -74,8 +74,7 @@ def make_models(root: Path) -> Path:
     tokenizer = tiny_tokenizer()
     babbler = tiny_gpt(tiny_config(context_length=64, tie_weights=False), seed=2)
     save_causal_lm(root / "lm", babbler, tokenizer)
-    endless = tiny_gpt(tiny_config(context_length=8192, tie_weights=False), seed=2)
-    save_causal_lm(root / "endless", endless, tokenizer)
+    save_causal_lm(root / "endless", endless(tokenizer.eot_id), tokenizer)
     talker = tiny_gpt(tiny_config(context_length=512, tie_weights=False), seed=5)
     save_causal_lm(root / "assistant", talker, tokenizer, chat_template=chat_template())
     classifier = GPTClassifier.from_gpt(tiny_gpt(seed=2), 3)
@@ -83,6 +82,14 @@ def make_models(root: Path) -> Path:
         root / "classifier", classifier, tokenizer, class_names=["ham", "spam", "other"]
     )
     return root
+
+
+def endless(eot_id: int) -> GPT:
+    """Return a model that never ends by itself at temperature 0: the end's logit is always 0."""
+    model = tiny_gpt(tiny_config(context_length=8192, tie_weights=False), seed=2)
+    assert model.lm_head is not None
+    model.lm_head.weight.data[eot_id] = 0
+    return model
 
 
 class Server:

@@ -10,8 +10,8 @@ import pytest
 from browser import ENTER, FOUND, RELEASE, SHIFT, Browser, browser
 from gptmill.checkpoint import save_causal_lm
 from gptmill.serving.app import PAGE, content_security_policy
-from helpers import tiny_config, tiny_gpt, tiny_tokenizer
-from talkers import Server, make_models, serving
+from helpers import tiny_tokenizer
+from talkers import Server, endless, make_models, serving
 
 in_a_browser = [
     pytest.mark.slow,
@@ -38,8 +38,9 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone() -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_models(tmp_path_factory.mktemp("models"))
-    endless = tiny_gpt(tiny_config(context_length=8192, tie_weights=False), seed=2)
-    save_causal_lm(root / "chatterbox", endless, tiny_tokenizer(), chat_template=ECHO)
+    tokenizer = tiny_tokenizer()
+    model = endless(tokenizer.eot_id)
+    save_causal_lm(root / "chatterbox", model, tokenizer, chat_template=ECHO)
     return root
 
 

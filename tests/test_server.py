@@ -345,7 +345,14 @@ def narrow(models: Path) -> Iterator[Server]:
 
 def begin(server: Server, *, stream: bool = True, n: int = 4) -> socket.socket:
     """Ask for more text than a test waits for, and do not read it."""
-    asked = {"model": "endless", "prompt": "the", "max_tokens": 8000, "n": n, "stream": stream}
+    asked = {
+        "model": "endless",
+        "prompt": "the",
+        "max_tokens": 8000,
+        "temperature": 0,
+        "n": n,
+        "stream": stream,
+    }
     body = json.dumps(asked)
     host, port = server.url.removeprefix("http://").split(":")
     asked_at = socket.create_connection((host, int(port)))
