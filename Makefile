@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh ledger bench test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh ledger bench bench-generation test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -67,6 +67,9 @@ ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: S
 
 bench: $(ENV)  ## training steps a second, ours beside its peers (25 minutes on 2 cores)
 	@PYTHONPATH=src:. python benchmarks/training.py
+
+bench-generation: $(ENV)  ## decoded tokens a second, ours beside its peers (15 minutes)
+	@PYTHONPATH=src:.:benchmarks python benchmarks/generation.py
 
 test: $(ENV)  ## the tests
 	@python -m pytest

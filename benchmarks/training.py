@@ -297,7 +297,9 @@ def plot(results: list[dict[str, Any]], folder: Path) -> None:
 
 def cpu_name() -> str:
     """Return the processor's name and what torch may use of it."""
-    runtime = RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
+    runtime = RuntimeConfig(
+        device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
+    )
     return pick(runtime).model
 
 

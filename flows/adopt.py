@@ -6,12 +6,13 @@ only (fewer steps, say) is not adopted; then the stage is still to be run.
 """
 
 from flows import _dvc
-from flows._sweep_params import edited, shown
-from flows._sweep_search import best, open_study, params_of
 from flows.sweep import alone, named
+from flows.sweeps.params import edited, shown
+from flows.sweeps.search import best, open_study, params_of
 from gptmill.files import write_text
 from tasks import _project
 from tasks._environment import ROOT
+from tasks._models import log_adopted
 
 
 def main(arguments: list[str]) -> int:
@@ -50,4 +51,5 @@ def main(arguments: list[str]) -> int:
         print(f"{stage}: {outcome.state}{f', {outcome.message}' if outcome.message else ''}")
         if outcome.state == _dvc.FAILED:
             return 1
+        log_adopted(stage)
     return 0

@@ -10,8 +10,8 @@ import tomlkit
 from pydantic import BaseModel, ConfigDict, Field
 from tomlkit.exceptions import TOMLKitError
 
-from flows._sweep_file import refusal
-from flows._sweep_params import Changes, edited, shown
+from flows.sweeps.file import refusal
+from flows.sweeps.params import Changes, edited, shown
 from gptmill.files import write_text
 from tasks import _project
 from tasks._environment import ROOT

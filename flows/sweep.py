@@ -15,11 +15,11 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from flows import _sweep_tree
-from flows._sweep_file import Sweep, read, refusal, require_metric
-from flows._sweep_params import Changes, as_yaml, edited, shown
-from flows._sweep_record import Record, print_table
-from flows._sweep_search import best, open_study, params_of, record, suggest
+from flows.sweeps import tree
+from flows.sweeps.file import Sweep, read, refusal, require_metric
+from flows.sweeps.params import Changes, as_yaml, edited, shown
+from flows.sweeps.record import Record, print_table
+from flows.sweeps.search import best, open_study, params_of, record, suggest
 from gptmill.files import read_json, write_json
 from tasks import _tracking
 from tasks._environment import ROOT
@@ -92,7 +92,7 @@ class Work:
             self.runs.finish(run, outcome.metrics, outcome.states)
         facts = {"seconds": round(time.monotonic() - started, 1), "message": outcome.message}
         record(self.study, search, params, value=value, facts={**facts, "mlflow.run": run})
-        _sweep_tree.remove(self._folder(number))
+        tree.remove(self._folder(number))
         self.runs.compare(self.study.trials)
         self._tell(number)
 
@@ -109,9 +109,9 @@ class Work:
         text = edited((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
         title = f"{self.sweep.name}: trial {number}, {shown(params)}"
         ref = f"{self.sweep.name}/{number}"
-        commit = _sweep_tree.commit(text, title, ref=ref)
+        commit = tree.commit(text, title, ref=ref)
         self.runs.note(run, commit)
-        _sweep_tree.prepare(folder, commit)
+        tree.prepare(folder, commit)
         result = run_in(folder, search.stage, runs=(self.runs.run, run))
         if result["failed"] is None:
             path = folder / "artifacts" / search.stage / "metrics.json"
@@ -147,7 +147,7 @@ def run_in(folder: Path, stage: str, *, runs: tuple[str, str]) -> dict[str, Any]
     file = folder / ".state" / "trial.json"
     file.parent.mkdir(exist_ok=True)
     file.unlink(missing_ok=True)
-    words = ["-m", "flows._sweep_trial", stage, str(file)]
+    words = ["-m", "flows.sweeps.trial", stage, str(file)]
     process = start_group(words, folder=folder, variables=_context(folder, runs))
     assert process.stdout is not None
     last = ""
@@ -217,7 +217,7 @@ def main(arguments: list[str]) -> int:
     """Run the trials that are not done yet, then show all of them."""
     started = time.monotonic()
     sweep = named(arguments)
-    _sweep_tree.check_repository()
+    tree.check_repository()
     with alone():
         announce(sweep)
         sweep.folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def main(arguments: list[str]) -> int:
         if done:
             print(f"{done} of {sweep.search.n_trials} trials are done and kept")
         for number in range(done):  # a sweep that was killed may have left a finished one's
-            _sweep_tree.remove(sweep.folder / "trials" / str(number))
+            tree.remove(sweep.folder / "trials" / str(number))
         work.to_the_end()
     title = (
         f"{sweep.name}: {len(work.study.trials)} trials ({duration(time.monotonic() - started)})"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mlflow
 import pandas as pd
@@ -16,6 +16,9 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from gptmill.checkpoint import read_class_names
+from tasks import _project
+from tasks._environment import ROOT
+from tasks._tracking import MODEL_TAG, maker
 
 Kind = Literal["generator", "classifier", "assistant"]
 
@@ -101,3 +104,16 @@ def requirements() -> list[str]:
     A build's own suffix such as "+cpu" is left out: package indexes know the plain version.
     """
     return [f"{package}=={version(package).split('+')[0]}" for package in PACKAGES]
+
+
+def log_adopted(stage: str) -> None:
+    """Log the model in a stage's folder with the run that made it, where a trial left that out."""
+    folder = ROOT / "artifacts" / stage
+    run = maker({f"artifacts/{stage}": _project.content_hash(folder)})
+    if run is None:
+        return
+    kind = mlflow.MlflowClient().get_run(run).data.tags.get(MODEL_TAG)
+    if kind is not None:
+        with mlflow.start_run(run_id=run):
+            log_model(cast("Kind", kind), folder, name=stage)
+            mlflow.delete_tag(MODEL_TAG)

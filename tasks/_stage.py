@@ -7,6 +7,7 @@ about that stage is here.
 import importlib
 import json
 import math
+import os
 import re
 import shutil
 import traceback
@@ -30,7 +31,7 @@ from tasks import _project, _ranks, _resume
 from tasks._environment import ROOT
 from tasks._progress import Meter
 from tasks._receipt import tell
-from tasks._tracking import StageRun
+from tasks._tracking import MODEL_TAG, SWEEP_VARIABLE, StageRun
 
 if TYPE_CHECKING:
     from tasks._models import Kind
@@ -256,8 +257,15 @@ class Run(Reader):
         tell("figure", name=name)
 
     def log_model(self, kind: "Kind", folder: Path) -> None:
-        """Log a checkpoint folder as a model that MLflow loads and serves."""
+        """Log a checkpoint folder as a model that MLflow loads and serves.
+
+        Of a sweep's many trials one is adopted: its model is logged then.
+        """
         from tasks._models import log_model
+
+        if SWEEP_VARIABLE in os.environ:
+            self.tag(MODEL_TAG, kind)
+            return
 
         if self._tracking.continued:
             self._tracking.forget_models(self.name)

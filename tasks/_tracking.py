@@ -28,6 +28,10 @@ FLOW_VARIABLE = "GPTMILL_FLOW_PROCESS"
 STORE = ROOT / "mlflow" / "mlflow.db"
 ARTIFACTS = ROOT / "mlflow" / "artifacts"
 PROCESS_TAG = "gptmill.process"
+MODEL_TAG = "gptmill.model"
+"""Of which kind the model is that a run has made and not logged."""
+ROUNDING = 1e-5
+"""Figures no further apart than this are the same figure, summed in another order."""
 
 
 def tracking_uri() -> str:
@@ -183,7 +187,7 @@ class StageRun:
             )
         self.id = str(run.info.run_id)
         self._params = dict(run.data.params) if self.continued else {}
-        self._logged: dict[str, dict[int, str]] = {}
+        self._logged: dict[str, dict[int, list[float]]] = {}
         self._waiting: list[tuple[str, float, int, int]] = []
         self._sent = time.monotonic()
 
@@ -234,23 +238,28 @@ class StageRun:
     ) -> None:
         """Record figures at a step; they are sent together every few seconds (60 times faster).
 
-        What a run that goes on has already for a step is not recorded twice. With `once` that
-        is so whatever its value: a duration differs when a step is done again.
+        What a run that goes on has already for a step is not recorded twice, nor what differs
+        from it by rounding, as it does where another number of processes goes on. A figure that
+        has become another one (a step done again with other data, after a rollback) is recorded
+        beside the old one, since MLflow takes none back; the later one stands. With `once` the
+        first stays whatever its value: a duration differs when a step is done again.
         """
         stamp = int(time.time() * 1000)
         for name, value in figures.items():
-            there = self._has(name).get(step)
-            if there is None or not (once or there == repr(float(value))):
+            there = self._has(name).get(step, [])
+            if not there or not (once or any(_same(float(value), old) for old in there)):
                 self._waiting.append((name, float(value), stamp, step))
         if now or time.monotonic() - self._sent > 5:
             self.flush()
 
-    def _has(self, name: str) -> dict[int, str]:
+    def _has(self, name: str) -> dict[int, list[float]]:
         """Return what this run had of a metric before it was gone on with, by step."""
         if name not in self._logged:
             client = self.mlflow.MlflowClient()
             history = client.get_metric_history(self.id, name) if self.continued else []
-            self._logged[name] = {entry.step: repr(entry.value) for entry in history}
+            found = self._logged[name] = {}
+            for entry in history:
+                found.setdefault(entry.step, []).append(entry.value)
         return self._logged[name]
 
     def flush(self) -> None:
@@ -270,6 +279,13 @@ class StageRun:
         if error:
             self.mlflow.set_tag("error", error[:5000])
         self.mlflow.end_run(status)
+
+
+def _same(value: float, other: float) -> bool:
+    """Return whether two figures are equal but for rounding."""
+    if math.isnan(value):
+        return math.isnan(other)
+    return math.isclose(value, other, rel_tol=ROUNDING)
 
 
 def _is_there(run: str) -> bool:

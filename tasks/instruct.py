@@ -1,6 +1,7 @@
 """instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Reader, Run, stage
 from tasks._training import TrainingSection, train
 
@@ -29,7 +31,10 @@ class Instruct(TrainingSection):
 
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
-    """Train the whole model on instructions and answers, then have it answer the test part."""
+    """Train the whole model on instructions and answers; have it answer the test part.
+
+    It answers twice, before and after: what fine-tuning is worth is the difference.
+    """
     folder = run.input("load_gpt2")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
@@ -51,6 +56,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
+    answer = partial(answers, max_new_tokens=params.max_new_tokens)
+    before = answer(model, records["test"], tokenizer, template)
     trained = train(
         run,
         model,
@@ -63,16 +70,14 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     )
 
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
-    run.log_model("assistant", run.out)
-    found = answers(
-        model, records["test"], tokenizer, template, max_new_tokens=params.max_new_tokens
-    )
+    after = answer(model, records["test"], tokenizer, template)
     given = [
-        {**record, "answer": answer} for record, answer in zip(records["test"], found, strict=True)
+        {**record, "before": first, "answer": last}
+        for record, first, last in zip(records["test"], before, after, strict=True)
     ]
     write_json(run.out / "answers.json", given)
     run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
-    return {
+    metrics: Metrics = {
         "train_rows": len(rows["train"].ids),
         "rows_too_long_for_the_context": sum(part.n_dropped for part in rows.values()),
         "steps": trained.steps,
@@ -80,6 +85,10 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
+    rows_file = run.input("split") / "instructions_train.json"
+    stage_card("instruct", run.out, data=[rows_file], metrics=metrics, base="artifacts/load_gpt2")
+    run.log_model("assistant", run.out)
+    return metrics
 
 
 def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:

@@ -14,7 +14,9 @@ from gptmill.objectives import LANGUAGE, Batch
 from gptmill.optimizers import OptimizerConfig
 from gptmill.training import Trainer
 
-RUNTIME = RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
+RUNTIME = RuntimeConfig(
+    device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
+)
 CPU = pick(RUNTIME)
 OPTIMIZER = OptimizerConfig(
     name="adamw",

@@ -7,7 +7,9 @@ from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.parallel import SOLO
 from gptmill.state import StateStore
 
-CPU = RuntimeConfig(device="cpu", precision="fp32", compile=False, micro_batch="auto")
+CPU = RuntimeConfig(
+    device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
+)
 
 
 class FakeRun:

@@ -75,7 +75,13 @@ CHATTY = (
 """A template with a default system prompt, as SmolLM2's has one."""
 
 
-def train_chatty(text: str = TINY_TEXT, *, size: int = 400, digits: bool = True) -> Trained:
+COLUMNS = "a  1\nb    12\nc 2026   2026\n"
+"""Makes merges of spaces and, where digits are not taken one by one, of digits."""
+
+
+def train_chatty(
+    text: str = TINY_TEXT + COLUMNS * 5, *, size: int = 400, digits: bool = True
+) -> Trained:
     """Train a byte-level encoding of SmolLM2's form with Hugging Face's library."""
     trained = Trained(models.BPE())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -5,20 +5,23 @@ one process, which is the reference.
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from courses import CPU, OPTIMIZER, RUNTIME, STOPPING, batch_at, trainer, weights_hash
+from torch import Tensor, nn
 
 from gptmill.course import Step
 from gptmill.device import Device, pick
 from gptmill.generation import GenerationConfig, generate
-from gptmill.objectives import IGNORE, Batch, mean_language_loss
+from gptmill.objectives import IGNORE, LANGUAGE, Batch, mean_language_loss
 from gptmill.parallel import World, join
 from gptmill.state import StateStore
 from helpers import tiny_config, tiny_gpt
@@ -36,6 +39,13 @@ def uneven(index: int) -> Batch:
     return ids, targets
 
 
+def hungry(module: nn.Module, batch: Batch) -> Tensor:
+    """Have the second rank, where there are several, run out of memory with two rows."""
+    if os.environ.get("RANK") == "1" and len(batch[0]) > 1:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: 5 bytes")
+    return LANGUAGE.loss(module, batch)
+
+
 # a key's bias has no effect on a loss: its gradient is rounding, which Adam makes into steps
 PLAIN = tiny_config(qkv_bias=False)
 LATE = {"steps": STEPS, "optimizer": replace(OPTIMIZER, warmup=0.1)}
@@ -43,6 +53,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "plain": {},
     "uneven": {"batches": uneven, "micro_batch": 2},
     "best": {"stopping": replace(STOPPING, keep="best"), "batches": uneven},
+    "hungry": {"objective": replace(LANGUAGE, loss=hungry), "batches": partial(batch_at, rows=8)},
+    "again": {"model": replace(PLAIN, drop_rate=0.1), "device": replace(CPU, recompute=True)},
+    "dropped": {"model": replace(PLAIN, drop_rate=0.1)},
     "muon": {"optimizer": replace(OPTIMIZER, name="muon")},
     "untied": {"model": replace(PLAIN, tie_weights=False), "micro_batch": 1},
     "compiled": {"device": replace(CPU, compile=True), "steps": 6, "batches": uneven},
@@ -63,7 +76,7 @@ def course(
         store=store,
         evaluate=lambda: {"val/loss": mean_language_loss(model, held_out, device)},
         evaluate_every=5,
-        sample=lambda step: str(generate(model, [[1, 2, 3]], DRAWN, stop_id=None, seed=step)),
+        sample=lambda step: str(generate(model, [[1, 2, 3]], DRAWN, stop_ids=(), seed=step)),
         sample_every=5,
         **settings,
     )
@@ -77,6 +90,8 @@ def course(
         "samples": [step.sample for step in steps if step.sample],
         "batches": [step.batch for step in steps],
         "resumed_at": resumed_at,
+        "micro_batches": sorted({step.micro_batch for step in steps}),
+        "notes": store.notes if store else [],
         "weights": weights_hash(model.cpu()) if plain else "",
         "kind": type(model).__name__,
         "final": mean_language_loss(model, held_out, CPU) if plain else 0.0,

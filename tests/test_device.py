@@ -8,18 +8,26 @@ from gptmill.device import Device, RuntimeConfig, pick
 
 
 def test_auto_picks_what_is_there_and_records_it():
-    device = pick(RuntimeConfig(device="auto", precision="auto", compile=False, micro_batch="auto"))
+    device = pick(
+        RuntimeConfig(
+            device="auto", precision="auto", compile=False, micro_batch="auto", recompute=False
+        )
+    )
     assert device.device in ("cpu", "cuda", "mps")
     assert device.precision in ("fp32", "bf16")
     assert torch.are_deterministic_algorithms_enabled()
-    names = "device model precision compile threads torch processes sharded"
+    names = "device model precision compile threads torch processes sharded recompute"
     assert device.record().keys() == set(names.split())
     assert device.record()["threads"] == torch.get_num_threads()
     assert all(isinstance(value, str | int) for value in device.record().values())
 
 
 def test_a_choice_that_is_not_auto_is_kept():
-    device = pick(RuntimeConfig(device="cpu", precision="fp32", compile=True, micro_batch="auto"))
+    device = pick(
+        RuntimeConfig(
+            device="cpu", precision="fp32", compile=True, micro_batch="auto", recompute=False
+        )
+    )
     assert (device.device, device.precision, device.compile) == ("cpu", "fp32", True)
 
 
@@ -35,14 +43,22 @@ def test_autocast_computes_in_the_precision(precision, dtype):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_device_is_refused_by_name():
     with pytest.raises(ValueError, match=r"device is 'cuda', but this machine .* cpu"):
-        pick(RuntimeConfig(device="cuda", precision="auto", compile=False, micro_batch="auto"))
+        pick(
+            RuntimeConfig(
+                device="cuda", precision="auto", compile=False, micro_batch="auto", recompute=False
+            )
+        )
 
 
 def test_unknown_choices_are_refused():
     with pytest.raises(ValueError, match="device is 'tpu'; allowed are auto, cpu, cuda, mps"):
-        RuntimeConfig(device="tpu", precision="auto", compile=False, micro_batch="auto")
+        RuntimeConfig(
+            device="tpu", precision="auto", compile=False, micro_batch="auto", recompute=False
+        )
     with pytest.raises(ValueError, match="precision is 'fp16'; allowed are auto, fp32, bf16"):
-        RuntimeConfig(device="cpu", precision="fp16", compile=False, micro_batch="auto")
+        RuntimeConfig(
+            device="cpu", precision="fp16", compile=False, micro_batch="auto", recompute=False
+        )
 
 
 def test_a_device_is_a_plain_value():

@@ -183,7 +183,7 @@ def test_the_generator_continues_elsewhere_as_its_checkpoint(
     model, tokenizer = load_causal_lm(folders["generator"]), tiny_tokenizer()
     config = GenerationConfig(max_new_tokens=9, temperature=1.5, top_k=20, top_p=1.0)
     prompts = [tokenizer.encode("the fox"), [tokenizer.eot_id]]
-    new_ids = generate(model, prompts, config, stop_id=tokenizer.eot_id, seed=3)
+    new_ids = generate(model, prompts, config, stop_ids={tokenizer.eot_id}, seed=3)
     expected = [tokenizer.decode(ids) for ids in new_ids]
     assert [row["text"] for row in answered["generator"]] == expected
 

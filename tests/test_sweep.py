@@ -1,6 +1,7 @@
 """A sweep: bad files, what each trial tries, and whole sweeps that are killed and go on."""
 
 import signal
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -10,10 +11,10 @@ import optuna
 import pytest
 from ruamel.yaml import YAML
 
-from flows import _sweep_file
-from flows._sweep_file import Search, Sweep, parse, read
-from flows._sweep_params import edited
-from flows._sweep_search import best, open_study, params_of, record, suggest
+from flows.sweeps import file as sweep_file
+from flows.sweeps.file import Search, Sweep, parse, read
+from flows.sweeps.params import edited
+from flows.sweeps.search import best, open_study, params_of, record, suggest
 from project import Project, commit, copy_tree, tiny_project
 from tasks._environment import ROOT
 
@@ -35,7 +36,7 @@ def test_the_files_that_come_with_the_project_are_good() -> None:
     book = read("sweep-book.yaml").search
     whole = book.model_copy(update={"sampler": "grid", "trials": "all"})
     assert len(whole.grid) == 6480
-    assert all(_sweep_file.refusal(point) is None for point in whole.grid[:200])
+    assert all(sweep_file.refusal(point) is None for point in whole.grid[:200])
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -96,7 +97,7 @@ def test_a_file_that_is_none_is_one_sentence(file: str, message: str) -> None:
 def test_a_metric_that_the_stage_does_not_write_is_named() -> None:
     search = Search.model_validate({**GOOD, "metric": "loss"})
     with pytest.raises(ValueError, match=r"metric is loss; pretrain writes validation_loss$"):
-        _sweep_file.require_metric(search, {"validation_loss": 1.5, "name": "a"})
+        sweep_file.require_metric(search, {"validation_loss": 1.5, "name": "a"})
 
 
 def test_params_yaml_keeps_all_that_is_not_searched() -> None:
@@ -137,7 +138,7 @@ def test_a_stopped_search_draws_what_one_that_never_stopped_draws(
     sampler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = drawn(sampler)
-    monkeypatch.setattr(_sweep_file, "ROOT", tmp_path)
+    monkeypatch.setattr(sweep_file, "ROOT", tmp_path)
     whole, parts = Sweep(search, "whole", {}), Sweep(search, "parts", {})
     for sweep in (whole, parts):
         sweep.folder.mkdir(parents=True)
@@ -219,8 +220,12 @@ def test_a_sweep_from_its_first_trial_to_adopted_params(tmp_path: Path) -> None:
     assert (shown / "plots" / "trials.png").exists()
     assert (shown / "trials.csv").read_text(encoding="utf-8").count("\n") == 4
 
+    assert models(project) == []  # three of a kind would lie there
     done = project.python("-m", "flows", "adopt")
     assert done.returncode == 0, done.stdout + done.stderr
+    (trial,) = [run for run in runs.values() if run["name"] == f"trial-{study.best_trial.number}"]
+    (model,) = models(project)
+    assert project.tags(model)["mlflow.parentRunId"] == trial["id"]
     assert "pretrain: restored" in done.stdout
     assert [run["name"] for run in project.runs()].count("pretrain") == 3  # none was added
     text = (project.root / "params.yaml").read_text(encoding="utf-8")
@@ -228,6 +233,13 @@ def test_a_sweep_from_its_first_trial_to_adopted_params(tmp_path: Path) -> None:
     done = project.python("-m", "flows", "sweep")  # all is done: it only shows
     assert done.returncode == 0
     assert "3 of 3 trials are done and kept" in done.stdout
+
+
+def models(project: Project) -> list[str]:
+    """Return the runs that have logged a model."""
+    with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
+        asked = "select source_run_id from logged_models where lifecycle_stage = 'active'"
+        return [row[0] for row in store.execute(asked)]
 
 
 def params_rate(trial: optuna.trial.FrozenTrial) -> float:

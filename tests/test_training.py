@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from courses import GUARD, OPTIMIZER, STOPPING, batch_at, run, trainer, weights_hash
+from courses import CPU, GUARD, OPTIMIZER, STOPPING, batch_at, run, trainer, weights_hash
 from torch import nn
 
 from gptmill.course import StoppingConfig
@@ -247,6 +247,33 @@ def test_memory_that_really_runs_out_halves_the_micro_batch():
     assert max(rows[1]) < 16
     losses = [[line[1] for line in lines] for lines in found]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+# computed twice
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+@pytest.mark.parametrize(
+    ("precision", "compiled"),
+    [("fp32", False), ("bf16", False), pytest.param("bf16", True, marks=pytest.mark.slow)],
+)
+def test_what_is_computed_again_ends_in_the_same_bytes(precision, compiled):
+    device = replace(CPU, precision=precision, compile=compiled)
+    hashes, kept = [], []
+    for recompute in (False, True):
+        model = tiny_gpt(tiny_config(drop_rate=0.3))
+        sizes = []
+
+        def pack(tensor, sizes=sizes):
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            run(model, device=replace(device, recompute=recompute))
+        hashes.append(weights_hash(model))
+        kept.append(sum(sizes))
+    assert hashes[0] == hashes[1]
+    assert compiled or kept[1] < 0.5 * kept[0]
 
 
 # bad steps

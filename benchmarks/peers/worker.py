@@ -62,6 +62,7 @@ def ours(task: dict[str, Any]) -> Step:
         precision=task["precision"],
         compile=task["compile"],
         micro_batch="auto",
+        recompute=False,
     )
     device = pick(runtime)
     torch.use_deterministic_algorithms(task["deterministic"])
@@ -97,11 +98,11 @@ def ours(task: dict[str, Any]) -> Step:
     return lambda number: next(steps).loss
 
 
-def book(task: dict[str, Any]) -> nn.Module:
-    """Return the book's own model (llms-from-scratch), untied as it is there."""
+def book(task: dict[str, Any], kind: Any = None) -> nn.Module:
+    """Return the book's own model (llms-from-scratch), or one of its kinds, untied as they are."""
     from llms_from_scratch.ch04 import GPTModel
 
-    return GPTModel(
+    return (kind or GPTModel)(
         {
             "vocab_size": VOCABULARY,
             "context_length": task["length"],

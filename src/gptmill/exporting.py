@@ -4,6 +4,7 @@
 `book` a `.pth` for the GPTModel of "Build a Large Language Model (From Scratch)".
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -75,6 +76,8 @@ def _export_folder(
             save_classifier(
                 partial, model, tokenizer, class_names=class_names, dtype=dtype, ids=ids
             )
+        if (folder / "README.md").is_file():
+            shutil.copyfile(folder / "README.md", partial / "README.md")
 
 
 def _ids(folder: Path) -> SpecialIds:

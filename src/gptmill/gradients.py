@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gptmill.device import Device
 from gptmill.loader import Loaded
+from gptmill.model import Block
 from gptmill.objectives import Batch, Objective
 from gptmill.parallel import World
 
@@ -21,6 +22,9 @@ class Gradients:
     def __init__(
         self, model: nn.Module, objective: Objective, *, device: Device, world: World, seed: int
     ) -> None:
+        for part in model.modules():
+            if isinstance(part, Block):
+                part.recompute = device.recompute
         self.forward = world.wrap(_Forward(model, objective), model, device.device)
         self._compiled = torch.compile(self.forward) if device.compile else self.forward
         self._model = model
@@ -34,30 +38,58 @@ class Gradients:
 
         With `micro_batch` None all rows go through at once. Where memory runs out the step
         begins anew with half as many: the sum of the parts is the same step. Raises ValueError
-        where one row is too much, and with several ranks, of which none can go back alone.
+        where one row is too much, and with several ranks, of which none can go back alone: the
+        others wait for its gradients, or, sharded, for its share of the weights.
         """
         while True:
             torch.manual_seed(_mixed(self._seed, step, self._world.rank))
             try:
-                return self._accumulate(loaded, micro_batch or loaded.rows), micro_batch
+                total = self._accumulate(loaded, micro_batch or loaded.rows)
+                return self._world.sum(total).item(), micro_batch
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
                 micro_batch = self._fewer(micro_batch or loaded.rows, str(error).strip())
             # after the handler, whose error still holds what did not fit
-            self._model.zero_grad(set_to_none=True)
-            if self._device.device == "cuda":
-                torch.cuda.empty_cache()
+            self._drop()
 
-    def rehearse(self, loaded: Loaded, micro_batch: int | None) -> None:
-        """Go through a step whose gradients are for nothing.
+    def rehearse(self, loaded: Loaded, micro_batch: int | None) -> int | None:
+        """Go through a step whose gradients are for nothing; return rows that fit on every rank.
 
         DDP sums gradients in the order in which its first step finds them ready, and only then:
         in another order three ranks' sums round otherwise, and a run that goes on would differ.
+        Before that, each rank sees by itself whether its rows fit, and all take half as many
+        where one of them has no room.
         """
+        while True:
+            rows = micro_batch or loaded.rows
+            what = self._misfit(loaded, rows)
+            self._drop()
+            if not self._world.somewhere(what is not None):
+                break
+            if rows == 1:
+                raise _too_much(what or "on another rank")
+            micro_batch = rows // 2
         self.leave(loaded, loaded.index, micro_batch)
+        return micro_batch
 
-    def _accumulate(self, loaded: Loaded, rows: int) -> float:
+    def _misfit(self, loaded: Loaded, rows: int) -> str | None:
+        """Say what is wrong with so many rows at a time on this rank, whatever the others do."""
+        try:
+            self._accumulate(loaded, rows, alone=True)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            return str(error).strip()
+        return None
+
+    def _drop(self) -> None:
+        self._model.zero_grad(set_to_none=True)
+        if self._device.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _accumulate(self, loaded: Loaded, rows: int, *, alone: bool = False) -> Tensor:
+        """Add the gradients of all ranks, or of this one alone; return this one's loss."""
         parts = range(0, loaded.rows, rows)
         total = torch.zeros((), device=self._device.device)
         for start in parts:
@@ -66,14 +98,14 @@ class Gradients:
             if not len(micro[0]):  # this share is the smaller one: the ranks go through together
                 micro, scale = tuple(tensor[:1] for tensor in loaded.batch), 0
             prepared = self._on_device(self._objective.prepare(micro))
-            last = start == parts[-1]
-            with nullcontext() if last else self._world.no_sync(self.forward):
+            together = start == parts[-1] and not alone
+            with nullcontext() if together else self._world.no_sync(self.forward):
                 with self._device.autocast():
                     value = self._compiled(*prepared) / loaded.count
                 (value * scale).backward()
             if scale:
                 total += value.detach()
-        return self._world.sum(total).item()
+        return total
 
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(tensor.to(self._device.device, non_blocking=True) for tensor in batch)
@@ -87,10 +119,7 @@ class Gradients:
                 f"runtime.micro_batch below that ({first})"
             ) from None
         if rows == 1:
-            raise ValueError(
-                "memory ran out with one row at a time: shorten the context, take a smaller model "
-                f"or a machine with more memory ({first})"
-            ) from None
+            raise _too_much(error) from None
         return rows // 2
 
 
@@ -109,6 +138,13 @@ class _Forward(nn.Module):
 def _out_of_memory(error: RuntimeError) -> bool:
     # on the CPU torch has no class of its own for it
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _too_much(error: str) -> ValueError:
+    return ValueError(
+        "memory ran out with one row at a time: shorten the context, take a smaller model "
+        f"or a machine with more memory ({error.splitlines()[0]})"
+    )
 
 
 def _mixed(*numbers: int) -> int:

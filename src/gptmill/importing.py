@@ -83,6 +83,7 @@ def import_model(
     out: Path,
     *,
     tokenizer: Path | None = None,
+    otherwise: Path | None = None,
     revision: str | None = None,
     n_heads: int | None = None,
     dtype: torch.dtype = torch.float32,
@@ -90,19 +91,15 @@ def import_model(
     """Read a model from `source` and write it to the folder `out`, which is whole or absent.
 
     `source` is a path, or an id on the hub with its `revision`, a whole commit hash.
-    `tokenizer` is a folder with one, for a source without. `n_heads` is for a book's file of a
-    width that GPT-2 does not have. Weights are rounded to `dtype`.
+    `tokenizer` is a folder with one, in place of the source's own; `otherwise` is one for a
+    source without. `n_heads` is for a book's file of a width that GPT-2 does not have. Weights
+    are rounded to `dtype`.
     """
     path = _place(source, revision)
     found = _open(path, n_heads)
-    known = _tokenizer(found, source, tokenizer)
-    check(
-        found.layout,
-        found.config,
-        found.tensors,
-        n_classes=found.n_classes,
-        asks="config.json asks for" if found.form == "hugging face" else "expected is",
-    )
+    given = tokenizer or (otherwise if found.tokenizer is None else None)
+    known = _tokenizer(found, source, given)
+    _check(found)
     model = skeleton(found.config, found.n_classes)
     n_tensors = len(found.tensors.shapes)
     files = {file.name: sha256(file) for file in found.files}
@@ -110,7 +107,7 @@ def import_model(
         found.layout, found.config, found.tensors, n_classes=found.n_classes, dtype=dtype
     )
     model.load_state_dict(state, assign=True)
-    ids = found.ids if tokenizer is None else None
+    ids = found.ids if given is None else None
     with atomic_folder(out) as folder:
         if isinstance(model, GPT):
             template = found.chat_template
@@ -126,6 +123,26 @@ def import_model(
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         files=files,
         revision=revision,
+    )
+
+
+def check_model(path: Path) -> GPTConfig:
+    """Check the names and shapes of a model in any form, of which no tensor is read.
+
+    Raises ValueError as `import_model` would.
+    """
+    found = _open(path, None)
+    _check(found)
+    return found.config
+
+
+def _check(found: _Source) -> None:
+    check(
+        found.layout,
+        found.config,
+        found.tensors,
+        n_classes=found.n_classes,
+        asks="config.json asks for" if found.form == "hugging face" else "expected is",
     )
 
 
@@ -170,6 +187,8 @@ def _downloaded(source: str, revision: str) -> Path:
 
 def _open(path: Path, n_heads: int | None) -> _Source:
     if path.is_dir():
+        path = _only_file(path)
+    if path.is_dir():
         return _open_tensorflow(path) if is_checkpoint(path) else _open_hugging_face(path)
     with path.open("rb") as file:
         start = file.read(4)
@@ -181,6 +200,14 @@ def _open(path: Path, n_heads: int | None) -> _Source:
         f"{path} is none of the known forms; allowed are a Hugging Face folder, OpenAI's "
         f"TensorFlow folder, a book's file ({', '.join(PICKLES)}) and a GGUF file"
     )
+
+
+def _only_file(folder: Path) -> Path:
+    """Return the one file that is a model by itself in a folder that else describes none."""
+    if (folder / "config.json").exists() or is_checkpoint(folder):
+        return folder
+    alone = [path for path in folder.iterdir() if path.suffix in (".gguf", ".pth")]
+    return alone[0] if len(alone) == 1 else folder
 
 
 def _open_hugging_face(folder: Path) -> _Source:

@@ -156,5 +156,5 @@ def answers(
     """Return the model's answer to each instruction, the likeliest token at every step."""
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [template.encode(tokenizer, messages(record)) for record in records]
-    new_ids = generate(model, prompts, greedy, stop_id=template.end_id(tokenizer), seed=0)
+    new_ids = generate(model, prompts, greedy, stop_ids=template.stop_ids(tokenizer), seed=0)
     return [tokenizer.decode(ids).strip() for ids in new_ids]

@@ -157,6 +157,10 @@ class Optimizer:
             ).items()
         }
 
+    def blank(self) -> list[Tensor]:
+        """Return new tensors like those that the moments will be."""
+        return [tensor for name in self._trained for tensor in self._blank(name).values()]
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over copies of what `state` returned; an empty one resets to before any step.
 

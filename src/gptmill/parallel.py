@@ -10,9 +10,9 @@ a block's weights are put together when it is computed (FSDP, Zhao et al. 2023,
 https://arxiv.org/abs/2304.11277; here its second form, `fully_shard`,
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
 
-The state of a training is the same file either way. The first rank holds it whole, gathered a
-tensor at a time, so that its machine's memory bounds what can be sharded: three times the
-weights in fp32, beside the weights that every rank draws before they are sharded.
+The state of a training is one either way: it may go on sharded or not. Nobody holds a sharded
+one whole (shards.py); but every rank draws all weights before they are sharded, and the first
+one puts them together at the end, so that its machine's memory must hold the weights in fp32.
 """
 
 import copy
@@ -21,12 +21,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -119,11 +120,15 @@ class World:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return which flags are up on any rank; unsharded ranks keep each to their own."""
-        if not self.sharded:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.int32)
+        return tuple(map(self.somewhere, flags)) if self.sharded else flags
+
+    def somewhere(self, flag: bool) -> bool:
+        """Return whether a flag is up on any rank."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor(flag, dtype=torch.int32)
         dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in raised)
+        return bool(raised)
 
     def tell(self, value: T) -> T:
         """Return the first rank's value."""
@@ -133,29 +138,70 @@ class World:
         dist.broadcast_object_list(told, 0)
         return told[0]
 
-    # tensors of a state, whose content the first rank holds, on the CPU
+    # tensors of a state, on the CPU: sharded, each rank has its share; else the first has all
 
     def held(self, tensor: Tensor) -> Tensor:
-        """Return a copy of a whole tensor; behind the first rank, only its shape and type."""
-        whole = tensor.detach()
-        if isinstance(whole, DTensor):
-            whole = whole.full_tensor()
-        return whole.to("cpu", copy=True) if self.rank == 0 else whole.to("meta")
+        """Return a copy of what this rank holds of a tensor; behind the first, only its shape.
+
+        Sharded, each rank holds its share, and all of what is not shared out.
+        """
+        mine = tensor.detach()
+        if isinstance(mine, DTensor):
+            return _share(mine.to_local().to("cpu", copy=True), mine, _on_cpu(self.size))
+        return mine.to("cpu", copy=True) if self.sharded or self.rank == 0 else mine.to("meta")
 
     def place(self, value: Tensor, like: Tensor) -> Tensor:
-        """Return the value that the first rank holds, shared out as the tensor `like` is.
-
-        What has another shape than `like` is not shared out: each rank has all of it.
-        """
+        """Return what is held of a value where the tensor `like` is, on every rank."""
         if self.size == 1:
             return value
+        if isinstance(value, DTensor):
+            assert isinstance(like, DTensor)
+            return _share(value.to_local().to(like.device), value, like.device_mesh)
+        if self.sharded:
+            return value.to(like.device)
         whole = (
             value.to(like.device) if self.rank == 0 else torch.empty_like(value, device=like.device)
         )
-        if isinstance(like, DTensor) and like.shape == whole.shape:
-            return distribute_tensor(whole, like.device_mesh, like.placements)
         dist.broadcast(whole, 0)
         return whole
+
+    def share_out(self, value: Tensor, like: Tensor) -> Tensor:
+        """Return this rank's share, as `like` is shared out, of what the first rank has whole.
+
+        What has another shape than `like` is not shared out: each rank has all of it.
+        """
+        whole = value if self.rank == 0 else torch.empty_like(value, device="cpu")
+        if isinstance(like, DTensor) and like.shape == whole.shape:
+            return distribute_tensor(whole, _on_cpu(self.size), like.placements)
+        dist.broadcast(whole, 0)
+        return whole
+
+    def blank_share(self, shape: Tensor, like: Tensor) -> DTensor:
+        """Return a share like that of `like`, of the type that `shape` has, to be filled."""
+        assert isinstance(like, DTensor)
+        assert like.shape == shape.shape
+        local = torch.empty(like.to_local().shape, dtype=shape.dtype)
+        return _share(local, like, _on_cpu(self.size))
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """Return all of a tensor on the first rank, on the CPU; behind it, only its shape."""
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        return tensor.detach().to("cpu" if self.rank == 0 else "meta")
+
+
+def _share(local: Tensor, like: DTensor, mesh: DeviceMesh) -> DTensor:
+    """Return a local part as the share of a tensor like another one, on a mesh of its device."""
+    shape, stride = like.shape, like.stride()
+    return DTensor.from_local(
+        local, mesh, like.placements, run_check=False, shape=shape, stride=stride
+    )
+
+
+@cache
+def _on_cpu(size: int) -> DeviceMesh:
+    """Return all ranks as a mesh whose tensors are on the CPU."""
+    return init_device_mesh("cpu", (size,))
 
 
 SOLO = World()
@@ -196,7 +242,7 @@ class Sharded(nn.Module):
         """
         (model,), (plain,) = self._model, self._plain
         world.settle(model)
-        weights = {name: world.held(parameter) for name, parameter in model.named_parameters()}
+        weights = {name: world.whole(parameter) for name, parameter in model.named_parameters()}
         if world.rank == 0:
             device = next(model.parameters()).device
             plain.load_state_dict(weights, assign=True)

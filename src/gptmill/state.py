@@ -4,6 +4,8 @@ A state is one safetensors file: weights, optimizer, the history of steps so far
 of plain values in its header. Its SHA-256 lies beside it and is written after it, so that a
 file without one was never finished, and one that differs from it was damaged since. The last
 few are kept: where the newest is damaged, the one before is used.
+
+Of a sharded training (shards.py) most tensors lie in files beside that one, which it names.
 """
 
 import errno
@@ -28,6 +30,9 @@ from gptmill.files import sha256, write_text
 LARGEST_SHARE = 0.05
 """Saving may take this share of the time; states are saved less often where it would be more."""
 
+SHARDS = "shards"
+"""Names, in a state's record, the folder of its other files and their SHA-256."""
+
 Rows = list[dict[str, Any]]
 
 
@@ -39,6 +44,8 @@ class State:
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
     rows: Rows
+    shards: Path | None = None
+    """Where its other tensors are, of a state that was found."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class StateStore:
         self._encoded: tuple[Rows, bytearray] = ([], bytearray())
         self._writer = ThreadPoolExecutor(1, "state")
         self._writing: Future[None] | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this process writes the state's own file."""
+        return True
 
     def due(self) -> bool:
         """Return whether the next state should be saved: `every` seconds have passed, or more.
@@ -92,8 +104,9 @@ class StateStore:
     def load(self) -> State | None:
         """Return the newest state that is whole, or None; say in `notes` what was not."""
         self._finish()
-        for partial in self.folder.glob(".*.partial"):
+        for partial in self.folder.glob(".*.safetensors.partial"):
             partial.unlink()
+        self._drop_shards()
         for path in self._paths():
             fault = _fault(path)
             if fault is None:
@@ -133,17 +146,35 @@ class StateStore:
     def _write(self, state: State, history: Tensor) -> None:
         started = time.monotonic()
         path = self.folder / f"step-{state.step:09d}.safetensors"
-        tensors = {**state.tensors, "history": history}
         self.folder.mkdir(parents=True, exist_ok=True)
+        state = self._set_aside(state, path)
+        if self.leads:
+            self._write_file(state, path, history)
+        self._cost = time.monotonic() - started
+
+    def _set_aside(self, state: State, path: Path) -> State:
+        """Write elsewhere what is not for the state's own file; return the rest."""
+        return state
+
+    def _write_file(self, state: State, path: Path, history: Tensor) -> None:
+        tensors = {**state.tensors, "history": history}
         needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(errno.ENOSPC, _no_room(path, f"{needed:,} bytes needed, {free:,} free"))
+            raise OSError(errno.ENOSPC, no_room(path, f"{needed:,} bytes needed, {free:,} free"))
         _save_file(tensors, path, {"record": json.dumps(dict(state.record))})
         for old in self._paths()[self.keep :]:
             _seal(old).unlink()
             old.unlink()
-        self._cost = time.monotonic() - started
+        self._drop_shards()
+
+    def _drop_shards(self) -> None:
+        """Remove what no state names: those of states that are gone, or were never finished."""
+        there = [*self.folder.glob(f"*.{SHARDS}"), *self.folder.glob(f".*.{SHARDS}.partial")]
+        named = {_shards(path) for path in self._paths()} if there else set()
+        for folder in there:
+            if folder not in named:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def progress(folder: Path) -> Progress | None:
@@ -179,12 +210,13 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
         partial.replace(path)
         write_text(seal, digest)
     except SafetensorError as error:  # it wraps what the system said in words of its own
-        raise OSError(errno.EIO, _no_room(path, str(error))) from None
+        raise OSError(errno.EIO, no_room(path, str(error))) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _no_room(path: Path, why: str) -> str:
+def no_room(path: Path, why: str) -> str:
+    """Say that a state could not be saved, and why."""
     return (
         f"the training's state could not be saved as {path} ({why}); the states before it are "
         "kept: make room and run the same command again"
@@ -196,13 +228,25 @@ def _seal(path: Path) -> Path:
 
 
 def _fault(path: Path) -> str | None:
-    """Say what is wrong with a state's file, None if nothing is."""
+    """Say what is wrong with a state's files, None if nothing is."""
     recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
-    return (
-        None
-        if sha256(path) in recorded
-        else f"is damaged ({path}: its SHA-256 is not the one noted)"
-    )
+    if sha256(path) not in recorded:
+        return f"is damaged ({path}: its SHA-256 is not the one noted)"
+    named = _record(path).get(SHARDS, {"folder": "", "files": {}})
+    for name, value in named["files"].items():
+        share = path.parent / named["folder"] / name
+        if not share.is_file():
+            return f"is damaged ({share} is missing)"
+        if sha256(share) != value:
+            return f"is damaged ({share}: its SHA-256 is not the one noted)"
+    return None
+
+
+def _shards(path: Path) -> Path | None:
+    """Return the folder of a state's other files. A header that cannot be read names none."""
+    with suppress(SafetensorError, KeyError, ValueError):
+        return path.with_name(_record(path)[SHARDS]["folder"])
+    return None
 
 
 def _read(path: Path) -> State:
@@ -211,4 +255,5 @@ def _read(path: Path) -> State:
         tensors = {name: file.get_tensor(name) for name in names}
     lines = bytes(tensors.pop("history").numpy()).decode().split("\n")
     rows = [json.loads(line) for line in lines if line]
-    return State(int(path.stem.removeprefix("step-")), tensors, _record(path), rows)
+    step = int(path.stem.removeprefix("step-"))
+    return State(step, tensors, _record(path), rows, _shards(path))

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from gptmill.loader import Loaded, Loader
 from gptmill.objectives import Batch, Objective
 from gptmill.optimizers import Optimizer, learning_rate_at
 from gptmill.parallel import SOLO, World, is_lost
+from gptmill.shards import for_ranks, handed_out
 from gptmill.signals import uninterrupted
 from gptmill.state import Rows, State, StateStore
 
@@ -62,7 +63,7 @@ class Trainer:
         self.plan = plan
         self.device = device
         self.world = world
-        self.store = store
+        self.store = for_ranks(store, world)
         self.rows: Rows = []
         self.bad_batches: list[dict[str, Any]] = []
         """Each bad step of this process: what was wrong, and what its batch was made of."""
@@ -77,7 +78,8 @@ class Trainer:
         self._whole = True  # weights, optimizer and course belong to one step
         self._best: dict[str, Tensor] = {}
         self._earlier: State | None = None  # where a rollback goes
-        found = self._found()
+        found = None if self.store is None else self.store.load()
+        found = handed_out(found, world, dict(self._trained()))
         if found is not None:
             self._restore(found)
         if plan.guard.action == "rollback" and self._earlier is None:
@@ -85,8 +87,11 @@ class Trainer:
         if world.reorders and self._course.step < plan.steps:
             self.model.train()
             loaded = self._loader.get(self._course.step + self._course.shift)
-            self._gradients.rehearse(loaded, self._course.micro_batch)
+            # what the moments will take is not to be taken for room
+            spare = [] if self._optimizer.state() else self._optimizer.blank()
+            self._course.micro_batch = self._gradients.rehearse(loaded, self._course.micro_batch)
             self._optimizer.zero_grad()
+            del spare
 
     @property
     def resumed_at(self) -> int:
@@ -105,7 +110,7 @@ class Trainer:
 
         Whatever ends this early but an error of ours (Ctrl-C, a signal turned into an
         exception, the caller), or a rank that is lost, first saves the state. A sharded one is
-        gathered by all ranks, so there a signal waits for the end of its step, and a lost rank
+        written by all ranks, so there a signal waits for the end of its step, and a lost rank
         costs what came after the last state. Raises DivergedError where bad steps go on.
         """
         for row in self.rows:
@@ -146,11 +151,9 @@ class Trainer:
         self._save(wait=True)
 
     def _save(self, *, wait: bool) -> None:
-        """Save a state: the first rank alone, whom the others only help to gather it."""
-        if self._saves and (self.world.sharded or self.world.rank == 0):
-            state = self._state()
-            if self.store is not None:
-                self.store.save(state, wait=wait)
+        """Save a state: the first rank alone, or all ranks their shares of a sharded one."""
+        if self.store is not None:
+            self.store.save(self._state(), wait=wait)
 
     def _save_last(self) -> None:
         if self._whole and not self.world.sharded:
@@ -315,12 +318,6 @@ class Trainer:
             for name, value in values.items()
         }
 
-    def _found(self) -> State | None:
-        """Return the newest state; the ranks behind the first are told all but its tensors."""
-        found = None if self.store is None else self.store.load()
-        self._saves, told = self.world.tell((self.store is not None, _outline(found)))
-        return found if self.world.rank == 0 else told
-
     def _state(self) -> State:
         optimizer = {n: self.world.held(value) for n, value in self._optimizer.state().items()}
         parts = {"model": self._parameters(), "optimizer": optimizer, "best": self._best}
@@ -352,10 +349,3 @@ class Trainer:
             rows = self.rows[: earlier["rows"]]
             step = earlier["record"]["course"]["step"]
             self._earlier = State(step, held["earlier"], earlier["record"], rows)
-
-
-def _outline(state: State | None) -> State | None:
-    """Return a state without the content of its tensors."""
-    if state is None:
-        return None
-    return replace(state, tensors={name: t.to("meta") for name, t in state.tensors.items()})

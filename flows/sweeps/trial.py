@@ -1,4 +1,4 @@
-"""`python -m flows._sweep_trial STAGE FILE`: what a sweep runs in the worktree of a trial.
+"""`python -m flows.sweeps.trial STAGE FILE`: what a sweep runs in the worktree of a trial.
 
 It brings the stage, and all that it rests on, up to date with the worktree's own code, and
 writes to FILE what became of them. Its folder is the worktree, so ROOT is, too.

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from flows._pins import read_pin
-from flows._sweep_params import Changes, encoded, put, shown
+from flows.sweeps.params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
 from tasks import _project

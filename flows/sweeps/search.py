@@ -21,8 +21,8 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from flows._sweep_file import Domain, Range, Search, Sweep
-from flows._sweep_params import Changes, encoded
+from flows.sweeps.file import Domain, Range, Search, Sweep
+from flows.sweeps.params import Changes, encoded
 
 SIGNIFICANT = 4  # digits of a drawn fraction: what a person can paste, and finer than matters
 

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from flows._servers import mlflow_address
-from flows._sweep_file import Range, Search, Sweep
-from flows._sweep_params import Changes, encoded, short_names
-from flows._sweep_search import best, params_of
+from flows.sweeps.file import Range, Search, Sweep
+from flows.sweeps.params import Changes, encoded, short_names
+from flows.sweeps.search import best, params_of
 from tasks import _tracking
 
 SWEEP_TAG = "sweep"
