@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock data pipeline sweep adopt ui serve accept fresh ledger bench test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh ledger bench bench-generation test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -32,10 +32,13 @@ lock: $(ENV)  ## write constraints.txt anew from what .venv holds
 	  | grep -v -i -E '^(nvidia|triton|cuda)' | sed -E 's/\+[a-z0-9]+$$//; s/ @ .*//' > constraints.partial
 	@mv constraints.partial constraints.txt
 
-data: $(ENV)  ## fetch the raw data of sources.toml into data/, checked against data.dvc
+data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/, checked against data.dvc
 	@python -m flows data
 
-pipeline: data  ## raw text to a classifier and an assistant: whatever is stale runs
+base: $(ENV)  ## fine-tune from other weights, as base-x.yaml says: BASE=x
+	@python -m flows base $(BASE)
+
+pipeline: data  ## raw text to a classifier and an assistant: what is stale runs; BASE=x
 	@python -m flows pipeline
 
 sweep: data  ## search for better params as sweep.yaml says; stopped, it goes on: FILE=sweep.yaml
@@ -64,6 +67,9 @@ ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: S
 
 bench: $(ENV)  ## training steps a second, ours beside its peers (25 minutes on 2 cores)
 	@PYTHONPATH=src:. python benchmarks/training.py
+
+bench-generation: $(ENV)  ## decoded tokens a second, ours beside its peers (15 minutes)
+	@PYTHONPATH=src:.:benchmarks python benchmarks/generation.py
 
 test: $(ENV)  ## the tests
 	@python -m pytest

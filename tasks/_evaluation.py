@@ -12,8 +12,10 @@ import pandas as pd
 
 from gptmill.checkpoint import load_causal_lm, load_classifier
 from gptmill.classification import encode, predict
+from gptmill.files import sha256
 from gptmill.ngrams import fit_bigram
 from gptmill.objectives import IGNORE
+from gptmill.rows import by_length, pad
 from gptmill.scoring import (
     ClassifierScore,
     bag_of_words_probabilities,
@@ -28,17 +30,23 @@ from gptmill.scoring import (
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 
+Ids = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 TOKENS_AT_ONCE = 512  # fastest on a CPU: more logits than that outgrow its caches
+BASE_ROWS = 4  # windows of another base at a time
 TOLERANCE = 1e-4  # probabilities from another batch, or another device, differ by rounding
 
 
 def score_language_models(
-    tokenized: Path, checkpoint: Path, *, windows: int, device: str
+    tokenized: Path, checkpoint: Path, base: Path, *, windows: int, device: str
 ) -> pd.DataFrame:
-    """Score the pretrained model, a bigram and a unigram on the same validation tokens."""
+    """Score the pretrained model, a bigram and a unigram on the same validation tokens.
+
+    So is the `base` of fine-tuning, where it is another model. It may have another vocabulary:
+    what it spends on the same text is shared out over the same tokens.
+    """
     train = TokenFile.open(tokenized / "train.bin")
     validation = TokenFile.open(tokenized / "validation.bin")
     model = load_causal_lm(checkpoint)
@@ -47,35 +55,75 @@ def score_language_models(
             f"{checkpoint} knows {model.config.vocab_size:,} ids and {tokenized} holds up to "
             f"{train.vocab_size:,}: they come from different tokenizers"
         )
+    tokenizer = Tokenizer.from_folder(tokenized / "tokenizer")
     inputs, targets = cut(validation.ids, length=model.config.context_length, limit=windows)
     previous, wanted = inputs[targets != IGNORE], targets[targets != IGNORE]  # (N,)
     bigram = fit_bigram(np.asarray(train.ids), train.starts, train.vocab_size)
     rows = max(1, TOKENS_AT_ONCE // model.config.context_length)
-    losses = {
+    nats = {
         "pretrain": token_nats(model, inputs, targets, batch_size=rows, device=device),
         "bigram": bigram.nats(previous, wanted),
         "unigram": bigram.unigram.nats(wanted),
     }
-    size = int(token_sizes(Tokenizer.from_folder(tokenized / "tokenizer"))[wanted].sum())
-    return _language_table(losses, size)
+    losses = {name: float(each.mean()) for name, each in nats.items()}
+    if is_another(base, checkpoint):
+        spent = _nats_on_windows(base, tokenizer, inputs, targets, device=device)
+        losses["load_gpt2"] = spent / len(wanted)
+    size = int(token_sizes(tokenizer)[wanted].sum())
+    return _language_table(losses, tokens=len(wanted), size=size)
 
 
-def _language_table(losses: Mapping[str, Floats], size: int) -> pd.DataFrame:
-    unigram = float(losses["unigram"].mean())
-    rows = []
-    for model, nats in losses.items():
-        loss = float(nats.mean())
-        rows.append(
+def is_another(base: Path, checkpoint: Path) -> bool:
+    """Say whether fine-tuning started from other weights than those of `checkpoint`."""
+    return sha256(base / "model.safetensors") != sha256(checkpoint / "model.safetensors")
+
+
+def _nats_on_windows(
+    folder: Path, tokenizer: Tokenizer, inputs: Ids, targets: Ids, *, device: str
+) -> float:
+    """Return what the model in `folder` spends on the text of all targets, in its own ids.
+
+    Each window's first input is context there too, and `<|endoftext|>` becomes its own end.
+    """
+    model, own = load_causal_lm(folder), Tokenizer.from_folder(folder)
+
+    def translated(ids: Ids) -> list[int]:
+        ends = np.flatnonzero(ids == tokenizer.eot_id)
+        parts = [
+            own.encode(tokenizer.decode(part[part != tokenizer.eot_id]))
+            for part in np.split(ids, ends)
+        ]
+        return [*parts[0], *(index for part in parts[1:] for index in (own.eot_id, *part))]
+
+    known = [translated(row[:1]) for row in inputs]
+    wanted = [translated(row[row != IGNORE]) for row in targets]
+    rows = [[*before, *after] for before, after in zip(known, wanted, strict=True)]
+    total = 0.0
+    for chosen in by_length([len(row) for row in rows], BASE_ROWS):
+        ids = pad([rows[k] for k in chosen], own.pad_id).numpy()  # (B, T + 1)
+        counted = ids[:, 1:].copy()
+        for place, k in enumerate(chosen):
+            counted[place, : len(known[k]) - 1] = IGNORE
+            counted[place, len(rows[k]) - 1 :] = IGNORE
+        nats = token_nats(model, ids[:, :-1], counted, batch_size=BASE_ROWS, device=device)
+        total += float(nats.sum())
+    return total
+
+
+def _language_table(losses: Mapping[str, float], *, tokens: int, size: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
             {
                 "model": model,
-                "tokens": len(nats),
+                "tokens": tokens,
                 "loss": loss,
                 "perplexity": math.exp(loss),
-                "bits_per_byte": bits_per_byte(loss, tokens=len(nats), size=size),
-                "nats_below_unigram": unigram - loss,
+                "bits_per_byte": bits_per_byte(loss, tokens=tokens, size=size),
+                "nats_below_unigram": losses["unigram"] - loss,
             }
-        )
-    return pd.DataFrame(rows)
+            for model, loss in losses.items()
+        ]
+    )
 
 
 @dataclass(frozen=True)

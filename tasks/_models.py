@@ -24,7 +24,7 @@ Kind = Literal["generator", "classifier", "assistant"]
 
 CODE = Path(__file__).parents[1] / "src" / "gptmill"
 # What gptmill imports when it only predicts; mlflow adds itself.
-PACKAGES = ("numpy", "pandas", "safetensors", "tiktoken", "torch")
+PACKAGES = ("jinja2", "numpy", "pandas", "tiktoken", "tokenizers", "torch")
 
 
 @dataclass(frozen=True)

@@ -61,18 +61,19 @@ def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
 
 def exact_matches(table: pd.DataFrame) -> Figure:
     """Plot exact answers by kind of question beside the most frequent answer's, with intervals."""
-    figure = Figure(figsize=(7, 0.6 + 0.5 * len(table)), layout="constrained")
+    figure = Figure(figsize=(7, 0.6 + 0.6 * len(table)), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(table))
     for offset, column, label in (
-        (-0.2, "exact_match", "assistant"),
-        (0.2, "baseline_exact_match", "most frequent answer"),
+        (-0.27, "exact_match", "assistant"),
+        (0, "before_exact_match", "before fine-tuning"),
+        (0.27, "baseline_exact_match", "most frequent answer"),
     ):
         value = table[column].to_numpy()
         below = value - table[f"{column}_low"].to_numpy()
         above = table[f"{column}_high"].to_numpy() - value
         reach = np.maximum(np.stack([below, above]), 0)  # at 0 and 1 rounding leaves -1e-17
-        axes.barh(places + offset, value, height=0.38, xerr=reach, label=label, capsize=2)
+        axes.barh(places + offset, value, height=0.25, xerr=reach, label=label, capsize=2)
     axes.set_yticks(places, table["kind"])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

@@ -7,6 +7,7 @@ import pandas as pd
 from tasks._stage import Metrics, markdown_table
 
 Tables = Mapping[str, pd.DataFrame]
+EXACT = ("exact_match", "before_exact_match", "baseline_exact_match")
 
 
 def figures(tables: Tables) -> Metrics:
@@ -40,10 +41,10 @@ def report(tables: Tables) -> str:
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc"))),
             "## Assistant",
             _assistant_sentence(assistant),
-            markdown_table(_with_intervals(assistant, ("exact_match", "baseline_exact_match"))),
+            markdown_table(_with_intervals(assistant, EXACT)),
             "Intervals hold 95 %: Wilson's for accuracy and exact match, a bootstrap over the "
             "test rows for F1 and AUC. The baseline of a kind of question is its most frequent "
-            "answer in the training part.\n",
+            "answer in the training part; before is the base, not fine-tuned.\n",
         ]
     )
 
@@ -55,7 +56,12 @@ def answers_page(answers: pd.DataFrame, count: int) -> str:
         blocks.append(f"## {kind}")
         for row in rows.head(count).to_dict("records"):
             asked = f"{row['instruction']} {row['input']}"
-            lines = (asked, f"expected: {row['output']}", f"answer: {row['answer']}")
+            lines = (
+                asked,
+                f"expected: {row['output']}",
+                f"before: {row['before']}",
+                f"answer: {row['answer']}",
+            )
             blocks.append("\n".join(f"- {' '.join(line.split())}" for line in lines))
     return "\n\n".join([*blocks, ""])
 
@@ -77,11 +83,19 @@ def _number(value: float) -> float | int:
 def _language_sentence(table: pd.DataFrame) -> str:
     rows = table.set_index("model")
     loss = rows["loss"]
-    return (
+    said = (
         f"{loss['pretrain']:.2f} nats a token on {rows['tokens']['pretrain']:,} validation tokens: "
         f"{_beside(loss['pretrain'], loss['unigram'])} a unigram model, "
         f"{_beside(loss['pretrain'], loss['bigram'])} a bigram."
     )
+    if "load_gpt2" in loss:
+        bits = rows["bits_per_byte"]
+        said += (
+            " Fine-tuning starts from another model, load_gpt2, with "
+            f"{bits['load_gpt2']:.3f} bits a byte of the same text (pretrain: "
+            f"{bits['pretrain']:.3f})."
+        )
+    return said
 
 
 def _beside(loss: float, other: float) -> str:

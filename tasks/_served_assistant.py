@@ -11,7 +11,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from gptmill.checkpoint import load_causal_lm
-from gptmill.instructions import answers
+from gptmill.instructions import answers, read_template
 from gptmill.tokenizer import Tokenizer
 
 
@@ -23,6 +23,7 @@ class Assistant(PythonModel):
         folder = Path(context.artifacts["checkpoint"])
         self.model = load_causal_lm(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
+        self.template = read_template(folder, self.tokenizer)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -33,7 +34,11 @@ class Assistant(PythonModel):
         rows = model_input.reindex(columns=columns, fill_value="").fillna("")
         records = [{"instruction": asked, "input": given} for asked, given in rows.to_numpy()]
         found = answers(
-            self.model, records, self.tokenizer, max_new_tokens=int(params["max_new_tokens"])
+            self.model,
+            records,
+            self.tokenizer,
+            self.template,
+            max_new_tokens=int(params["max_new_tokens"]),
         )
         return pd.DataFrame({"answer": found})
 

@@ -37,7 +37,7 @@ class Generator(PythonModel):
             top_k=int(params["top_k"]),
             top_p=1.0,
         )
-        found = generate(self.model, prompts, config, stop_id=end, seed=int(params["seed"]))
+        found = generate(self.model, prompts, config, stop_ids={end}, seed=int(params["seed"]))
         return pd.DataFrame({"text": [self.tokenizer.decode(ids) for ids in found]})
 
 

@@ -11,7 +11,7 @@ from gptmill.generation import GenerationConfig, generate
 from gptmill.scoring import score_assistant
 from gptmill.tokenizer import Tokenizer
 from tasks import _plots
-from tasks._evaluation import Classifiers, score_language_models
+from tasks._evaluation import Classifiers, is_another, score_language_models
 from tasks._report import answers_page, figures, report, samples_page
 from tasks._stage import Metrics, Run, Section, stage
 
@@ -42,7 +42,11 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
 
     tables = {
         "language_model": score_language_models(
-            run.input("tokenize"), run.input("pretrain"), windows=params.windows, device=device
+            run.input("tokenize"),
+            run.input("pretrain"),
+            run.input("load_gpt2"),
+            windows=params.windows,
+            device=device,
         ),
         "classifiers": classifiers.score(resamples=params.resamples, seed=run.seed),
         "assistant": score_assistant(answers, taught),
@@ -68,9 +72,17 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
 
 
 def samples(params: Evaluate, run: Run) -> str:
-    """Return what the pretrained model makes of the prompts."""
-    folder = run.input("pretrain")
-    model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
-    prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
-    found = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=run.seed)
-    return samples_page(params.prompts, [tokenizer.decode(ids) for ids in found])
+    """Return what the pretrained model, and another base if there is one, make of the prompts."""
+    checkpoints = ["pretrain"]
+    if is_another(run.input("load_gpt2"), run.input("pretrain")):
+        checkpoints.append("load_gpt2")
+    pages = []
+    for name in checkpoints:
+        model, tokenizer = load_causal_lm(run.input(name)), Tokenizer.from_folder(run.input(name))
+        prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
+        found = generate(
+            model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=run.seed
+        )
+        page = samples_page(params.prompts, [tokenizer.decode(ids) for ids in found])
+        pages.append(f"## {name}\n\n{page}" if len(checkpoints) > 1 else page)
+    return "\n".join(pages)

@@ -1,19 +1,21 @@
 """instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
-from gptmill.checkpoint import load_causal_lm, save_causal_lm
+from gptmill.checkpoint import load_causal_lm, read_config, save_causal_lm
 from gptmill.files import read_json, write_json
 from gptmill.flops import train_flops_per_token
-from gptmill.instructions import answers, batch, chat_template, encode_rows
+from gptmill.instructions import answers, batch, encode_rows, read_template
 from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Reader, Run, stage
 from tasks._training import TrainingSection, train
 
@@ -29,18 +31,22 @@ class Instruct(TrainingSection):
 
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
-    """Train the whole model on instructions and answers, then have it answer the test part."""
+    """Train the whole model on instructions and answers; have it answer the test part.
+
+    It answers twice, before and after: what fine-tuning is worth is the difference.
+    """
     folder = run.input("load_gpt2")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    template = read_template(folder, tokenizer)
     records = {part: read_json(run.input("split") / f"instructions_{part}.json") for part in PARTS}
     length = model.config.context_length
-    rows = {part: encode_rows(records[part], tokenizer, length) for part in PARTS}
+    rows = {part: encode_rows(records[part], tokenizer, template, length) for part in PARTS}
     for part in ("train", "validation"):
         if not rows[part].ids:
             raise ValueError(
                 f"no instruction row of the {part} part fits a context of {length} ids"
             )
-    end, masked = tokenizer.eot_id, params.mask_prompt
+    end, masked = template.end_id(tokenizer), params.mask_prompt
     order = RowOrder(rows["train"].lengths, params.batch_size, run.seed)
     steps = params.epochs * order.steps_per_epoch
     mean_length = int(rows["train"].lengths.mean())
@@ -50,6 +56,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
+    answer = partial(answers, max_new_tokens=params.max_new_tokens)
+    before = answer(model, records["test"], tokenizer, template)
     trained = train(
         run,
         model,
@@ -61,15 +69,15 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         flops_per_token=flops,
     )
 
-    save_causal_lm(run.out, model, tokenizer, chat_template=chat_template())
-    run.log_model("assistant", run.out)
-    found = answers(model, records["test"], tokenizer, max_new_tokens=params.max_new_tokens)
+    save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
+    after = answer(model, records["test"], tokenizer, template)
     given = [
-        {**record, "answer": answer} for record, answer in zip(records["test"], found, strict=True)
+        {**record, "before": first, "answer": last}
+        for record, first, last in zip(records["test"], before, after, strict=True)
     ]
     write_json(run.out / "answers.json", given)
     run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
-    return {
+    metrics: Metrics = {
         "train_rows": len(rows["train"].ids),
         "rows_too_long_for_the_context": sum(part.n_dropped for part in rows.values()),
         "steps": trained.steps,
@@ -77,14 +85,19 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
+    rows_file = run.input("split") / "instructions_train.json"
+    stage_card("instruct", run.out, data=[rows_file], metrics=metrics, base="artifacts/load_gpt2")
+    run.log_model("assistant", run.out)
+    return metrics
 
 
 def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
     """Return what says which records of instructions_train.json a batch holds, from 0 on."""
     folder = run.input("load_gpt2")
-    length = read_json(folder / "config.json")["n_positions"]
+    length = read_config(folder).context_length
+    tokenizer = Tokenizer.from_folder(folder)
     records = read_json(run.input("split") / "instructions_train.json")
-    rows = encode_rows(records, Tokenizer.from_folder(folder), length)
+    rows = encode_rows(records, tokenizer, read_template(folder, tokenizer), length)
     order = RowOrder(rows.lengths, params.batch_size, run.seed)
     return lambda number: [
         {"row": rows.places[row], **records[rows.places[row]]} for row in order.rows(number)

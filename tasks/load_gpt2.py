@@ -1,57 +1,58 @@
-"""load_gpt2: a folder of GPT-2 weights -> artifacts/load_gpt2 (our checkpoint, checked)."""
+"""load_gpt2: pretrained weights in any form -> artifacts/load_gpt2 (our checkpoint, checked)."""
 
 from pathlib import Path
 
 import pandas as pd
 from pydantic import Field
 
-from gptmill.checkpoint import check_weights, load_causal_lm, save_causal_lm
-from gptmill.model import GPT, GPTConfig
-from gptmill.tokenizer import Tokenizer, read_vocabulary
+from gptmill.checkpoint import load_causal_lm
+from gptmill.importing import import_model
+from gptmill.model import GPT
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Run, Section, stage
 
 
 class LoadGpt2(Section):
     """params.yaml `load_gpt2:`."""
 
-    weights: str = Field(description="a folder in Hugging Face's layout, below the project root")
+    weights: str = Field(description="a folder or file of weights, below the project root")
 
 
 @stage
 def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
-    """Read GPT-2 weights from any folder that has their layout; fine-tuning starts from these.
+    """Read pretrained weights of GPT-2's or Llama's family; fine-tuning starts from these.
 
-    Every tensor's name and shape is checked before one is read, and the vocabulary against
-    that of the text.
+    Every tensor's name and shape is checked before one is read. Weights that come without a
+    tokenizer were trained on GPT-2's ids, as the text of `tokenize` is.
     """
-    folder = run.path(params.weights)
-    tokenizer = Tokenizer.from_folder(run.input("tokenize") / "tokenizer")
-    config = check_weights(folder)
-    check_vocabulary(folder, config, tokenizer)
-    model = load_causal_lm(folder)
-    save_causal_lm(run.out, model, tokenizer)
-    run.show("tensors", tensor_table(model))
-    return {
-        "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    found = import_model(
+        str(run.path(params.weights)),
+        run.out,
+        otherwise=run.input("tokenize") / "tokenizer",
+    )
+    if found.n_classes is not None:
+        raise ValueError(
+            f"{params.weights} is a classifier; fine-tuning starts from a language model"
+        )
+    run.show("tensors", tensor_table(load_causal_lm(run.out)))
+    files = [{"file": name, "sha256": digest} for name, digest in found.files.items()]
+    run.show("files", pd.DataFrame(files))
+    config = found.config
+    metrics: Metrics = {
+        "family": "gpt2" if config.llama is None else "llama",
+        "n_parameters": found.n_parameters,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
         "emb_dim": config.emb_dim,
         "context_length": config.context_length,
     }
+    weights = [path for path in _files(run.path(params.weights)) if path.name in found.files]
+    stage_card("load_gpt2", run.out, data=weights, metrics=metrics)
+    return metrics
 
 
-def check_vocabulary(folder: Path, config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Raise ValueError where the weights were trained on other ids than the text became."""
-    if config.vocab_size != tokenizer.n_vocab:
-        raise ValueError(
-            f"{folder}: the weights know {config.vocab_size} ids, the tokenizer of `tokenize` has "
-            f"{tokenizer.n_vocab}; use the vocabulary that the weights were trained with"
-        )
-    if read_vocabulary(folder) not in (None, tokenizer.ids()):
-        raise ValueError(
-            f"{folder}: its vocabulary gives other ids to tokens than the tokenizer of `tokenize`; "
-            "use the vocabulary that the weights were trained with"
-        )
+def _files(source: Path) -> list[Path]:
+    return sorted(source.iterdir()) if source.is_dir() else [source]
 
 
 def tensor_table(model: GPT) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from gptmill.objectives import LANGUAGE, Batch, mean_language_loss
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from gptmill.windows import WindowIndex
+from tasks._cards import stage_card
 from tasks._stage import Metrics, Reader, Run, Section, stage
 from tasks._training import TrainingSection, train
 
@@ -187,9 +188,8 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     write_text(run.out / "samples.md", "\n".join(trained.samples))
     run.show("samples", (trained.samples or ["none: pretrain.sample_every is 0"])[-1])
     save_causal_lm(run.out, model, texts.tokenizer)
-    run.log_model("generator", run.out)
     loss = texts.validation_loss(model, device, windows=params.final_windows)
-    return {
+    metrics: Metrics = {
         "validation_loss": loss,
         "validation_perplexity": math.exp(loss),
         "validation_windows": len(texts.validation.spread(params.final_windows)),
@@ -201,6 +201,9 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
         "n_parameters": parameters(config).total,
         "training_petaflop": flops * trained.steps * params.batch_tokens / 1e15,
     }
+    stage_card("pretrain", run.out, data=[run.input("tokenize") / "train.bin"], metrics=metrics)
+    run.log_model("generator", run.out)
+    return metrics
 
 
 def ledger(params: Pretrain, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
@@ -213,7 +216,7 @@ def ledger(params: Pretrain, run: Reader) -> Callable[[int], list[dict[str, Any]
 def written(model: GPT, tokenizer: Tokenizer, params: Pretrain, step: int) -> str:
     """Return what the model writes after so many steps, as markdown."""
     prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
-    answers = generate(model, prompts, params.generation, stop_id=tokenizer.eot_id, seed=step)
+    answers = generate(model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=step)
     texts = [
         f"> **{prompt}**{tokenizer.decode(ids)}".replace("\n", "  \n> ")
         for prompt, ids in zip(params.prompts, answers, strict=True)

@@ -5,9 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer as Trained
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from gptmill.files import write_json
 from gptmill.model import GPT, GPTConfig
 from gptmill.tokenizer import Merge, Tokenizer
+from gptmill.vocabulary import SPELLING, spell
 
 TINY_TEXT = """The quick brown fox jumps over the lazy dog; the dog, being lazy, lets the fox jump.
 In the beginning there was the word, and the word was with the people, and they were many.
@@ -51,6 +55,58 @@ def tiny_bpe(folder: Path) -> tuple[Path, Path]:
     (folder / "tokenizer_config.json").unlink()
     merges = (folder / "merges.txt").rename(folder / "vocab.bpe")
     return merges, (folder / "vocab.json").rename(folder / "encoder.json")
+
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<file>", "<filename>"]
+LACKING = b"\x04\x1d~\xb7\xf1"
+"""Bytes that the tiny chatty vocabulary lacks, as SmolLM2's lacks some."""
+CHATTY = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% if message['role'] not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('no role ' + message['role']) }}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A template with a default system prompt, as SmolLM2's has one."""
+
+
+COLUMNS = "a  1\nb    12\nc 2026   2026\n"
+"""Makes merges of spaces and, where digits are not taken one by one, of digits."""
+
+
+def train_chatty(
+    text: str = TINY_TEXT + COLUMNS * 5, *, size: int = 400, digits: bool = True
+) -> Trained:
+    """Train a byte-level encoding of SmolLM2's form with Hugging Face's library."""
+    trained = Trained(models.BPE())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps = [pre_tokenizers.Digits(individual_digits=True), split]
+    trained.pre_tokenizer = pre_tokenizers.Sequence(steps) if digits else split
+    trained.decoder = decoders.ByteLevel()
+    lacking = {spell(bytes([byte])) for byte in LACKING}
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=SPECIAL,
+        initial_alphabet=[c for c in SPELLING.values() if c not in lacking],
+        show_progress=False,
+    )
+    trained.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return trained
+
+
+def chatty_folder(folder: Path) -> Path:
+    """Write a tiny tokenizer of SmolLM2's form and its template, as the hub serves them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train_chatty().save(str(folder / "tokenizer.json"))
+    roles = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    config = {**roles, "unk_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    write_json(folder / "tokenizer_config.json", {**config, "chat_template": CHATTY})
+    return folder
 
 
 def tiny_config(

@@ -76,7 +76,7 @@ def course(
         store=store,
         evaluate=lambda: {"val/loss": mean_language_loss(model, held_out, device)},
         evaluate_every=5,
-        sample=lambda step: str(generate(model, [[1, 2, 3]], DRAWN, stop_id=None, seed=step)),
+        sample=lambda step: str(generate(model, [[1, 2, 3]], DRAWN, stop_ids=(), seed=step)),
         sample_every=5,
         **settings,
     )

@@ -237,7 +237,7 @@ BAD = {
     "rows.json": ("instructions", b'[{"instruction": "Do."}]', "row 1 has no output"),
     "broken.json": ("instructions", b"[", "is not JSON"),
     "config.json": ("weights/x", b"{}", "vocab_size|model_type|n_embd|config"),
-    "model.safetensors": ("weights/x", b"", r"has no config\.json"),
+    "model.safetensors": ("weights/x", b"", r"config\.json is missing"),
 }
 
 

@@ -13,15 +13,19 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from transformers import AutoModelForCausalLM
 
 from gptmill.checkpoint import save_causal_lm, save_classifier
 from gptmill.classification import encode, predict
 from gptmill.device import Device
 from gptmill.files import write_csv, write_json
 from gptmill.model import GPTClassifier
+from gptmill.objectives import IGNORE
+from gptmill.scoring import cut
+from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from tasks.evaluate import Evaluate, evaluate
-from tests.helpers import TINY_TEXT, tiny_gpt, tiny_tokenizer
+from tests.helpers import TINY_TEXT, tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
 
 PARAMS = {
     "windows": 0,
@@ -73,7 +77,8 @@ def root(tmp_path: Path) -> Path:
     for name in ("tokenize", "split", "instruct"):
         (tmp_path / name).mkdir()
     _write_text(tmp_path / "tokenize")
-    save_causal_lm(tmp_path / "pretrain", tiny_gpt(), tiny_tokenizer())
+    for name in ("pretrain", "load_gpt2"):
+        save_causal_lm(tmp_path / name, tiny_gpt(), tiny_tokenizer())
     labelled = _write_labelled(tmp_path / "split")
     _write_classifier(tmp_path / "classify", tmp_path / "classify", labelled, seed=2)
     _write_classifier(tmp_path / "lora", tmp_path / "lora" / "merged", labelled, seed=3)
@@ -130,7 +135,10 @@ def _write_answers(root: Path) -> None:
     test = rows(*[("antonym", "hot")] * 12, ("synonym", "small"), ("synonym", "big"))
     answers = ["Hot."] * 12 + ["large", "red\n# big"]
     write_json(root / "split" / "instructions_train.json", train)
-    given = [{**row, "answer": answer} for row, answer in zip(test, answers, strict=True)]
+    given = [
+        {**row, "before": "warm", "answer": answer}
+        for row, answer in zip(test, answers, strict=True)
+    ]
     write_json(root / "instruct" / "answers.json", given)
 
 
@@ -144,9 +152,7 @@ def test_figures_equal_scoring_the_artifacts_with_torch_and_sklearn(root: Path) 
             logits = tiny_gpt()(window[None, :-1])[0]
             nats.append(F.cross_entropy(logits, window[1:], reduction="none"))
     loss = torch.cat(nats).double().mean().item()
-    size = len(
-        tiny_tokenizer().encoding.decode_bytes(ids[1:].tolist()).replace(b"<|endoftext|>", b"")
-    )
+    size = len(b"".join(map(tiny_tokenizer().token_bytes, ids[1:])).replace(b"<|endoftext|>", b""))
     assert metrics["pretrain_loss"] == pytest.approx(loss, rel=1e-5)
     assert metrics["pretrain_tokens"] == len(ids) - 1
     assert metrics["pretrain_perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
@@ -195,7 +201,7 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     metrics = body(run)
     answers = (run.out / "answers.md").read_text(encoding="utf-8")
     assert answers.count("- expected: ") == 4
-    assert "- expected: big\n- answer: red # big" in answers
+    assert "- expected: big\n- before: warm\n- answer: red # big" in answers
     samples = (run.out / "samples.md").read_text(encoding="utf-8")
     assert samples.startswith("> **The quick**")
     assert samples.count("**") == 4
@@ -239,3 +245,45 @@ def test_a_pretrained_model_with_too_few_ids_is_told(root: Path) -> None:
     write_json(root / "tokenize" / "train.json", {**header, "vocab_size": 400})
     with pytest.raises(ValueError, match="different tokenizers"):
         body(FakeRun(root))
+
+
+def test_another_base_is_scored_on_the_same_text(root: Path) -> None:
+    other = tiny_gpt(seed=9)
+    save_causal_lm(root / "load_gpt2", other, tiny_tokenizer())
+    run = FakeRun(root, "first")
+    found = body(run)
+    save_causal_lm(root / "pretrain", other, tiny_tokenizer())
+    expected = body(FakeRun(root, "second"))
+    # the same vocabulary, so the same ids but where a window begins inside a word
+    assert found["load_gpt2_loss"] == pytest.approx(expected["pretrain_loss"], rel=0.02)
+    assert found["load_gpt2_tokens"] == found["pretrain_tokens"]
+    assert "load_gpt2_loss" not in expected
+    assert "## load_gpt2" in (run.out / "samples.md").read_text(encoding="utf-8")
+    assert "bits a byte of the same text" in (run.out / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_base_with_another_vocabulary_spends_as_much_as_transformers_says(root: Path) -> None:
+    tokenizer = Tokenizer(tiny_merges(20))
+    config = tiny_config(vocab_size=tokenizer.n_vocab, context_length=200)
+    save_causal_lm(root / "load_gpt2", tiny_gpt(config), tokenizer)
+    found = body(FakeRun(root))
+
+    known = tiny_tokenizer()
+    ids = TokenFile.open(root / "tokenize" / "validation.bin").ids
+    inputs, targets = cut(ids, length=tiny_config().context_length, limit=0)
+    theirs = AutoModelForCausalLM.from_pretrained(root / "load_gpt2")
+    spent, tokens = 0.0, 0
+    for first, row in zip(inputs[:, 0], targets, strict=True):
+        tokens += int((row != IGNORE).sum())
+        # documents are parted by the end's spelling here, by its id there
+        texts = known.decode(row[row != IGNORE]).split("<|endoftext|>")
+        after = tokenizer.encode(texts[0])
+        for text in texts[1:]:
+            after += [tokenizer.eot_id, *tokenizer.encode(text)]
+        assert first != known.eot_id
+        before = tokenizer.encode(known.decode([first]))
+        whole = torch.tensor([[*before, *after]])
+        with torch.no_grad():
+            logits = theirs(whole).logits[0, len(before) - 1 : -1]
+        spent += F.cross_entropy(logits, torch.tensor(after), reduction="sum").item()
+    assert found["load_gpt2_loss"] == pytest.approx(spent / tokens, rel=1e-4)

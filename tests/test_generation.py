@@ -1,85 +1,147 @@
 from collections import Counter
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from decoders import PROMPTS, as_ours, babbler, greedy, theirs_of
 
-from gptmill.checkpoint import TRANSPOSED
-from gptmill.generation import GenerationConfig, _candidates, _choose, _Row, generate
+import gptmill.generation
+import gptmill.reader
+from gptmill.generation import Batch, GenerationConfig, Row, generate, stream
 from gptmill.model import GPT
-from helpers import tiny_config, tiny_gpt
+from gptmill.sampling import choose
 
-PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
-
-
-def greedy(max_new_tokens: int) -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
-
-
-def sampled(*, top_k: int = 0, top_p: float = 1.0, temperature: float = 1.0) -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=12, temperature=temperature, top_k=top_k, top_p=top_p)
-
-
-def babbler(context_length: int = 32) -> GPT:
-    """Return a model that does not repeat itself: tied random weights soon would."""
-    return tiny_gpt(tiny_config(context_length=context_length, tie_weights=False), seed=2)
+FAMILIES = ["gpt2", "llama"]
+DRAWN = GenerationConfig(
+    max_new_tokens=40, temperature=0.9, top_k=60, top_p=0.95, min_p=0.01, repetition_penalty=1.1
+)
 
 
 @torch.no_grad()
-def uncached(model: GPT, prompt: list[int], n_new: int, stop_id: int | None) -> list[int]:
-    """The book's loop: crop, read everything again, take the likeliest."""
-    ids = list(prompt)
-    for _ in range(n_new):
-        window = torch.tensor([ids[-model.config.context_length :]])
-        chosen = int(model(window)[0, -1].argmax())
-        if chosen == stop_id:
+def uncached(
+    model: GPT, row: Row, *, n_new: int | None = None, stop_ids: Collection[int] = ()
+) -> list[int]:
+    """A plain loop: read everything that the rule leaves again for each id, then choose."""
+    context, ids = model.config.context_length, list(row.ids)
+    start = max(0, len(ids) - context)
+    for _ in range(n_new or row.config.max_new_tokens):
+        if len(ids) - start > context:
+            start = len(ids) - context // 2
+        logits = model(torch.tensor([ids[start:]]))[:, -1]
+        chosen = choose(logits, [row.config], [ids], [row.draws])[0]
+        if chosen in stop_ids:
             break
         ids.append(chosen)
-    return ids[len(prompt) :]
+    return ids[row.n_prompt :]
 
 
-def test_cached_equals_uncached_row_by_row() -> None:
-    model = babbler()
-    new_ids = generate(model, PROMPTS, greedy(15), stop_id=None, seed=1)
-    assert new_ids == [uncached(model, prompt, 15, None) for prompt in PROMPTS]
-    assert min(len(set(row)) for row in new_ids) > 6
+def rows(
+    config: GenerationConfig, *, seed: int, prompts: Sequence[list[int]] = PROMPTS
+) -> list[Row]:
+    return [
+        Row.begin(prompt, config, stop_ids=(), seed=seed, index=index)
+        for index, prompt in enumerate(prompts)
+    ]
 
 
-def test_generation_goes_on_past_the_context_length() -> None:
-    model = babbler(context_length=16)
+@pytest.mark.parametrize("config", [greedy(40), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("context_length", [64, 16, 5])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_equals_uncached_past_the_context_too(
+    family: str, context_length: int, config: GenerationConfig
+) -> None:
+    model = babbler(context_length, family)
     prompts = [*PROMPTS, list(range(100, 130))]
-    new_ids = generate(model, prompts, greedy(20), stop_id=None, seed=1)
-    assert new_ids == [uncached(model, prompt, 20, None) for prompt in prompts]
+    new_ids = generate(model, prompts, config, stop_ids=(), seed=7)
+    expected = [uncached(model, row) for row in rows(config, seed=7, prompts=prompts)]
+    assert new_ids == expected
+    assert [len(row) for row in new_ids] == [40] * 5
+    assert len({new for row in new_ids for new in row}) >= 8
 
 
-def test_each_row_stops_by_itself_and_the_others_go_on() -> None:
-    model = babbler(context_length=16)
-    free = generate(model, PROMPTS, greedy(20), stop_id=None, seed=1)
-    stop_id = free[0][4]
-    new_ids = generate(model, PROMPTS, greedy(20), stop_id=stop_id, seed=1)
-    assert new_ids == [uncached(model, prompt, 20, stop_id) for prompt in PROMPTS]
-    assert len(new_ids[0]) <= 4
-    assert max(map(len, new_ids)) == 20
+@pytest.mark.parametrize("config", [greedy(20), DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_equals_single(family: str, config: GenerationConfig) -> None:
+    model = babbler(16, family)
+    alone = []
+    for row in rows(config, seed=7):
+        Batch(model, 1, 16).run([row])
+        alone.append(row.new_ids)
+    assert generate(model, PROMPTS, config, stop_ids=(), seed=7) == alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_read_in_chunks_equals_one_read_whole(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = babbler(32, family)
+    prompts = [list(range(30)), list(range(7, 37)), list(range(50, 78))]
+    whole = generate(model, prompts, DRAWN, stop_ids=(), seed=7)
+    read: list[int] = []
+    monkeypatch.setattr(gptmill.reader, "READ_AT_ONCE", 14)
+    monkeypatch.setattr(
+        GPT,
+        "hidden",
+        lambda self, ids, cache=None: (read.append(ids.numel()), self.transformer(ids, cache))[1],
+    )
+    assert generate(model, prompts, DRAWN, stop_ids=(), seed=7) == whole
+    assert max(read) == 14
+
+
+def test_more_prompts_than_one_batch_holds_come_back_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gptmill.generation, "ROWS_AT_ONCE", 3)
+    model = babbler()
+    prompts = [[index, index + 1] * (1 + index % 3) for index in range(10)]
+    new_ids = generate(model, prompts, DRAWN, stop_ids={17, 200}, seed=1)
+    expected = rows(DRAWN, seed=1, prompts=prompts)
+    assert new_ids == [uncached(model, row, stop_ids={17, 200}) for row in expected]
+
+
+def test_each_row_has_its_own_config_and_stop_ids_and_joins_when_it_comes() -> None:
+    model = babbler(16)
+    free = uncached(model, rows(greedy(20), seed=1)[0])
+    begun = [
+        Row.begin(PROMPTS[0], greedy(20), stop_ids={free[4], free[11]}, seed=1),
+        Row.begin(PROMPTS[1], DRAWN, stop_ids=(), seed=5),
+        Row.begin(PROMPTS[2], greedy(3), stop_ids=(), seed=1),
+    ]
+    batch = Batch(model, 2, 16)
+    batch.join(begun[:2])
+    while len(batch.rows) == 2:
+        batch.step()
+    batch.run(begun[2:])
+    assert begun[0].new_ids == free[: free.index(free[4])]
+    assert begun[1].new_ids == uncached(model, Row.begin([9], DRAWN, stop_ids=(), seed=5))
+    assert begun[2].new_ids == uncached(model, rows(greedy(3), seed=1)[2])
+    assert [row.ended for row in begun] == ["stop", "length", "length"]
+
+
+@pytest.mark.parametrize("config", [greedy(20), DRAWN], ids=["greedy", "drawn"])
+def test_what_is_streamed_is_what_is_generated(config: GenerationConfig) -> None:
+    model = babbler(16)
+    whole = generate(model, PROMPTS, config, stop_ids={17, 200, 3, 64}, seed=7)
+    steps = list(stream(model, PROMPTS, config, stop_ids={17, 200, 3, 64}, seed=7))
+    assert all(len(step) == 4 for step in steps)
+    assert [[new for new in row if new is not None] for row in zip(*steps, strict=True)] == whole
+    assert all(new is None for new in [step[2] for step in steps][len(whole[2]) :])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # inductor's own
+def test_a_compiled_step_chooses_the_same_ids() -> None:
+    model = babbler(16)
+    for config in (greedy(20), DRAWN):
+        expected = generate(model, PROMPTS, config, stop_ids={17}, seed=7)
+        found = [replace(row, stop_ids=frozenset({17})) for row in rows(config, seed=7)]
+        Batch(model, 3, 16, compiled=True).run(found)
+        assert [row.new_ids for row in found] == expected
 
 
 def test_greedy_ids_are_those_of_transformers() -> None:
-    torch.manual_seed(3)
-    theirs = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=317,
-            n_positions=64,
-            n_embd=24,
-            n_layer=2,
-            n_head=3,
-            bos_token_id=316,
-            eos_token_id=316,
-            tie_word_embeddings=False,
-        )
-    ).eval()
-    for parameter in theirs.parameters():
-        parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
+    theirs = theirs_of(seed=3, spread=0.2)
     ours = as_ours(theirs)
     expected = theirs.generate(
         torch.tensor([PROMPTS[2]]),
@@ -89,48 +151,30 @@ def test_greedy_ids_are_those_of_transformers() -> None:
         eos_token_id=400,
         pad_token_id=316,
     )
-    new_ids = generate(ours, PROMPTS, greedy(30), stop_id=None, seed=1)
+    new_ids = generate(ours, PROMPTS, greedy(30), stop_ids=(), seed=1)
     assert new_ids[2] == expected[0, len(PROMPTS[2]) :].tolist()
     assert len(set(new_ids[2])) > 6
 
 
-def as_ours(theirs: GPT2LMHeadModel) -> GPT:
-    model = GPT(tiny_config(context_length=64, tie_weights=False))
-    state = {
-        name: tensor.t() if name.endswith(TRANSPOSED) else tensor
-        for name, tensor in theirs.state_dict().items()
-    }
-    model.load_state_dict(state)
-    return model.eval()
-
-
 def test_what_is_drawn_depends_on_seed_and_place_and_not_on_the_batch() -> None:
     model = babbler()
-    all_rows = generate(model, PROMPTS, sampled(), stop_id=None, seed=7)
-    assert generate(model, PROMPTS, sampled(), stop_id=None, seed=7) == all_rows
-    assert generate(model, PROMPTS[:2], sampled(), stop_id=None, seed=7) == all_rows[:2]
-    assert generate(model, PROMPTS, sampled(), stop_id=None, seed=8) != all_rows
+    all_rows = generate(model, PROMPTS, DRAWN, stop_ids=(), seed=7)
+    assert generate(model, PROMPTS[:2], DRAWN, stop_ids=(), seed=7) == all_rows[:2]
+    assert generate(model, PROMPTS, DRAWN, stop_ids=(), seed=8) != all_rows
     torch.manual_seed(99)
-    assert generate(model, PROMPTS, sampled(), stop_id=None, seed=7) == all_rows
+    assert generate(model, PROMPTS, DRAWN, stop_ids=(), seed=7) == all_rows
 
 
 def test_equal_prompts_of_one_batch_go_different_ways() -> None:
-    rows = generate(babbler(), [[5, 6]] * 4, sampled(), stop_id=None, seed=7)
-    assert len({tuple(row) for row in rows}) == 4
-
-
-def test_more_prompts_than_one_batch_holds_come_back_in_order() -> None:
-    model = babbler()
-    prompts = [[index, index + 1] * (1 + index % 3) for index in range(70)]
-    new_ids = generate(model, prompts, greedy(3), stop_id=None, seed=1)
-    assert new_ids[::23] == [uncached(model, prompt, 3, None) for prompt in prompts[::23]]
+    found = generate(babbler(), [[5, 6]] * 4, DRAWN, stop_ids=(), seed=7)
+    assert len({tuple(row) for row in found}) == 4
 
 
 def test_ids_are_drawn_as_often_as_they_are_probable() -> None:
     model = babbler()
     config = GenerationConfig(max_new_tokens=1, temperature=0.5, top_k=4, top_p=1.0)
-    rows = generate(model, [[5, 6]] * 2000, config, stop_id=None, seed=1)
-    counts = Counter(row[0] for row in rows)
+    found = generate(model, [[5, 6]] * 2000, config, stop_ids=(), seed=1)
+    counts = Counter(row[0] for row in found)
     with torch.no_grad():
         logits = model(torch.tensor([[5, 6]]))[0, -1]
     values, ids = logits.topk(4)
@@ -141,68 +185,11 @@ def test_ids_are_drawn_as_often_as_they_are_probable() -> None:
         assert abs(counts[index] / 2000 - probability) < 4 * deviation
 
 
-BOOK_LOGITS = torch.tensor([[4.51, 0.89, -1.90, 6.75, 1.63, -1.62, -1.89, 6.28, 1.79]])
-
-
-def probabilities(logits: Tensor, config: GenerationConfig) -> Tensor:
-    """Return the probability of every id in its own place."""
-    found, ids = _candidates(logits, config)
-    return torch.zeros_like(logits).scatter(-1, ids, found)
-
-
-def test_top_k_gives_the_probabilities_of_the_book() -> None:
-    found = probabilities(BOOK_LOGITS.double(), sampled(top_k=3))
-    expected = torch.tensor([[0.0615, 0, 0, 0.5775, 0, 0, 0, 0.3610, 0]]).double()
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.58, 0.9, 0.94, 0.97, 0.999])
-def test_top_p_keeps_the_fewest_ids_that_hold_that_much(top_p: float) -> None:
-    shares = BOOK_LOGITS.double().softmax(-1)[0].tolist()
-    kept: set[int] = set()
-    held = 0.0
-    for index in sorted(range(9), key=lambda index: -shares[index]):
-        if held >= top_p:
-            break
-        kept.add(index)
-        held += shares[index]
-    found = probabilities(BOOK_LOGITS.double(), sampled(top_p=top_p))[0]
-    assert set(found.nonzero().flatten().tolist()) == kept
-
-
-def test_half_is_held_by_one_of_two_equals() -> None:
-    found = probabilities(torch.zeros(1, 2).double(), sampled(top_p=0.5))
-    assert found.count_nonzero() == 1
-
-
-def test_the_smallest_draw_takes_no_id_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(size).double())
-    row = _Row([1], [], torch.Generator())
-    assert _choose(torch.tensor([[-2e3, -2e3, 5.0, 4.0]]), [row], sampled()) == [2]
-
-
-def test_the_coldest_draw_is_greedy() -> None:
-    model = babbler()
-    cold = generate(model, PROMPTS, sampled(temperature=1e-310), stop_id=None, seed=1)
-    assert cold == generate(model, PROMPTS, greedy(12), stop_id=None, seed=1)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-    ],
-)
-def test_bounds_are_checked(change: dict[str, Any], message: str) -> None:
-    good = {"max_new_tokens": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    with pytest.raises(ValueError, match=message):
-        GenerationConfig(**{**good, **change})
-
-
 def test_an_empty_prompt_is_an_error() -> None:
     with pytest.raises(ValueError, match="a prompt has no ids"):
-        generate(babbler(), [[1], []], greedy(1), stop_id=None, seed=1)
+        generate(babbler(), [[1], []], greedy(1), stop_ids=(), seed=1)
+
+
+def test_no_prompts_give_no_rows() -> None:
+    assert generate(babbler(), [], greedy(1), stop_ids=(), seed=1) == []
+    assert list(stream(babbler(), [], greedy(1), stop_ids=(), seed=1)) == []

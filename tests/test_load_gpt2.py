@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import torch
 
-from gptmill.checkpoint import save_causal_lm
+from gptmill.checkpoint import load_causal_lm, save_causal_lm, save_classifier
+from gptmill.exporting import export_model
+from gptmill.model import GPTClassifier
 from gptmill.tokenizer import Tokenizer
 from helpers import tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
-from tasks.load_gpt2 import LoadGpt2, check_vocabulary, load_gpt2, tensor_table
+from tasks.load_gpt2 import LoadGpt2, load_gpt2, tensor_table
 
 
 class FakeRun:
@@ -45,13 +47,14 @@ def test_our_own_weights_come_out_as_they_went_in(run: FakeRun) -> None:
     for path in sorted((run.root / "weights").iterdir()):
         assert (run.out / path.name).read_bytes() == path.read_bytes(), path.name
     assert metrics == {
+        "family": "gpt2",
         "n_parameters": sum(parameter.numel() for parameter in tiny_gpt().parameters()),
         "n_layers": 2,
         "n_heads": 3,
         "emb_dim": 24,
         "context_length": 32,
     }
-    assert list(run.shown) == ["tensors"]
+    assert list(run.shown) == ["tensors", "files"]
 
 
 def test_the_hubs_folder_needs_no_tokenizer_files(run: FakeRun) -> None:
@@ -61,28 +64,43 @@ def test_the_hubs_folder_needs_no_tokenizer_files(run: FakeRun) -> None:
     assert Tokenizer.from_folder(run.out).fingerprint == tiny_tokenizer().fingerprint
 
 
-def test_weights_of_another_vocabulary_size_are_refused(run: FakeRun) -> None:
-    save_causal_lm(run.root / "weights", tiny_gpt(tiny_config(vocab_size=300)), tiny_tokenizer())
-    with pytest.raises(ValueError, match=r"the weights know 300 ids, .* has 317"):
+def test_weights_that_know_too_few_ids_are_refused(run: FakeRun) -> None:
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (run.root / "weights" / name).unlink()
+    few = tiny_gpt(tiny_config(vocab_size=300))
+    save_causal_lm(run.root / "few", few, tiny_tokenizer())
+    (run.root / "few" / "config.json").replace(run.root / "weights" / "config.json")
+    (run.root / "few" / "model.safetensors").replace(run.root / "weights" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"the weights know 300 ids, the tokenizer has 317"):
         body(run)
     assert not run.out.exists()
 
 
-def test_the_same_number_of_other_tokens_is_refused(run: FakeRun, tmp_path: Path) -> None:
-    merges = tiny_merges()
-    other = Tokenizer([*merges[:-2], merges[-1], merges[-2]])
-    folder = tmp_path / "other"
-    save_causal_lm(folder, tiny_gpt(), other)
-    for wrong in (folder, resaved(folder, tmp_path / "resaved")):
-        with pytest.raises(ValueError, match=r"its vocabulary gives other ids"):
-            check_vocabulary(wrong, tiny_config(), tiny_tokenizer())
+def test_weights_keep_the_tokenizer_that_they_come_with(run: FakeRun) -> None:
+    own = Tokenizer(tiny_merges(20))
+    config = tiny_config(vocab_size=own.n_vocab)
+    save_causal_lm(run.root / "weights", tiny_gpt(config), own)
+    body(run)
+    assert Tokenizer.from_folder(run.out).fingerprint == own.fingerprint
 
 
-def resaved(folder: Path, path: Path) -> Path:
-    """Return the folder as transformers writes it: a tokenizer.json and no vocab.json."""
-    AutoTokenizer.from_pretrained(folder).save_pretrained(path)
-    assert not (path / "vocab.json").exists()
-    return path
+def test_a_gguf_file_is_taken_with_its_tokenizer(run: FakeRun) -> None:
+    source = run.root / "weights"
+    (run.root / "gguf").mkdir()
+    export_model(source, run.root / "gguf" / "tiny.gguf", form="gguf")
+    metrics = load_gpt2.body(LoadGpt2(weights="gguf"), run)  # type: ignore[arg-type]
+    assert metrics["family"] == "gpt2"
+    ours, theirs = load_causal_lm(run.out), load_causal_lm(source)
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    assert Tokenizer.from_folder(run.out).fingerprint == tiny_tokenizer().fingerprint
+
+
+def test_a_classifier_is_no_base(run: FakeRun) -> None:
+    classifier = GPTClassifier.from_gpt(tiny_gpt(), 2)
+    save_classifier(run.root / "weights", classifier, tiny_tokenizer(), class_names=["a", "b"])
+    with pytest.raises(ValueError, match="weights is a classifier"):
+        body(run)
 
 
 def test_a_folder_without_weights_is_refused_before_any_work(run: FakeRun) -> None:

@@ -7,13 +7,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from forms import llama_config, random_gpt
 from gptmill.checkpoint import save_causal_lm, save_classifier
 from gptmill.classification import count_parameters
 from gptmill.files import read_json
-from gptmill.lora import LoRAConfig, add_lora, merge, save_adapter
-from gptmill.model import SIZES, GPTClassifier, GPTConfig
+from gptmill.lora import LoRAConfig, Target, add_lora, merge, save_adapter
+from gptmill.model import GPT, SIZES, GPTClassifier, GPTConfig
 from tests.helpers import tiny_gpt, tiny_tokenizer
 
 # PEFT reads an attribute of transformers that is on its way out; the reference's own affair.
@@ -98,6 +99,50 @@ def test_the_adapter_has_the_names_shapes_and_settings_of_one_that_peft_writes(
     reference["modules_to_save"] = sorted({*reference["modules_to_save"]} - {"classifier"})
     del settings["base_model_name_or_path"]
     assert settings == {name: reference[name] for name in settings}
+
+
+@pytest.mark.parametrize("targets", [("c_attn",), ("c_fc",), ("c_attn", "c_proj", "c_fc")])
+@pytest.mark.parametrize("n_classes", [None, 2])
+def test_peft_gives_the_same_logits_on_a_llama(
+    tmp_path: Path, targets: tuple[Target, ...], n_classes: int | None
+):
+    config = replace(CONFIG, targets=targets)
+    base = random_gpt(llama_config())
+    save_causal_lm(tmp_path / "base", base, tiny_tokenizer())
+    generator = torch.Generator().manual_seed(5)
+    model: GPT | GPTClassifier = base
+    if n_classes is not None:
+        model = GPTClassifier.from_gpt(base, n_classes, generator=generator).eval()
+    add_lora(model, config, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+        ours = model(IDS) if isinstance(model, GPT) else model(IDS, LAST)
+    save_adapter(tmp_path / "adapter", model, config, base="artifacts/load_gpt2")
+    folder = tmp_path / "base"
+    if n_classes is None:
+        theirs = AutoModelForCausalLM.from_pretrained(folder)
+    else:
+        theirs = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=n_classes)
+        theirs.config.pad_token_id = 316
+    wrapped = PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(IDS).logits, ours, rtol=1e-5, atol=1e-4)
+    names = {"c_attn": "q k v", "c_fc": "gate up", "c_proj": "o down"}
+    found = set(read_json(tmp_path / "adapter" / "adapter_config.json")["target_modules"])
+    assert found == {f"{name}_proj" for target in targets for name in names[target].split()}
+    merge(model)
+    with torch.no_grad():
+        merged = model(IDS) if isinstance(model, GPT) else model(IDS, LAST)
+    torch.testing.assert_close(merged, ours, rtol=1e-4, atol=1e-4)
+
+
+def test_a_language_models_adapter_trains_alone():
+    model = random_gpt(llama_config(tie_weights=False))
+    add_lora(model, CONFIG)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in model.named_parameters() if ".lora_" in n}
 
 
 def test_the_merged_model_is_plain_and_gives_the_same_scores_also_in_transformers(tmp_path: Path):

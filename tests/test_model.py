@@ -92,30 +92,35 @@ def test_reading_in_parts_with_a_cache_equals_reading_at_once() -> None:
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), atol=1e-5, rtol=1e-5)
 
 
-def test_a_cache_forgets_padding_and_rows_that_have_ended() -> None:
+def test_rows_of_a_cache_differ_in_length_and_leave_and_change_places() -> None:
     model = tiny_gpt()
     long, short = some_ids(2, 12)[:, :12]
-    padded = torch.stack([long, F.pad(short[:5], (0, 7))])
     with torch.no_grad():
-        cache = model.new_cache(2, 32)
-        model(padded, cache)
-        cache.keep_first([12, 5])
+        cache = model.new_cache(3, 32)
+        cache.lengths = [0, 0]
+        for row, ids in enumerate((long, short[:5])):
+            part = cache.part(row, row + 1)
+            model(ids[None], part)
+            cache.lengths[row] = part.lengths[0]
         both = model(torch.tensor([[1], [2]]), cache)
         torch.testing.assert_close(both[0, 0], model(append(long, 1))[0, -1])
         torch.testing.assert_close(both[1, 0], model(append(short[:5], 2))[0, -1])
-        cache.select([1])
-        alone = model(torch.tensor([[3]]), cache)
-        torch.testing.assert_close(alone[0, 0], model(append(short[:5], 2, 3))[0, -1])
+        cache.reorder([1, 0, 1])
+        assert cache.lengths == [6, 13, 6]
+        cache.remove(0)
+        again = model(torch.tensor([[3], [4]]), cache)
+        torch.testing.assert_close(again[0, 0], model(append(short[:5], 2, 3))[0, -1])
+        torch.testing.assert_close(again[1, 0], model(append(long, 1, 4))[0, -1])
 
 
 def append(ids: Tensor, *more: int) -> Tensor:
     return torch.cat([ids, torch.tensor(more)])[None]
 
 
-def test_a_cache_cannot_grow_by_forgetting() -> None:
+def test_a_cache_does_not_grow() -> None:
     cache = KVCache(1, 4, like=torch.zeros(1), shape=(1, 1, 1))
-    with pytest.raises(AssertionError, match="does not hold"):
-        cache.keep_first([2])
+    with pytest.raises(AssertionError, match="5 positions > 4"):
+        cache.begin(5)
 
 
 def test_the_head_is_tied_or_not() -> None:

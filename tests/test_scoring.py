@@ -255,7 +255,7 @@ def test_assistant_is_scored_by_kind_beside_the_most_frequent_answer() -> None:
             ("few", "y", "y"),
         ],
         columns=["kind", "output", "answer"],
-    )
+    ).assign(before="no answer")
     table = score_assistant(answers, train).set_index("kind")
     assert list(table.index) == ["a", "b", "few", "new", "all"]
     assert table["rows"].to_dict() == {"a": 30, "b": 1, "few": 2, "new": 1, "all": 34}
@@ -274,6 +274,7 @@ def test_a_lead_within_the_baselines_interval_is_told_apart() -> None:
     train = pd.DataFrame({"kind": ["a"], "output": ["x"]})
     expected = ["x"] * 2 + ["y"] * 3
     rows = {"kind": ["a"] * 5, "output": expected, "answer": ["x"] * 2 + ["y"] * 1 + ["z"] * 2}
+    rows["before"] = [""] * 5
     row = score_assistant(pd.DataFrame(rows), train).iloc[0]
     assert (row["exact_match"], row["baseline_exact_match"]) == (0.6, 0.4)
     assert row["beats"]

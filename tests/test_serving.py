@@ -19,7 +19,7 @@ import pytest
 from gptmill.checkpoint import load_causal_lm, load_classifier, save_causal_lm, save_classifier
 from gptmill.classification import encode, predict
 from gptmill.generation import GenerationConfig, generate
-from gptmill.instructions import answers
+from gptmill.instructions import answers, default_template
 from gptmill.model import GPTClassifier
 from tasks._models import PACKAGES, SERVED, Kind, log_model, requirements
 from tests.helpers import tiny_config, tiny_gpt, tiny_tokenizer
@@ -172,7 +172,7 @@ def test_the_assistant_answers_elsewhere_as_its_checkpoint(
     answered: dict[str, list[dict[str, Any]]], folders: dict[Kind, Path]
 ) -> None:
     model, tokenizer = load_causal_lm(folders["assistant"]), tiny_tokenizer()
-    expected = answers(model, QUESTIONS, tokenizer, max_new_tokens=7)
+    expected = answers(model, QUESTIONS, tokenizer, default_template(tokenizer), max_new_tokens=7)
     assert [row["answer"] for row in answered["assistant"]] == expected
     assert expected[0] != expected[1]
 
@@ -183,7 +183,7 @@ def test_the_generator_continues_elsewhere_as_its_checkpoint(
     model, tokenizer = load_causal_lm(folders["generator"]), tiny_tokenizer()
     config = GenerationConfig(max_new_tokens=9, temperature=1.5, top_k=20, top_p=1.0)
     prompts = [tokenizer.encode("the fox"), [tokenizer.eot_id]]
-    new_ids = generate(model, prompts, config, stop_id=tokenizer.eot_id, seed=3)
+    new_ids = generate(model, prompts, config, stop_ids={tokenizer.eot_id}, seed=3)
     expected = [tokenizer.decode(ids) for ids in new_ids]
     assert [row["text"] for row in answered["generator"]] == expected
 
@@ -193,8 +193,10 @@ def test_the_assistant_takes_rows_without_an_input(
 ) -> None:
     model = mlflow.pyfunc.load_model(str(logged["assistant"]))
     found = model.predict(pd.DataFrame({"instruction": ["What jumps?"]}), {"max_new_tokens": 5})
+    tokenizer = tiny_tokenizer()
+    template = default_template(tokenizer)
     expected = answers(
-        load_causal_lm(folders["assistant"]), QUESTIONS[:1], tiny_tokenizer(), max_new_tokens=5
+        load_causal_lm(folders["assistant"]), QUESTIONS[:1], tokenizer, template, max_new_tokens=5
     )
     assert list(found["answer"]) == expected
     with pytest.raises(mlflow.MlflowException, match="instruction"):
@@ -281,5 +283,5 @@ def test_mlflow_serves_the_assistant(
     content = {"dataframe_records": QUESTIONS, "params": {"max_new_tokens": 6}}
     found = _post(address, content)
     model, tokenizer = load_causal_lm(folders["assistant"]), tiny_tokenizer()
-    expected = answers(model, QUESTIONS, tokenizer, max_new_tokens=6)
+    expected = answers(model, QUESTIONS, tokenizer, default_template(tokenizer), max_new_tokens=6)
     assert found == [{"answer": answer} for answer in expected]

@@ -22,7 +22,8 @@ from tests.helpers import tiny_bpe, tiny_tokenizer
 
 def test_both_vocabulary_files_are_remade_from_ranks_alone(tmp_path: Path) -> None:
     merges, ids = tiny_bpe(tmp_path)
-    ranks = tiny_tokenizer().encoding._mergeable_ranks
+    tokenizer = tiny_tokenizer()
+    ranks = {tokenizer.token_bytes(index): index for index in range(tokenizer.eot_id)}
     lines = [f"{base64.b64encode(token).decode()} {rank}" for token, rank in ranks.items()]
     made = bpe_files({"tiny.tiktoken": "\n".join(lines).encode()})
     assert made["vocab.bpe"] == merges.read_bytes()

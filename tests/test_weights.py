@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptmill.files import write_json
-from gptmill.weights import read_shapes, read_tensors
+from gptmill.weights import open_folder, read_shapes, read_tensors, save_safetensors
 
 FORMS = ["safetensors", "bin", "old bin", "sharded safetensors", "sharded bin"]
 
@@ -63,6 +63,55 @@ def test_each_form_gives_the_same_tensors(tmp_path: Path, form: str) -> None:
     assert all(found[name].dtype == expected[name].dtype for name in expected)
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     assert read_shapes(tmp_path) == shapes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_safetensors_are_written_as_the_library_does(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    tensors = {"b": torch.randn(7, 3).t(), "a.weight": torch.randn(3), "\u00e9": torch.ones(())}
+    save_safetensors(tmp_path / "ours", tensors, dtype)
+    named = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+    save_file(named, tmp_path / "theirs", metadata={"format": "pt"})
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_tensor_at_an_odd_place_is_read_and_kept(tmp_path: Path) -> None:
+    header = (
+        b'{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]},'
+        b'"b":{"dtype":"F32","shape":[2],"data_offsets":[3,11]}}'
+    )
+    values = torch.tensor([1.5, -2.0])
+    content = len(header).to_bytes(8, "little") + header + b"abc" + values.numpy().tobytes()
+    (tmp_path / "model.safetensors").write_bytes(content)
+    tensors = open_folder(tmp_path)
+    with tensors.taken("b") as found:
+        assert torch.equal(found, values)
+
+
+def test_a_header_that_does_not_add_up_is_told(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(8)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a \(3,\) has 8 bytes; it must have as many as its shape"
+    ):
+        read_shapes(tmp_path)
+
+
+def test_pages_that_were_given_back_are_read_again(tmp_path: Path) -> None:
+    values = torch.randn(300, 1000)
+    save_file({"x": values}, tmp_path / "model.safetensors")
+    tensors = open_folder(tmp_path)
+    for _ in range(2):
+        with tensors.taken("x") as found:
+            assert torch.equal(found, values)
+
+
+def test_a_shard_elsewhere_is_refused(tmp_path: Path) -> None:
+    index = {"weight_map": {"x": "../model.safetensors"}}
+    write_json(tmp_path / "model.safetensors.index.json", index)
+    with pytest.raises(ValueError, match=r"names '../model.safetensors'; allowed are files beside"):
+        read_shapes(tmp_path)
 
 
 def test_safetensors_come_first(tmp_path: Path) -> None:

@@ -98,11 +98,11 @@ def ours(task: dict[str, Any]) -> Step:
     return lambda number: next(steps).loss
 
 
-def book(task: dict[str, Any]) -> nn.Module:
-    """Return the book's own model (llms-from-scratch), untied as it is there."""
+def book(task: dict[str, Any], kind: Any = None) -> nn.Module:
+    """Return the book's own model (llms-from-scratch), or one of its kinds, untied as they are."""
     from llms_from_scratch.ch04 import GPTModel
 
-    return GPTModel(
+    return (kind or GPTModel)(
         {
             "vocab_size": VOCABULARY,
             "context_length": task["length"],
@@ -131,12 +131,11 @@ def transformers(task: dict[str, Any]) -> nn.Module:
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)
-    from gptmill.checkpoint import TRANSPOSED
+    from gptmill.layouts import HUGGING_FACE_GPT2
+    from gptmill.mapping import file_tensors
 
-    weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1)).state_dict()
-    named = {
-        name: value.t() if name.endswith(TRANSPOSED) else value for name, value in weights.items()
-    }
+    weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1))
+    named = file_tensors(HUGGING_FACE_GPT2, weights)
     missing = model.load_state_dict(named, strict=False).missing_keys
     assert set(missing) <= {"lm_head.weight"}, missing
     return model

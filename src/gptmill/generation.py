@@ -1,50 +1,107 @@
-"""Decoding: new ids for a batch of prompts, one position at a time, keys and values kept.
+"""The decoder: new ids for prompts, one position at a time, whole at the end or as they come.
 
 What a prompt continues with depends on the model, the prompt, the config and the seed alone:
 each prompt draws from a random stream of its own, and rows of a batch do not see each other.
-
-Letters: B rows, T positions, C embedding width, V vocabulary.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import Tensor
 
-from gptmill.kv_cache import KVCache
+from gptmill.beams import beam_search
 from gptmill.model import GPT
+from gptmill.reader import Reader, Reading
+from gptmill.sampling import GenerationConfig, choose
 
-__all__ = ["GenerationConfig", "KVCache", "generate"]
+__all__ = ["Batch", "GenerationConfig", "Row", "generate", "stream"]
 
 ROWS_AT_ONCE = 32  # prompts decoded together; bounds the memory of the cache
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
-    """How the next id is chosen: the likeliest at temperature 0, else drawn at random.
+@dataclass
+class Row(Reading):
+    """A prompt and what follows it so far, how that is chosen, and how it ended."""
 
-    `top_k` keeps the k likeliest ids (0: all), then `top_p` the fewest of them that hold that
-    much probability (1.0: all; Holtzman et al. 2020, https://arxiv.org/abs/1904.09751).
-    """
+    config: GenerationConfig = field(kw_only=True)
+    stop_ids: frozenset[int] = frozenset()
+    draws: torch.Generator = field(default_factory=torch.Generator)
+    n_prompt: int = 0
+    ended: Literal["", "stop", "length"] = ""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    @classmethod
+    def begin(
+        cls,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        *,
+        stop_ids: Collection[int],
+        seed: int,
+        index: int = 0,
+    ) -> "Row":
+        """Return the row of a prompt; `index` tells rows of one seed apart.
 
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
+        Raises ValueError for a prompt without ids.
+        """
+        if not prompt:
+            raise ValueError(
+                "a prompt has no ids: it must have at least one, such as <|endoftext|>"
+            )
+        draws = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        return cls(
+            list(prompt),
+            config=config,
+            stop_ids=frozenset(stop_ids),
+            draws=draws,
+            n_prompt=len(prompt),
+        )
 
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be 0 (all ids) or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+    @property
+    def new_ids(self) -> list[int]:
+        """Return what follows the prompt, without the id that stopped it."""
+        return self.ids[self.n_prompt :]
+
+    def take(self, chosen: int) -> bool:
+        """Append a chosen id and return whether that was one to show, and not one that stops."""
+        if chosen in self.stop_ids:
+            self.ended = "stop"
+            return False
+        self.ids.append(chosen)
+        if len(self.ids) - self.n_prompt >= self.config.max_new_tokens:
+            self.ended = "length"
+        return True
+
+
+class Batch(Reader[Row]):
+    """Rows that are decoded together, each by its own config; they may join at any step."""
+
+    def step(self) -> list[tuple[Row, int]]:
+        """Choose the next id of each row and return those that go on, or end, with a new one.
+
+        Rows that have ended leave.
+        """
+        rows = list(self.rows)
+        chosen = choose(
+            self.next_logits(),
+            [row.config for row in rows],
+            [row.ids for row in rows],
+            [row.draws for row in rows],
+        )
+        found = [(row, new) for row, new in zip(rows, chosen, strict=True) if row.take(new)]
+        for row in rows:
+            if row.ended:
+                self.leave(row)
+        return found
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Decode rows to their ends, each joining as soon as there is room."""
+        waiting = deque(sorted(rows, key=lambda row: len(row.ids)))
+        while waiting or self.rows:
+            room = min(self.n_rows - len(self.rows), len(waiting))
+            self.join([waiting.popleft() for _ in range(room)])
+            self.step()
 
 
 def generate(
@@ -52,114 +109,63 @@ def generate(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     *,
-    stop_id: int | None,
+    stop_ids: Collection[int],
     seed: int,
 ) -> list[list[int]]:
-    """Return the ids that continue each prompt, up to `stop_id`, which is not among them.
+    """Return the ids that continue each prompt, up to a stop id, which is not among them.
 
-    The model reads the last `context_length` ids of prompt and continuation, as the book does.
+    What is read of a row that outgrows the context is said in reader.py.
     """
-    assert not model.training, "dropout would change what is generated"
-    if not all(prompts):
-        raise ValueError("a prompt has no ids: it must have at least one, such as <|endoftext|>")
-    # Prompts of like length share a batch, so that little of it is padding.
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    rows = [_Row(list(prompt), [], _stream(seed, index)) for index, prompt in enumerate(prompts)]
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        batch = [rows[index] for index in by_length[start : start + ROWS_AT_ONCE]]
-        _continue(model, batch, config, stop_id=stop_id)
+    rows = _rows(prompts, config, stop_ids, seed)
+    if config.beams > 1:
+        return [beam_search(model, row.ids, config, stop_ids=row.stop_ids) for row in rows]
+    if rows:
+        Batch(model, min(len(rows), ROWS_AT_ONCE), _longest(rows)).run(rows)
     return [row.new_ids for row in rows]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A prompt, what follows it so far, and the random stream that it draws from."""
+def stream(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    stop_ids: Collection[int],
+    seed: int,
+) -> Iterator[list[int | None]]:
+    """Yield, step by step, the new id of each prompt, or None for one that has ended.
 
-    prompt: list[int]
-    new_ids: list[int]
-    stream: torch.Generator
-
-    def ids(self) -> list[int]:
-        return self.prompt + self.new_ids
-
-
-def _stream(seed: int, index: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-
-
-@torch.inference_mode()
-def _continue(
-    model: GPT, rows: list[_Row], config: GenerationConfig, *, stop_id: int | None
-) -> None:
-    """Add to each row's new ids until it stops; rows that have stopped leave the batch."""
-    longest = max(len(row.prompt) for row in rows) + config.max_new_tokens
-    cache = model.new_cache(len(rows), min(longest, model.config.context_length))
-    for _ in range(config.max_new_tokens):
-        chosen = _choose(_next_logits(model, rows, cache), rows, config)
-        going = [place for place, index in enumerate(chosen) if index != stop_id]
-        for place in going:
-            rows[place].new_ids.append(chosen[place])
-        if len(going) < len(rows):
-            rows = [rows[place] for place in going]
-            cache.select(going)
-        if not rows:
-            return
-
-
-def _next_logits(model: GPT, rows: Sequence[_Row], cache: KVCache) -> Tensor:
-    """Return logits (B, V) of the id that follows each row.
-
-    Feeds what the cache has not seen: the whole prompts first, then one id at a time. Past the
-    context length every position moves at each step, so that nothing stored can be used.
+    Together these are what `generate` returns. All prompts are decoded at once. Raises
+    ValueError for a beam search, whose first id is known at its end only.
     """
-    context = model.config.context_length
-    ids = [row.ids() for row in rows]
-    if max(map(len, ids)) > context:
-        return _last_logits(model, [row[-context:] for row in ids], None)
-    unread = [row[seen:] for row, seen in zip(ids, cache.lengths.tolist(), strict=True)]
-    logits = _last_logits(model, unread, cache)
-    cache.keep_first([len(row) for row in ids])
-    return logits
+    if config.beams > 1:
+        raise ValueError(f"beams is {config.beams}: a beam search cannot be streamed, set it to 1")
+    rows = _rows(prompts, config, stop_ids, seed)
+    return _steps(model, rows)
 
 
-def _last_logits(model: GPT, rows: Sequence[Sequence[int]], cache: KVCache | None) -> Tensor:
-    """Pad rows on the right, read them, and return the logits (B, V) at each row's own end."""
-    lengths = torch.tensor([len(row) for row in rows])  # (B,)
-    padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)  # (B, T)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.tensor(row)
-    hidden = model.hidden(padded.to(model.head_weight.device), cache)  # (B, T, C)
-    return model.logits(hidden[torch.arange(len(rows)), lengths - 1]).float()  # (B, V)
+def _steps(model: GPT, rows: list[Row]) -> Iterator[list[int | None]]:
+    if not rows:
+        return
+    batch = Batch(model, len(rows), _longest(rows))
+    batch.join(rows)
+    while batch.rows:
+        found = {id(row): new for row, new in batch.step()}
+        if found:
+            yield [found.get(id(row)) for row in rows]
 
 
-def _choose(logits: Tensor, rows: Sequence[_Row], config: GenerationConfig) -> list[int]:
-    """Choose the next id of each row from logits (B, V)."""
-    if config.temperature == 0:
-        return logits.argmax(-1).tolist()
-    probabilities, ids = _candidates(logits, config)  # (B, K)
-    sums = probabilities.cumsum(-1)  # (B, K)
-    draws = torch.stack([torch.rand(1, generator=row.stream, dtype=sums.dtype) for row in rows])
-    places = torch.searchsorted(sums, draws * sums[:, -1:], right=True)  # (B, 1)
-    return ids.gather(-1, places).squeeze(-1).tolist()
+def _rows(
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    stop_ids: Collection[int],
+    seed: int,
+) -> list[Row]:
+    return [
+        Row.begin(prompt, config, stop_ids=stop_ids, seed=seed, index=index)
+        for index, prompt in enumerate(prompts)
+    ]
 
 
-def _candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """Return the probabilities (B, K) of the ids that may be drawn, and the ids.
-
-    Top-k first, then temperature, then top-p, which leaves ids in place at probability 0. In
-    double precision on the CPU: a running sum on a GPU is not deterministic.
-    """
-    n_ids = logits.size(-1)
-    n_kept = min(config.top_k or n_ids, n_ids)
-    if n_kept < n_ids or config.top_p < 1:
-        logits, ids = logits.topk(n_kept)  # (B, K), the likeliest first
-    else:
-        ids = torch.arange(n_ids, device=logits.device).expand_as(logits)
-    logits = logits.cpu().double()
-    # Less the largest first, so that the coldest temperature overflows nothing.
-    logits = logits - logits.max(-1, keepdim=True).values
-    probabilities = (logits / config.temperature).softmax(-1)  # (B, K)
-    if config.top_p < 1:
-        held_before = probabilities.cumsum(-1) - probabilities
-        probabilities = probabilities.masked_fill(held_before >= config.top_p, 0)
-    return probabilities, ids.cpu()
+def _longest(rows: Sequence[Row]) -> int:
+    """Return how many positions a row may need."""
+    return max(len(row.ids) + row.config.max_new_tokens for row in rows)

@@ -1,15 +1,18 @@
 """Instructions and answers: the prompt, the batches, the answers given.
 
-One template is used for training, for answering and, as a chat template, in the saved folder:
-a model asked in another form than it was trained in does worse without any sign of it.
+Training rows, answers and what a server asks are all written by the chat template of the base
+(`gptmill.chat`), which is saved with what is trained: a model asked in another form than it was
+trained in does worse without any sign of it. A base without a template gets the one below.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from gptmill.chat import Template
 from gptmill.generation import GenerationConfig, generate
 from gptmill.model import GPT
 from gptmill.objectives import IGNORE, Batch
@@ -32,17 +35,26 @@ def user_text(instruction: str, given: str) -> str:
     return instruction + TEMPLATE["input"] + given if given else instruction
 
 
-def prompt(user: str) -> str:
-    """Return the text after which the model writes its answer."""
-    return TEMPLATE["opening"] + TEMPLATE["instruction"] + user + TEMPLATE["response"]
+def messages(record: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what asks for the output of a record, as a chat."""
+    return [{"role": "user", "content": user_text(record["instruction"], record["input"])}]
+
+
+def read_template(folder: Path, tokenizer: Tokenizer) -> Template:
+    """Return the chat template of a folder, or the default one where it has none."""
+    return Template.read(folder) or default_template(tokenizer)
+
+
+def default_template(tokenizer: Tokenizer) -> Template:
+    """Return the Alpaca template, in which the tokenizer's end closes an answer.
+
+    Every turn is a document of its own; there is no place for another role.
+    """
+    return Template(chat_template(), {"eos_token": tokenizer.decode([tokenizer.eos_id])})
 
 
 def chat_template() -> str:
-    """Return the Jinja template by which Hugging Face's tools write the same prompt.
-
-    Every turn is a document of its own, closed by `<|endoftext|>`; there is no place for
-    another role.
-    """
+    """Return the Alpaca template as the Jinja text that a folder holds."""
     asked = _jinja(TEMPLATE["opening"] + TEMPLATE["instruction"])
     answered = _jinja(TEMPLATE["response"])
     return (
@@ -66,14 +78,14 @@ def _jinja(text: str) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts and answers as token ids, without the `<|endoftext|>` that ends an answer."""
+    """Prompts and answers as token ids, without the id that ends an answer."""
 
     ids: list[Ids]
     prompt_lengths: list[int]
     places: list[int]
     """Which record each row was made of."""
     n_dropped: int
-    """How many rows did not fit the context with their `<|endoftext|>`, and were left out."""
+    """How many rows did not fit the context with their end, and were left out."""
 
     @property
     def lengths(self) -> Indices:
@@ -82,22 +94,26 @@ class Rows:
 
 
 def encode_rows(
-    records: Sequence[Mapping[str, str]], tokenizer: Tokenizer, context_length: int
+    records: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    template: Template,
+    context_length: int,
 ) -> Rows:
     """Return rows of instruction, input and output as ids, those left out that do not fit.
 
     A row cut short would teach an answer that never ends, or an answer to half a question.
     The model reads all ids but the last, so a row of `context_length` ids and its end fits.
     """
-    asked = tokenizer.encode_batch(
-        [prompt(user_text(record["instruction"], record["input"])) for record in records]
-    )
-    answered = tokenizer.encode_batch([record["output"] for record in records])
-    pairs = list(zip(asked, answered, strict=True))
-    fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) <= context_length]
+    pairs = [
+        template.encode_exchange(
+            tokenizer, [*messages(record), {"role": "assistant", "content": record["output"]}]
+        )
+        for record in records
+    ]
+    fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) - 1 <= context_length]
     return Rows(
-        [np.concatenate(pairs[k]) for k in fitting],
-        [len(asked[k]) for k in fitting],
+        [np.array([*pairs[k][0], *pairs[k][1][:-1]], dtype=np.uint32) for k in fitting],
+        [len(pairs[k][0]) for k in fitting],
         fitting,
         len(records) - len(fitting),
     )
@@ -133,14 +149,12 @@ def answers(
     model: GPT,
     records: Sequence[Mapping[str, str]],
     tokenizer: Tokenizer,
+    template: Template,
     *,
     max_new_tokens: int,
 ) -> list[str]:
     """Return the model's answer to each instruction, the likeliest token at every step."""
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
-    prompts = [
-        tokenizer.encode(prompt(user_text(record["instruction"], record["input"])))
-        for record in records
-    ]
-    new_ids = generate(model, prompts, greedy, stop_id=tokenizer.eot_id, seed=0)
+    prompts = [template.encode(tokenizer, messages(record)) for record in records]
+    new_ids = generate(model, prompts, greedy, stop_ids=template.stop_ids(tokenizer), seed=0)
     return [tokenizer.decode(ids).strip() for ids in new_ids]

@@ -2,67 +2,144 @@
 
 Radford et al. 2019 leave this to the implementer; the idea is as old as incremental decoding.
 
-Letters: B rows, L layers, H heads, T new positions, S stored positions, D width of one head.
+Letters: B rows, L layers, G key-value heads, T new positions, S stored positions, D width of one
+head.
 """
 
 from collections.abc import Sequence
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 
-class KVCache:
-    """Keys and values of `n_rows` rows, allocated once for `capacity` positions.
+class Cache(Protocol):
+    """What a model needs of a cache while it reads ids (B, T)."""
 
-    Rows may differ in length. `lengths` (B,) counts the positions of each row that are real;
-    whoever feeds right-padded rows sets it back with `keep_first`, and the next positions
-    overwrite what the padding left. A position sees only positions before it, so what lies
-    behind a row's end is never read.
+    def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
+        """Return the positions, (T,) or (B, T), and which stored ones each may see, or None.
+
+        None: a single new position sees all that is stored, and several are all there is.
+        """
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, G, T, D) of one layer and return all stored so far."""
+
+    def end(self) -> None:
+        """Count the new positions, after the last layer has stored them."""
+
+
+class KVCache:
+    """Keys and values of up to `n_rows` rows, allocated once for `capacity` positions.
+
+    `lengths` holds how many positions each row in use has stored. Rows of different lengths go
+    on by one position at a time. What lies behind a row's end is never read, so that a shorter
+    length forgets.
     """
 
     def __init__(self, n_rows: int, capacity: int, *, like: Tensor, shape: tuple[int, int, int]):
         """Allocate for `shape` = (layers, heads, width of a head) on the device of `like`."""
         n_layers, n_heads, head_dim = shape
         size = (n_layers, n_rows, n_heads, capacity, head_dim)
-        self.keys = torch.zeros(size, dtype=like.dtype, device=like.device)  # (L, B, H, S, D)
-        self.values = torch.zeros_like(self.keys)  # (L, B, H, S, D)
-        self.lengths = torch.zeros(n_rows, dtype=torch.long, device=like.device)  # (B,)
+        self.keys = torch.zeros(size, dtype=like.dtype, device=like.device)  # (L, B, G, S, D)
+        self.values = torch.zeros_like(self.keys)  # (L, B, G, S, D)
+        self.lengths = [0] * n_rows
 
-        self._positions = self.lengths[:, None]  # (B, T), of the ids that are being read
+        self._places: Tensor | None = None  # (B,) of the new ids where rows differ in length
+        self._start = 0  # where they lie where rows do not
         self._used = 0
+        self._n_new = 0
 
-    def begin(self, n_new: int) -> tuple[Tensor, Tensor]:
-        """Return the positions (B, T) of the next ids and which stored ones each may see.
+    @property
+    def capacity(self) -> int:
+        """Return how many positions a row can store."""
+        return self.keys.size(3)
 
-        That mask is (B, 1, T, S): a position sees itself and all before it.
-        """
-        device = self.lengths.device
-        self._positions = self.lengths[:, None] + torch.arange(n_new, device=device)  # (B, T)
-        self._used = int(self._positions.max()) + 1
-        stored = torch.arange(self._used, device=device)  # (S,)
-        return self._positions, (stored <= self._positions[:, :, None])[:, None]
+    def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
+        """Return positions and mask of the next ids, (T,), (T, S) or (B, 1), (B, 1, 1, S)."""
+        device = self.keys.device
+        self._n_new, self._used = n_new, max(self.lengths) + n_new
+        assert self._used <= self.capacity, f"{self._used} positions > {self.capacity}"
+        if min(self.lengths) == max(self.lengths):
+            self._places, self._start = None, self.lengths[0]
+            positions = torch.arange(self._start, self._used, device=device)  # (T,)
+            if n_new == 1 or self._start == 0:
+                return positions, None
+            return positions, torch.arange(self._used, device=device) <= positions[:, None]
+        assert n_new == 1, "rows of different lengths go on by one position at a time"
+        self._places = torch.tensor(self.lengths, device=device)  # (B,)
+        positions = self._places[:, None]  # (B, 1)
+        return positions, (torch.arange(self._used, device=device) <= positions)[:, None, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, H, T, D) of one layer and return all stored so far."""
-        rows = torch.arange(len(keys), device=keys.device)[:, None]  # (B, 1)
-        self.keys[layer][rows, :, self._positions] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][rows, :, self._positions] = values.transpose(1, 2).to(self.keys.dtype)
-        used = self._used
-        return self.keys[layer, :, :, :used], self.values[layer, :, :, :used]  # (B, H, S, D)
+        """Store new keys and values (B, G, T, D) of one layer and return all stored so far."""
+        n_rows, used = len(self.lengths), self._used
+        own_keys, own_values = self.keys[layer, :n_rows], self.values[layer, :n_rows]
+        if self._places is None:
+            own_keys[:, :, self._start : used] = keys
+            own_values[:, :, self._start : used] = values
+        else:
+            rows = torch.arange(n_rows, device=keys.device)
+            own_keys[rows, :, self._places] = keys[:, :, 0].to(own_keys.dtype)
+            own_values[rows, :, self._places] = values[:, :, 0].to(own_values.dtype)
+        return own_keys[:, :, :used], own_values[:, :, :used]  # (B, G, S, D)
 
     def end(self) -> None:
         """Count the new positions, after the last layer has stored them."""
-        self.lengths = self._positions[:, -1] + 1
+        self.lengths = [length + self._n_new for length in self.lengths]
 
-    def keep_first(self, lengths: Sequence[int]) -> None:
-        """Forget what lies behind `lengths` (B,) in each row, as after a right-padded prompt."""
-        kept = torch.tensor(lengths, device=self.lengths.device)
-        assert bool((kept <= self.lengths).all()), "a cache cannot keep what it does not hold"
-        self.lengths = kept
+    def part(self, first: int, last: int) -> Self:
+        """Return rows `first` to `last` (exclusive) as a cache of their own, in the same memory."""
+        part = self.__class__.__new__(self.__class__)
+        part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
+        part.lengths = self.lengths[first:last]
+        return part
 
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep only `rows`, in that order: the others have ended."""
-        chosen = torch.tensor(rows, dtype=torch.long, device=self.lengths.device)
-        self.keys = self.keys[:, chosen]
-        self.values = self.values[:, chosen]
-        self.lengths = self.lengths[chosen]
+    def remove(self, row: int) -> None:
+        """Drop a row; the last one takes its place."""
+        last, length = len(self.lengths) - 1, self.lengths[-1]
+        if row < last:
+            self.keys[:, row, :, :length] = self.keys[:, last, :, :length]
+            self.values[:, row, :, :length] = self.values[:, last, :, :length]
+            self.lengths[row] = length
+        self.lengths.pop()
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let row n become a copy of what row `rows[n]` is, for each n."""
+        assert len(rows) <= self.keys.size(1), "a cache does not grow"
+        used = max(self.lengths)
+        chosen = torch.tensor(rows, device=self.keys.device)
+        for stored in (self.keys, self.values):
+            stored[:, : len(rows), :, :used] = stored[:, chosen, :, :used]
+        self.lengths = [self.lengths[row] for row in rows]
+
+
+class StaticReading:
+    """One more position in each row of a cache, in shapes that never change, for compilers.
+
+    Every row attends over the whole capacity behind a mask, and where its position lies is a
+    tensor. Rows that are not in use are read too, and mean nothing.
+    """
+
+    def __init__(self, cache: KVCache, positions: Tensor) -> None:
+        """Take the position (B,) of each row of the cache."""
+        self._cache = cache
+        self._positions = positions
+        self._rows = torch.arange(len(positions), device=positions.device)
+
+    def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
+        """Return the positions (B, 1) and a mask (B, 1, 1, S) over the whole capacity."""
+        assert n_new == 1, "a static step reads one position"
+        stored = torch.arange(self._cache.capacity, device=self._positions.device)  # (S,)
+        positions = self._positions[:, None]  # (B, 1)
+        return positions, (stored <= positions)[:, None, None]
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values (B, G, 1, D) and return those of the whole capacity."""
+        own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
+        own_keys[self._rows, :, self._positions] = keys[:, :, 0].to(own_keys.dtype)
+        own_values[self._rows, :, self._positions] = values[:, :, 0].to(own_values.dtype)
+        return own_keys, own_values  # (B, G, S, D)
+
+    def end(self) -> None:
+        """Count nothing: the cache's owner does."""

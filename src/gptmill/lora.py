@@ -3,7 +3,9 @@
 A layer computes `W x + alpha / rank * B A x`. B is zero at the start, so training starts at
 the base model; afterwards the product can be added to W and costs nothing.
 
-An adapter is saved in PEFT's layout: `PeftModel.from_pretrained` opens it on the base.
+An adapter is saved in PEFT's layout: `PeftModel.from_pretrained` opens it on the base. Where
+Hugging Face's Llama has several matrices for one of ours, A is theirs in common and the rows of
+B are dealt out.
 """
 
 import math
@@ -14,11 +16,13 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gptmill.checkpoint import layout_of
 from gptmill.files import write_json
-from gptmill.model import GPTClassifier
+from gptmill.mapping import slots
+from gptmill.model import GPT, GPTClassifier
+from gptmill.weights import save_safetensors
 
 Target = Literal["c_attn", "c_proj", "c_fc"]
 
@@ -76,54 +80,76 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(
-    model: GPTClassifier, config: LoRAConfig, *, generator: torch.Generator | None = None
+    model: GPT | GPTClassifier, config: LoRAConfig, *, generator: torch.Generator | None = None
 ) -> None:
-    """Freeze the model but for its head and put a low-rank addition on each target, in place."""
+    """Freeze the model and put a low-rank addition on each target, in place.
+
+    The new head of a classifier is trained whole.
+    """
     model.requires_grad_(False)
-    model.score.requires_grad_(True)
+    if isinstance(model, GPTClassifier):
+        model.score.requires_grad_(True)
     for parent, name, layer in list(_children(model)):
         if name in config.targets:
             assert isinstance(layer, nn.Linear), f"{name} is no plain linear layer"
             setattr(parent, name, LoRALinear(layer, config, generator).train(layer.training))
 
 
-def merge(model: GPTClassifier) -> None:
+def merge(model: GPT | GPTClassifier) -> None:
     """Add each low-rank product to its matrix and leave a plain model, in place."""
     for parent, name, layer in list(_children(model)):
         if isinstance(layer, LoRALinear):
             setattr(parent, name, layer.merged())
 
 
-def save_adapter(folder: Path, model: GPTClassifier, config: LoRAConfig, *, base: str) -> None:
-    """Write adapter and head as a PEFT folder; `base` says where the model under it lies.
+def save_adapter(
+    folder: Path, model: GPT | GPTClassifier, config: LoRAConfig, *, base: str
+) -> None:
+    """Write the adapter, and the head of a classifier, as a PEFT folder.
 
-    `base` ends up in the file: a path of the project or a hub name, never one of this machine.
+    `base` says where the model under it lies. It ends up in the file: a path of the project or a
+    hub name, never one of this machine.
     """
     assert not Path(base).is_absolute()
-    tensors = {
-        f"base_model.model.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-        if ".lora_" in name or name == "score.weight"
-    }
-    assert len(tensors) > 1, "there is no adapter on this model"
+    tensors = _peft_tensors(model)
+    assert tensors, "there is no adapter on this model"
+    targets = sorted({name.split(".")[-3] for name in tensors})
+    if isinstance(model, GPTClassifier):
+        tensors["base_model.model.score.weight"] = model.score.weight
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".adapter_model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", _peft_config(config, base))
+    save_safetensors(folder / "adapter_model.safetensors", tensors, torch.float32)
+    settings = _peft_config(config, base, targets)
+    head = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+    language = {"task_type": "CAUSAL_LM", "modules_to_save": None}
+    own = head if isinstance(model, GPTClassifier) else language
+    # GPT-2's Conv1D holds (in, out); A and B are the same either way.
+    stored = {"fan_in_fan_out": model.config.llama is None}
+    write_json(folder / "adapter_config.json", {**settings, **own, **stored})
 
 
-def _peft_config(config: LoRAConfig, base: str) -> dict[str, object]:
+def _peft_tensors(model: GPT | GPTClassifier) -> dict[str, Tensor]:
+    """Return A and B of each matrix that Hugging Face's model has, by PEFT's names."""
+    n_classes = model.score.out_features if isinstance(model, GPTClassifier) else None
+    places = slots(layout_of(model.config), model.config, n_classes)
+    tensors: dict[str, Tensor] = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            for slot in places:
+                if slot.ours == f"{name}.weight":
+                    module = f"base_model.model.{slot.name.removesuffix('.weight')}"
+                    low, high = layer.lora_A.weight, layer.lora_B.weight[slot.start : slot.stop]
+                    tensors |= {f"{module}.lora_A.weight": low, f"{module}.lora_B.weight": high}
+    return tensors
+
+
+def _peft_config(config: LoRAConfig, base: str, targets: list[str]) -> dict[str, object]:
     return {
         "peft_type": "LORA",
-        "task_type": "SEQ_CLS",
         "base_model_name_or_path": base,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": sorted(config.targets),
-        "modules_to_save": ["score"],
-        "fan_in_fan_out": True,  # GPT-2's Conv1D holds (in, out); A and B are the same either way
+        "target_modules": targets,
         "bias": "none",
         "inference_mode": True,
     }

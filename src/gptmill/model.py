@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gptmill.kv_cache import KVCache
+from gptmill.kv_cache import Cache, KVCache
 from gptmill.rope import RopeScaling, Rotation, frequencies
 
 INIT_STD = 0.02
@@ -138,18 +138,19 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         mask: Tensor | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
         """Mix each position with those before it; with a cache, with the stored ones too."""
         rows, length, width = x.shape  # B, T, C
-        query, key, value = (
-            part.view(rows, length, -1, self.head_dim).transpose(1, 2)
-            for part in self.c_attn(x).split(self.widths, dim=-1)
-        )  # (B, H, T, D), and twice (B, G, T, D)
-        if rotation is not None:
-            query, key = rotation(query), rotation(key)
+        found = self.c_attn(x)  # (B, T, C + 2 * G * D)
+        if rotation is None:
+            query, key, value = (self._heads(part) for part in found.split(self.widths, dim=-1))
+        else:  # queries and keys turn alike, so together
+            value = self._heads(found[..., -self.widths[2] :])
+            turned = rotation(self._heads(found[..., : -self.widths[2]]))  # (B, H + G, T, D)
+            query, key = turned.tensor_split([turned.size(1) - value.size(1)], dim=1)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = F.scaled_dot_product_attention(
@@ -158,11 +159,15 @@ class Attention(nn.Module):
             value.to(query.dtype),
             attn_mask=mask,
             dropout_p=self.drop_rate if self.training else 0.0,
-            is_causal=mask is None,
+            is_causal=mask is None and length > 1,
             enable_gqa=self.shared,
         )  # (B, H, T, D)
         mixed = self.c_proj(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, T, C)
         return F.dropout(mixed, self.drop_rate, self.training)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """Cut (B, T, N * D) into heads, (B, N, T, D)."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -176,9 +181,7 @@ class FeedForward(nn.Module):
         self.drop_rate = config.drop_rate
         self.gated = config.llama is not None
         wide = config.ff_dim
-        self.c_fc = nn.Linear(
-            config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated
-        )
+        self.c_fc = nn.Linear(config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated)
         self.c_proj = nn.Linear(wide, config.emb_dim, bias=not self.gated)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,7 +213,7 @@ class Block(nn.Module):
         self.recompute = False
 
     def forward(
-        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None
+        self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None
     ) -> Tensor:
         """Return the residual stream after this block.
 
@@ -223,7 +226,7 @@ class Block(nn.Module):
         return self._out(x, cache, mask, rotation)
 
     def _out(
-        self, x: Tensor, cache: KVCache | None, mask: Tensor | None, rotation: Rotation | None
+        self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None
     ) -> Tensor:
         x = x + self.attn(self.ln_1(x), cache, mask, rotation)
         out: Tensor = x + self.mlp(self.ln_2(x))  # (B, T, C)
@@ -244,7 +247,7 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_f = _norm(config)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the hidden states (B, T, C) of ids (B, T), after the final norm.
 
         With a cache the ids go behind the positions that it holds, row by row.
@@ -255,7 +258,7 @@ class Transformer(nn.Module):
             positions = torch.arange(length, device=ids.device)  # (T,)
             mask = None
         else:
-            positions, mask = cache.begin(length)  # (B, T), (B, 1, T, S)
+            positions, mask = cache.begin(length)
         x = self._embedded(ids)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(positions)
@@ -299,26 +302,32 @@ class GPT(nn.Module):
         self.config = config
         self.transformer = Transformer(config)
         self.transformer.tied = config.tie_weights
-        self.lm_head = (
+        self.lm_head: nn.Module | None = (
             None if config.tie_weights else nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        )
+        )  # a tied one is there only where quantization.py has put it
         init_weights(self, config.n_layers, generator)
 
     @property
     def head_weight(self) -> Tensor:
         """Return the (V, C) matrix that turns hidden states into logits."""
-        return self.transformer.wte.weight if self.lm_head is None else self.lm_head.weight
+        if self.lm_head is None:
+            return self.transformer.wte.weight
+        assert isinstance(self.lm_head.weight, Tensor)
+        return self.lm_head.weight
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the final hidden states (B, T, C) of ids (B, T)."""
         out: Tensor = self.transformer(ids, cache)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (..., V) of final hidden states (..., C)."""
-        return F.linear(hidden, self.head_weight)
+        if self.lm_head is None:
+            return F.linear(hidden, self.transformer.wte.weight)
+        out: Tensor = self.lm_head(hidden)
+        return out
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the logits (B, T, V) of the id that follows each of ids (B, T)."""
         return self.logits(self.hidden(ids, cache))
 

@@ -105,12 +105,12 @@ class Rotation:
         turned = positions[..., None].float() * angles  # (T, D / 2) or (B, T, D / 2)
         if positions.ndim == 2:
             turned = turned[:, None]  # (B, 1, T, D / 2)
-        both = torch.cat([turned, turned], dim=-1)  # (..., T, D)
-        self._cos = both.cos() * magnitude
-        self._sin = both.sin() * magnitude
+        cos, sin = turned.cos() * magnitude, turned.sin() * magnitude
+        self._cos = torch.cat([cos, cos], dim=-1)  # (..., T, D)
+        self._sin = torch.cat([-sin, sin], dim=-1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Turn queries or keys (B, H, T, D); they keep their type."""
         first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
+        turned = torch.cat([second, first], dim=-1)
         return x * self._cos.to(x.dtype) + turned * self._sin.to(x.dtype)

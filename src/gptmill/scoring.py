@@ -104,9 +104,10 @@ def token_nats(model: GPT, inputs: Ids, targets: Ids, *, batch_size: int, device
 
 
 def token_sizes(tokenizer: Tokenizer) -> Counts:
-    """Return how many bytes of text each id stands for, (V,); `<|endoftext|>` stands for none."""
-    single = tokenizer.encoding.decode_single_token_bytes
-    return np.array([len(single(index)) for index in range(tokenizer.eot_id)] + [0])
+    """Return how many bytes of text each id stands for, (V,); special tokens stand for none."""
+    sizes = np.array([len(tokenizer.token_bytes(index)) for index in range(tokenizer.n_vocab)])
+    sizes[list(tokenizer.special_ids.values())] = 0
+    return sizes
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, size: int) -> float:
@@ -258,10 +259,10 @@ def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
 def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     """Score answers by kind of question beside the answer most frequent for that kind.
 
-    `answers` has the columns kind, output (what was asked for) and answer; `train` the
-    columns kind and output. One row a kind, sorted, and a last one named "all". `beats` says
-    that more answers are exact than the baseline's; `beats_interval` that their share also
-    lies above the baseline's 95 % interval.
+    `answers` has the columns kind, output (what was asked for), answer, and before: the answer
+    of the model that was not fine-tuned yet; `train` the columns kind and output. One row a
+    kind, sorted, and a last one named "all". `beats` says that more answers are exact than the
+    baseline's; `beats_interval` that their share also lies above the baseline's 95 % interval.
     """
     usual = most_frequent_answers(train)
     rows = answers.assign(baseline=answers["kind"].map(usual).fillna(""))
@@ -271,6 +272,7 @@ def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
 
 def _score_kind(kind: str, rows: pd.DataFrame) -> dict[str, str | int | float | bool]:
     exact, f1 = _score_column(rows, "answer")
+    before, before_f1 = _score_column(rows, "before")
     baseline, baseline_f1 = _score_column(rows, "baseline")
     return {
         "kind": kind,
@@ -279,6 +281,10 @@ def _score_kind(kind: str, rows: pd.DataFrame) -> dict[str, str | int | float | 
         "exact_match_low": exact.low,
         "exact_match_high": exact.high,
         "token_f1": f1,
+        "before_exact_match": before.value,
+        "before_exact_match_low": before.low,
+        "before_exact_match_high": before.high,
+        "before_token_f1": before_f1,
         "baseline_exact_match": baseline.value,
         "baseline_exact_match_low": baseline.low,
         "baseline_exact_match_high": baseline.high,

@@ -1,53 +1,66 @@
-"""GPT-2's byte pair encoding: text to token ids and back, from files that lie on disk.
+"""Text to token ids and back, by a byte-level byte pair encoding from files that lie on disk.
 
-tiktoken does the work; this module gives it the vocabulary, so that it never asks the network.
-Radford et al. 2019, section 2.2: byte pair encoding over bytes, after a split by a pattern.
-
-A vocabulary is its merges and no more: ids 0 to 255 are the single bytes in GPT-2's order, then
-comes what each merge makes, then `<|endoftext|>`.
+One class serves GPT-2's vocabulary and SmolLM2's, whatever they were read from: GPT-2's two
+files, a folder of Hugging Face's, the metadata of a GGUF file.
 """
 
-import hashlib
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import tiktoken
-from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
 
+from gptmill import tokenizer_gguf, tokenizer_json
+from gptmill.engines import engine
 from gptmill.files import read_json, write_json, write_text
+from gptmill.vocabulary import (
+    END_OF_TEXT,
+    SPELLING,
+    Merge,
+    Vocabulary,
+    gpt2_vocabulary,
+    longest_first,
+    read_merge,
+    unspell,
+)
 
-END_OF_TEXT = "<|endoftext|>"
+__all__ = ["END_OF_TEXT", "MERGES_HEADER", "Merge", "Tokenizer", "read_vocabulary"]
+
 MERGES_HEADER = "#version: 0.2"
-
-Merge = tuple[bytes, bytes]
 
 
 class Tokenizer:
-    """A byte pair encoding with one special token, `<|endoftext|>`.
+    """A byte-level byte pair encoding with its special tokens.
 
     `fingerprint` is a hash of the whole vocabulary: two tokenizers with the same one give the
-    same ids to every text.
+    same ids to every text. `eot_id` ends a document, `eos_id` ends what a model writes,
+    `pad_id` fills up rows; `chat_template` is the one that came with the vocabulary.
     """
 
-    def __init__(self, merges: Sequence[Merge]):
-        """Take the merges in the order of their ids; each joins two tokens that exist by then."""
-        self._merges = tuple(merges)
-        ranks = _ranks(self._merges)
-        self.eot_id = len(ranks)
-        self.n_vocab = len(ranks) + 1
-        self.fingerprint = _fingerprint(ranks)
-        self.encoding = tiktoken.Encoding(
-            "gptmill",
-            pat_str=r50k_pat_str,
-            mergeable_ranks=ranks,
-            special_tokens={END_OF_TEXT: self.eot_id},
-            explicit_n_vocab=self.n_vocab,
-        )
+    def __init__(self, vocabulary: Vocabulary | Iterable[Merge]) -> None:
+        """Take a vocabulary, or the merges of one in GPT-2's form in the order of their ids."""
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = gpt2_vocabulary(vocabulary)
+        self.vocabulary = vocabulary
+        self.chat_template: str | None = None
+        self.fingerprint = vocabulary.fingerprint()
+        self.n_vocab = len(vocabulary.tokens)
+        self.special_ids = {t: vocabulary.ids[t] for t in vocabulary.tokens if self._is_special(t)}
+        self.eot_id = self.special_ids[vocabulary.end]
+        self.bos_id = self._role("bos_token", self.eot_id)
+        self.eos_id = self._role("eos_token", self.eot_id)
+        self.pad_id = self._role("pad_token", self.eot_id)
+        self._engine = engine(vocabulary)
+        words = "|".join(re.escape(word) for word in longest_first(self.special_ids))
+        self._special = re.compile(f"({words})")
+
+    def _is_special(self, token: str) -> bool:
+        return token in self.vocabulary.special
+
+    def _role(self, role: str, otherwise: int) -> int:
+        return self.special_ids.get(self.vocabulary.roles.get(role, ""), otherwise)
 
     @classmethod
     def from_bpe_files(cls, vocab_bpe: Path, encoder_json: Path) -> Self:
@@ -63,36 +76,85 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read the tokenizer of a Hugging Face folder: `vocab.json` and `merges.txt`."""
-        return cls.from_bpe_files(folder / "merges.txt", folder / "vocab.json")
+        """Read the tokenizer of a Hugging Face folder, and its chat template if it has one.
+
+        That is `tokenizer.json`, which says all, or else GPT-2's `vocab.json` and `merges.txt`.
+        Raises ValueError where it is of a kind that this class does not compute.
+        """
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = cls(tokenizer_json.read(folder))
+        elif (folder / "vocab.json").is_file():
+            tokenizer = cls.from_bpe_files(folder / "merges.txt", folder / "vocab.json")
+        else:
+            raise ValueError(
+                f"{folder} has no tokenizer; allowed are a tokenizer.json, or GPT-2's vocab.json "
+                "and merges.txt"
+            )
+        tokenizer.chat_template = tokenizer_json.read_chat_template(folder)
+        return tokenizer
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
+        """Read the tokenizer in a GGUF file's metadata: values, or fields of `GGUFReader`.
+
+        Raises ValueError where it is of a kind that this class does not compute.
+        """
+        tokenizer = cls(tokenizer_gguf.read(metadata))
+        tokenizer.chat_template = tokenizer_gguf.chat_template(metadata)
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; a special token spelled out in it is plain text."""
-        return self.encoding.encode_ordinary(text)
+        return self._engine.encode(text)
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Return the ids of `text`, in which special tokens that are spelled out are special."""
+        ids: list[int] = []
+        for part, is_special in self.parts(text):
+            ids.extend([self.special_ids[part]] if is_special else self.encode(part))
+        return ids
+
+    def parts(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yield `text` in parts, special tokens and the text between them, and which it is."""
+        for index, part in enumerate(self._special.split(text)):
+            if part:
+                yield part, index % 2 == 1
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
-        """Return the ids of each text, on all cores: tiktoken works without Python's lock."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self._encode_to_numpy, texts))
+        """Return the ids of each text as `encode` does, on all cores."""
+        return self._engine.encode_batch(texts)
 
-    def _encode_to_numpy(self, text: str) -> npt.NDArray[np.uint32]:
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
-
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become replacement characters."""
-        return self.encoding.decode([int(index) for index in ids])
+        skipped = set(self.special_ids.values()) if skip_special else set()
+        spelled = [self.token_bytes(index) for index in map(int, ids) if index not in skipped]
+        return b"".join(spelled).decode("utf-8", errors="replace")
+
+    def token_bytes(self, index: int) -> bytes:
+        """Return the bytes that an id stands for in a text.
+
+        That is none past the vocabulary's end: models often have more rows than there are tokens.
+        """
+        assert index >= 0, "an id counts from 0"
+        return self.vocabulary.bytes_of[index] if index < self.n_vocab else b""
 
     def ids(self) -> dict[str, int]:
-        """Return each token as GPT-2's files spell it, with its id."""
-        spelled = [_spell(token) for token in _ranks(self._merges)]
-        return {token: index for index, token in enumerate([*spelled, END_OF_TEXT])}
+        """Return each token as the files spell it, with its id."""
+        return dict(self.vocabulary.ids)
 
     def save(self, folder: Path, *, context_length: int, chat_template: str | None = None) -> None:
-        """Write the files from which Hugging Face's tools open the same tokenizer."""
-        merges = [f"{_spell(left)} {_spell(right)}" for left, right in self._merges]
-        write_json(folder / "vocab.json", self.ids())
-        write_text(folder / "merges.txt", "\n".join([MERGES_HEADER, *merges, ""]))
-        write_json(folder / "tokenizer_config.json", _hugging_face_config(context_length))
+        """Write the files from which Hugging Face's tools open the same tokenizer.
+
+        `AutoTokenizer` splits digits as `tokenizer.json` says; GPT-2's form needs no such file.
+        """
+        if self.vocabulary.is_gpt2:
+            merges = [" ".join(merge) for merge in self.vocabulary.merges]
+            write_json(folder / "vocab.json", self.ids())
+            write_text(folder / "merges.txt", "\n".join([MERGES_HEADER, *merges, ""]))
+        else:
+            write_json(folder / "tokenizer.json", tokenizer_json.content(self.vocabulary))
+        config = tokenizer_json.config(self.vocabulary, context_length)
+        write_json(folder / "tokenizer_config.json", config)
         if chat_template is not None:
             write_text(folder / "chat_template.jinja", chat_template)
 
@@ -108,39 +170,15 @@ def read_vocabulary(folder: Path) -> dict[str, int] | None:
     return {**content["model"]["vocab"], **added}
 
 
-def _byte_characters() -> dict[int, str]:
-    """Return the character by which GPT-2's files spell each byte, in the order of their ids.
-
-    Bytes that Latin-1 prints stand for themselves; the others, spaces and controls, take the
-    characters from 256 on, so that a token is one word in a text file.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    spelled = {byte: chr(byte) for byte in printable}
-    return spelled | {byte: chr(256 + index) for index, byte in enumerate(others)}
-
-
-_SPELLING = _byte_characters()
-_BYTES = {character: byte for byte, character in _SPELLING.items()}
-
-
-def _spell(token: bytes) -> str:
-    return "".join(_SPELLING[byte] for byte in token)
-
-
-def _ranks(merges: Sequence[Merge]) -> dict[bytes, int]:
-    tokens = [bytes([byte]) for byte in _SPELLING] + [left + right for left, right in merges]
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
 def _read_merges(path: Path) -> list[Merge]:
     lines = path.read_text(encoding="utf-8").split("\n")
     merges: list[Merge] = []
-    known = {bytes([byte]) for byte in _SPELLING}
+    known = {bytes([byte]) for byte in SPELLING}
     for number, line in enumerate(lines, start=1):
         if (number == 1 and line.startswith("#version")) or (number == len(lines) and not line):
             continue
-        merge = _read_merge(line)
+        spelled = read_merge(line.removesuffix("\r"))
+        merge = spelled and (unspell(spelled[0]), unspell(spelled[1]))
         if merge is None or not known.issuperset(merge) or b"".join(merge) in known:
             raise ValueError(
                 f"{path}, line {number}: {line!r} is not a merge; allowed are two known tokens "
@@ -149,14 +187,6 @@ def _read_merges(path: Path) -> list[Merge]:
         merges.append(merge)
         known.add(b"".join(merge))
     return merges
-
-
-def _read_merge(line: str) -> Merge | None:
-    parts = line.removesuffix("\r").split(" ")
-    if len(parts) != 2 or not _BYTES.keys() >= set("".join(parts)):
-        return None
-    left, right = (bytes(_BYTES[character] for character in part) for part in parts)
-    return left, right
 
 
 def _difference(*, expected: dict[str, int], given: Any) -> str:
@@ -171,25 +201,3 @@ def _difference(*, expected: dict[str, int], given: Any) -> str:
         return f"it has {len(given)} tokens, the merges make {len(expected)}"
     token = next(token for token, index in expected.items() if given.get(token) != index)
     return f"token {token!r} should have id {expected[token]} and has {given.get(token)}"
-
-
-def _fingerprint(ranks: dict[bytes, int]) -> str:
-    digest = hashlib.sha256()
-    for token in ranks:
-        digest.update(len(token).to_bytes(4, "little") + token)
-    digest.update(END_OF_TEXT.encode("ascii"))
-    return digest.hexdigest()
-
-
-def _hugging_face_config(context_length: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": context_length,
-        "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        "padding_side": "right",
-        "clean_up_tokenization_spaces": False,
-    }

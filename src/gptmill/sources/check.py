@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from gptmill.checkpoint import check_weights
+from gptmill.importing import check_model
 from gptmill.sources.archive import visible_files
 from gptmill.splits import read_instructions, read_labelled
 from gptmill.tokenizer import Tokenizer
 
 DOCUMENT = ".txt"
-MODEL_FILES = (".safetensors", ".bin")
+MODEL_FILES = ("config.json", ".safetensors", ".bin", ".gguf", ".pth", ".ckpt.index")
 
 
 def check_files(folder: Path) -> None:
@@ -65,9 +65,6 @@ def _check_vocabulary(folder: Path) -> None:
 
 def _check_weights(folder: Path) -> None:
     """Check each folder in `weights/` that holds a model, and that at least one does."""
-    names = ("config.json", *MODEL_FILES)
-    models = {path.parent for path in visible_files(folder) if path.name.endswith(names)}
+    models = {path.parent for path in visible_files(folder) if path.name.endswith(MODEL_FILES)}
     for found in sorted(models or {folder}):
-        if not (found / "config.json").exists():
-            raise ValueError(f"{found} has no config.json; weights come as a Hugging Face folder")
-        check_weights(found)
+        check_model(found)

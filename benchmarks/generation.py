@@ -1,0 +1,264 @@
+"""New ids a second, ours beside its peers, in one run, as a share of what memory allows.
+
+Each contestant is a process of its own that waits while the others are measured; rounds go in
+turn, the first is left out, and medians are compared. A new id reads every weight once, so that
+the limit is the bandwidth of memory, measured here, over the bytes of the weights. On a bare GPU
+machine: `PYTHONPATH=src:. python benchmarks/generation.py --device cuda --peers --compiled`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from training import OUT, PEERS, ROOT, cpu_name, install
+
+from gptmill.checkpoint import load_causal_lm
+from gptmill.quantization import Kind, quantize
+from gptmill.tokenizer import Tokenizer
+from peers.worker import VOCABULARY
+
+WORKER = ROOT / "benchmarks" / "peers" / "decoder.py"
+SHAPES: dict[str, dict[str, int]] = {
+    "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
+    "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # does it run at all
+}
+PRECISIONS: list[Any] = ["as loaded", *get_args(Kind)]
+BYTES = {"as loaded": 4, "fp32": 4, "bf16": 2, "int8": 1}
+GOALS = {"fp32": 1.15, "bf16": 2.0, "int8": 3.0}  # times the best peer in fp32
+
+
+@dataclass
+class Contestant:
+    """A running contestant and what was measured of it so far."""
+
+    name: str
+    task: dict[str, Any]
+    process: subprocess.Popen[str]
+    log: Path
+    seconds: list[float] = field(default_factory=list)
+    ids: str = ""
+    memory: int = 0
+    error: str = ""
+
+    @property
+    def slow(self) -> bool:
+        """Return whether it reads everything again for each id; one round has to do."""
+        return not self.task["cached"]
+
+    def run(self, n_new: int) -> None:
+        """Have it decode; a contestant that dies is out, and says why."""
+        if self.error:
+            return
+        assert self.process.stdin
+        assert self.process.stdout
+        try:
+            self.process.stdin.write(f"{n_new}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # its last words tell
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.log.read_text(errors="replace").strip().splitlines()
+            self.error = (said or ["it died"])[-1]
+            return
+        answer = json.loads(line)
+        self.seconds.append(answer["seconds"])
+        self.ids, self.memory = answer["ids"], answer["memory"]
+
+    def stop(self) -> None:
+        """End its process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def start(name: str, task: dict[str, Any]) -> Contestant:
+    """Start a contestant; it sets itself up while it is waited for."""
+    label = f"{name}, {task['precision']}"
+    label += ", compiled" if task["compile"] else "" if task["cached"] else ", no cache"
+    places = [OUT / "packages" / name, ROOT / "src", ROOT / "benchmarks"]
+    log = OUT / f"decoder-{label.replace(', ', '-').replace(' ', '-')}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(WORKER), json.dumps({**task, "contestant": name})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
+        )
+    return Contestant(label, task, process, log)
+
+
+def contestants(peers: list[str], *, compiled: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Return who takes part: ours in each precision, peers with fp32 and bf16 weights."""
+    usual = {"compile": False, "cached": True}
+    found = [("ours", {**usual, "precision": precision}) for precision in PRECISIONS]
+    if compiled:
+        kinds = [kind for kind in PRECISIONS if kind != "fp32"]  # packed weights do not compile
+        found += [("ours", {**usual, "precision": kind, "compile": True}) for kind in kinds]
+    for name in peers:
+        found.append((name, {**usual, "precision": "fp32"}))
+        if name == "book":
+            found.append((name, {**usual, "precision": "fp32", "cached": False}))
+        else:
+            found.append((name, {**usual, "precision": "bf16"}))
+    return found
+
+
+def measure(
+    entries: list[tuple[str, dict[str, Any]]], task: dict[str, Any], *, rounds: int
+) -> list[Contestant]:
+    """Run all contestants in turn, several times."""
+    running = []
+    for name, own in entries:  # one by one: setting up takes more memory than decoding
+        running.append(start(name, {**task, **own}))
+        running[-1].run(4)
+    for number in range(rounds):
+        for contestant in running:
+            if number == 0 or not contestant.slow:
+                contestant.run(task["new"])
+    for contestant in running:
+        contestant.stop()
+    return running
+
+
+def bandwidth(device: str, *, seconds: float = 3.0) -> float:
+    """Return the bytes a second that this device reads: the best sum of a large array."""
+    array = torch.ones(2**26, device=device)  # 256 MiB, more than caches hold
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        array.sum().item()
+        best = max(best, array.nbytes / (time.perf_counter() - started))
+    return best
+
+
+def row(contestant: Contestant, task: dict[str, Any], read: float) -> dict[str, Any]:
+    """Return a contestant's figures."""
+    seconds = statistics.median(contestant.seconds[1:]) if contestant.seconds[1:] else 0.0
+    step = seconds / task["new"]  # the prompt is in it
+    weights = 12 * task["layers"] * task["width"] ** 2 + VOCABULARY * task["width"]
+    least = weights * BYTES[contestant.task["precision"]] / read
+    return {
+        "contestant": contestant.name,
+        "precision": contestant.task["precision"],
+        "tokens_per_second": round(task["rows"] / step, 1) if step else 0.0,
+        "ms_per_token": round(1e3 * step, 2),
+        "share_of_bandwidth": round(least / step, 3) if step else 0.0,
+        "peak_memory_gb": round(contestant.memory / 1e9, 2),
+        "seconds": contestant.seconds[1:],
+        "ids": contestant.ids,
+        "error": contestant.error,
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print one table, and our ratios to the best peer in fp32."""
+    print(f"\n{title}\n{'contestant':32} {'tokens/s':>9} {'ms/token':>9} {'of limit':>9} {'GB':>6}")
+    for r in rows:
+        if r["error"]:
+            print(f"{r['contestant']:32} {r['error'][:80]}")
+            continue
+        print(
+            f"{r['contestant']:32} {r['tokens_per_second']:9,.1f} {r['ms_per_token']:9.2f} "
+            f"{r['share_of_bandwidth']:9.0%} {r['peak_memory_gb']:6.2f}"
+        )
+    own = [r for r in rows if r["contestant"].startswith("ours") and not r["error"]]
+    peers = [r for r in rows if r["precision"] == "fp32" and r not in own and not r["error"]]
+    if peers:
+        best = max(peers, key=lambda r: r["tokens_per_second"])
+        for r in own:
+            ratio = r["tokens_per_second"] / best["tokens_per_second"]
+            goal = f" (goal {GOALS[r['precision']]})" if r["precision"] in GOALS else ""
+            print(f"{r['contestant']}: {ratio:.2f} times {best['contestant']}{goal}")
+    same = [r["ids"] for r in rows if r["contestant"] in ("ours, as loaded", "transformers, fp32")]
+    if len(same) == 2 and all(same):
+        print(f"ours and transformers chose {'the same' if same[0] == same[1] else 'other'} ids")
+
+
+def losses(folder: Path, text: Path, *, length: int = 512) -> None:
+    """Print what each precision costs a checkpoint: its loss on a text, other likeliest ids."""
+    model, tokenizer = load_causal_lm(folder).eval(), Tokenizer.from_folder(folder)
+    length = min(length, model.config.context_length)
+    ids = torch.tensor(tokenizer.encode(text.read_text(encoding="utf-8")))
+    print(f"{folder.name} on {text.name}, {len(ids):,} ids in windows of {length}")
+    expected = Tensor()
+    for precision in PRECISIONS:
+        other = model if precision == "as loaded" else quantize(model, precision)
+        with torch.inference_mode():
+            found = torch.cat([other(part[None])[0] for part in ids.split(length)])  # (T, V)
+        loss = F.cross_entropy(found[:-1], ids[1:])
+        likeliest = found.argmax(-1)
+        expected = likeliest if precision == "as loaded" else expected
+        same = (likeliest == expected).float().mean()
+        print(f"{precision:10} loss {loss:.4f}, the likeliest id the same at {same:.1%}")
+
+
+def main() -> None:
+    """Measure what is asked for, print the tables and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    kinds = ["cpu", "cuda"]
+    parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["124M"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[256, 1024])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--compiled", action="store_true", help="ours compiled too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--loss", nargs=2, type=Path, metavar=("CHECKPOINT", "TEXT"), help="what rounding costs"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
+    options = parser.parse_args()
+    if options.loss:
+        losses(*options.loss)
+        return
+    OUT.mkdir(parents=True, exist_ok=True)
+    peers = []
+    for name in options.peers:
+        fault = install(name)
+        if fault is None:
+            peers.append(name)
+        else:
+            print(f"left out: {name}, which could not be installed ({fault})")
+    read = bandwidth(options.device)
+    machine = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "read GB/s": round(read / 1e9, 1),
+    }
+    print(", ".join(f"{name} {value}" for name, value in machine.items() if value))
+    results = []
+    for shape in options.shapes:
+        for context in options.contexts:
+            for n_rows in options.rows:
+                task = {**SHAPES[shape], "length": context, "rows": n_rows}
+                task["device"] = options.device
+                entries = contestants(peers, compiled=options.compiled)
+                found = measure(entries, task, rounds=options.rounds)
+                rows = [row(contestant, task, read) for contestant in found]
+                results.append({"shape": shape, "task": task, "rows": rows})
+                title = f"{shape}, context {context}, {n_rows} rows, {task['prompt']} ids"
+                show(f"{title} and {task['new']} new ones each", rows)
+                (options.out / "generation.json").write_text(
+                    json.dumps({"machine": machine, "results": results}, indent=1)
+                )
+
+
+if __name__ == "__main__":
+    main()

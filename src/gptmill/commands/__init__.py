@@ -1,0 +1,1 @@
+"""The command line `gptmill`: one file a verb, and what they share in frame.py."""

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server for one model, and a page to chat on."""

@@ -1,0 +1,136 @@
+"""The server's addresses: models, chat, completions, health, and a page to chat on."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from gptmill.serving import requests
+from gptmill.serving.decoding import Decoding, Stream, whole
+from gptmill.serving.errors import ApiError, as_api_error, error_body
+from gptmill.serving.gate import MOST_BYTES, TooLargeError
+from gptmill.serving.requests import ChatRequest, CompletionRequest, Limits, Work
+from gptmill.serving.wire import Answer, Form
+from gptmill.serving.worker import Worker
+from gptmill.speaker import Speaker
+
+PAGE = Path(__file__).with_name("page.html")
+
+
+def build(speaker: Speaker, worker: Worker, limits: Limits) -> FastAPI:
+    """Return the application that answers with `speaker`, decoding in `worker`."""
+    # no pages of FastAPI's own: they load scripts from elsewhere
+    app = FastAPI(title="gptmill", docs_url=None, redoc_url=None, openapi_url=None)
+    _add_errors(app)
+    _add_answers(app, speaker, worker, limits)
+    _add_facts(app, speaker, worker)
+    return app
+
+
+def _add_answers(app: FastAPI, speaker: Speaker, worker: Worker, limits: Limits) -> None:
+    """Add the two addresses that decode. Requests are read beside the loop: tokenizing is work."""
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        asked = requests.parse(await request.body(), ChatRequest)
+        _check_model(asked.model, speaker)
+        work = await run_in_threadpool(requests.chat_work, asked, speaker, limits)
+        return await _answer(request, "chat", work, speaker, worker)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        asked = requests.parse(await request.body(), CompletionRequest)
+        _check_model(asked.model, speaker)
+        work = await run_in_threadpool(requests.completion_work, asked, speaker, limits)
+        return await _answer(request, "text", work, speaker, worker)
+
+
+def _add_facts(app: FastAPI, speaker: Speaker, worker: Worker) -> None:
+    """Add what is known without decoding."""
+    facts = {"id": speaker.name, "object": "model", "created": 0, "owned_by": "gptmill"}
+    content = PAGE.read_text(encoding="utf-8")
+    headers = {
+        "Content-Security-Policy": content_security_policy(content),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [facts]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        _check_model(name, speaker)
+        return facts
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        active, waiting = worker.load
+        return {"status": "ok", "active": active, "waiting": waiting}
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(content, headers=headers)
+
+
+def content_security_policy(page: str) -> str:
+    """Return a policy that runs the page's own script and style, by their hashes, and no other."""
+
+    def hashes(tag: str) -> str:
+        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = [hashlib.sha256(text.encode("utf-8")).digest() for text in found]
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def _check_model(name: str, speaker: Speaker) -> None:
+    if name != speaker.name:
+        message = f"the model {name!r} does not exist; this server has {speaker.name!r}"
+        raise ApiError(404, message, code="model_not_found", param="model")
+
+
+async def _answer(
+    request: Request, form: Form, work: Work, speaker: Speaker, worker: Worker
+) -> Response:
+    answer = Answer(form, speaker.name, work)
+    # in the line before the response begins: a full line is an error with a status of its own
+    decoding = Decoding(
+        worker, speaker.speeches(work.prompts, work.config, stops=work.stops, seed=work.seed)
+    )
+    return Stream(answer, decoding) if work.stream else await whole(request, answer, decoding)
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Have every error told as OpenAI's API tells it."""
+
+    @app.exception_handler(ApiError)
+    async def ours(request: Request, error: ApiError) -> JSONResponse:
+        headers = {"Retry-After": "1"} if error.status == 503 else None
+        return JSONResponse(error.body, error.status, headers)
+
+    @app.exception_handler(TooLargeError)
+    async def too_large(request: Request, error: TooLargeError) -> JSONResponse:
+        message = f"the body is larger than {MOST_BYTES} bytes"
+        return JSONResponse(error_body(413, message, code="request_too_large"), 413)
+
+    @app.exception_handler(HTTPException)
+    async def of_routing(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return JSONResponse(error_body(error.status_code, message), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def others(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(as_api_error(error).body, 500)

@@ -1,0 +1,107 @@
+"""Answers as OpenAI's API sends them: whole, or as a stream of server-sent events."""
+
+import json
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gptmill.serving.requests import Work
+from gptmill.speaker import Finish, Piece
+
+Form = Literal["chat", "text"]
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """Return one server-sent event."""
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
+
+
+@dataclass
+class Answer:
+    """An answer as it grows: takes the decoder's pieces, gives what the API sends."""
+
+    form: Form
+    model: str
+    work: Work
+    created: int = field(default_factory=lambda: int(time.time()))
+    key: str = field(default_factory=lambda: secrets.token_hex(12))
+    new_tokens: int = 0
+    texts: list[list[str]] = field(init=False)
+    finishes: list[Finish | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.texts = [[] for _ in self.work.prompts]
+        self.finishes = [None for _ in self.work.prompts]
+
+    def take(self, pieces: list[Piece]) -> None:
+        """Add what a step gave."""
+        for piece in pieces:
+            self.new_tokens += piece.id is not None
+            self.texts[piece.row].append(piece.text)
+            self.finishes[piece.row] = piece.finish or self.finishes[piece.row]
+
+    def whole(self) -> dict[str, Any]:
+        """Return the finished answer."""
+        choices = [
+            self._choice(row, self._said("".join(texts), streamed=False), finish)
+            for row, (texts, finish) in enumerate(zip(self.texts, self.finishes, strict=True))
+        ]
+        return {**self._head(streamed=False), "choices": choices, "usage": self._usage()}
+
+    def opening(self) -> Iterator[bytes]:
+        """Yield the events before the first text: in a chat, who speaks."""
+        if self.form == "chat":
+            said = {"delta": {"role": "assistant", "content": ""}}
+            for row in range(len(self.texts)):
+                yield self._chunk([self._choice(row, said, None)])
+
+    def events(self, pieces: list[Piece]) -> Iterator[bytes]:
+        """Yield the events of a step: text that may be shown, and ends."""
+        for piece in pieces:
+            if piece.text:
+                said = self._said(piece.text, streamed=True)
+                yield self._chunk([self._choice(piece.row, said, None)])
+            if piece.finish:
+                said = {"delta": {}} if self.form == "chat" else {"text": ""}
+                yield self._chunk([self._choice(piece.row, said, piece.finish)])
+
+    def closing(self) -> Iterator[bytes]:
+        """Yield the events after the last text."""
+        if self.work.include_usage:
+            yield event({**self._head(streamed=True), "choices": [], "usage": self._usage()})
+        yield DONE
+
+    def _head(self, *, streamed: bool) -> dict[str, Any]:
+        names = {"chat": "chat.completion.chunk" if streamed else "chat.completion"}
+        return {
+            "id": f"{'chatcmpl' if self.form == 'chat' else 'cmpl'}-{self.key}",
+            "object": names.get(self.form, "text_completion"),
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        usage = {"usage": None} if self.work.include_usage else {}
+        return event({**self._head(streamed=True), "choices": choices, **usage})
+
+    def _said(self, text: str, *, streamed: bool) -> dict[str, Any]:
+        if self.form == "text":
+            return {"text": text}
+        if streamed:
+            return {"delta": {"content": text}}
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _choice(self, row: int, said: dict[str, Any], finish: Finish | None) -> dict[str, Any]:
+        return {"index": row, **said, "logprobs": None, "finish_reason": finish}
+
+    def _usage(self) -> dict[str, int]:
+        read = self.work.prompt_tokens
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": self.new_tokens,
+            "total_tokens": read + self.new_tokens,
+        }
