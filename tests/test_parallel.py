@@ -294,9 +294,7 @@ def test_what_ends_the_flow_ends_the_ranks_with_their_state_saved(
     steps = 2000 + number  # a training of its own
     project.params({"pretrain": {"steps": steps, "evaluate_every": 1000, "shard": shard}})
     process = begin(project, "python", "-m", "flows", "stage", "pretrain")
-    if (
-        number == signal.SIGINT
-    ):  # a terminal sends it to its whole group; DVC leaves it to the stage
+    if number == signal.SIGINT:  # a terminal sends it to all; DVC leaves it to the stage
         for child in psutil.Process(process.pid).children():
             child.send_signal(number)
     process.send_signal(number)
