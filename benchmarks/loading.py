@@ -128,7 +128,7 @@ def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, flo
     before = _status("VmRSS")
     peak = Peak()
     with torch.no_grad(), peak:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         model = load(folder, dtype)
         loaded = time.perf_counter()
         model(torch.arange(8)[None])
@@ -136,6 +136,7 @@ def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, flo
     return {
         "load_seconds": loaded - started,
         "first_use_seconds": used - loaded,
+        "cpu_seconds": time.process_time() - worked,
         "before": before,
         "peak": _status("VmHWM"),
         "peak_anonymous": peak.anonymous,
@@ -200,7 +201,8 @@ def _report(
         medians[contestant] = row
         print(
             f"{contestant:>12}: load {row['load_seconds']:6.2f} s, first use "
-            f"{row['first_use_seconds']:5.2f} s, peak {row['peak'] / 1e9:5.2f} GB "
+            f"{row['first_use_seconds']:5.2f} s, processor {row['cpu_seconds']:5.2f} s, "
+            f"peak {row['peak'] / 1e9:5.2f} GB "
             f"({row['peak'] / weights:.3f} of the weights), of it no file's "
             f"{row['peak_anonymous'] / 1e9:5.2f} GB, before {row['before'] / 1e9:.2f} GB"
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptmill.layouts import Layout, Part, Stored
 from gptmill.model import GPT, GPTClassifier, GPTConfig
-from gptmill.weights import Shape, Tensors
+from gptmill.weights import Shape, Tensors, new_tensor
 
 EMBEDDING = "transformer.wte.weight"
 Kind = Literal["value", "zeros", "tied"]
@@ -193,7 +193,7 @@ def read_state(
             if slot.kind == "value":
                 whole = state.get(slot.ours)
                 if whole is None:
-                    whole = state[slot.ours] = torch.empty(shapes[slot.ours], dtype=dtype)
+                    whole = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
                 _fill(whole[slot.start : slot.stop], found, slot.stored, config.head_dim)
             elif slot.kind == "zeros" and bool(found.any()):
                 raise ValueError(
