@@ -2,7 +2,7 @@
 
 `PYTHONPATH=src:. python benchmarks/memory.py`: each row is a process of its own, whose peak
 resident memory is the figure (torch's CPU allocator keeps no count). Two steps each; GPT-2's
-124M shape, bf16, 4 windows of 512, AdamW. And the head alone, whose logits are the largest
+124M shape, bf16, 2 windows of 512, AdamW. And the head alone, whose logits are the largest
 array: 8,192 targets over 50,257 ids.
 """
 
@@ -22,7 +22,7 @@ from gptmill.objectives import LANGUAGE, Batch
 from gptmill.optimizers import OptimizerConfig
 from gptmill.training import Trainer
 
-IDS, LENGTH, ROWS, TARGETS = 50_257, 512, 4, 8192
+IDS, LENGTH, ROWS, TARGETS = 50_257, 512, 2, 8192
 WHOLE = 2**62
 CASES = ("step", "step, recomputed", "step, a row at a time", "head whole", "head in parts")
 
