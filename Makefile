@@ -68,7 +68,7 @@ ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: S
 bench: $(ENV)  ## training steps a second, ours beside its peers (25 minutes on 2 cores)
 	@PYTHONPATH=src:. python benchmarks/training.py
 
-bench-generation: $(ENV)  ## decoded tokens a second, ours beside its peers (15 minutes)
+bench-generation: $(ENV)  ## decoded tokens a second, ours beside its peers
 	@PYTHONPATH=src:.:benchmarks python benchmarks/generation.py
 
 test: $(ENV)  ## the tests
