@@ -84,9 +84,9 @@ def make_models(root: Path) -> Path:
     return root
 
 
-def endless(eot_id: int) -> GPT:
+def endless(eot_id: int, context_length: int = 8192) -> GPT:
     """Return a model that never ends by itself at temperature 0: the end's logit is always 0."""
-    model = tiny_gpt(tiny_config(context_length=8192, tie_weights=False), seed=2)
+    model = tiny_gpt(tiny_config(context_length=context_length, tie_weights=False), seed=2)
     assert model.lm_head is not None
     model.lm_head.weight.data[eot_id] = 0
     return model

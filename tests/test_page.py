@@ -39,7 +39,7 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone() -> None:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_models(tmp_path_factory.mktemp("models"))
     tokenizer = tiny_tokenizer()
-    model = endless(tokenizer.eot_id)
+    model = endless(tokenizer.eot_id, 2**16)
     save_causal_lm(root / "chatterbox", model, tokenizer, chat_template=ECHO)
     return root
 
