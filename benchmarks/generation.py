@@ -23,9 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from training import OUT, PEERS, ROOT, cpu_name, install
 
-from gptmill.checkpoint import load_causal_lm
 from gptmill.quantization import Kind, quantize
-from gptmill.tokenizer import Tokenizer
 from peers.worker import VOCABULARY
 
 WORKER = ROOT / "benchmarks" / "peers" / "decoder.py"
@@ -189,6 +187,9 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 def losses(folder: Path, text: Path, *, length: int = 512) -> None:
     """Print what each precision costs a checkpoint: its loss on a text, other likeliest ids."""
+    from gptmill.checkpoint import load_causal_lm
+    from gptmill.tokenizer import Tokenizer
+
     model, tokenizer = load_causal_lm(folder).eval(), Tokenizer.from_folder(folder)
     length = min(length, model.config.context_length)
     ids = torch.tensor(tokenizer.encode(text.read_text(encoding="utf-8")))
