@@ -65,12 +65,12 @@ fresh: $(ENV)  ## drop what a stage has trained so far, so that it begins anew: 
 ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
-bench: $(ENV)  ## training steps and new ids a second, ours beside its peers (1 hour on 2 cores)
+bench: $(ENV)  ## training steps and new ids a second, ours beside its peers
 	@PYTHONPATH=src:. python benchmarks/training.py
 	@PYTHONPATH=src:. python benchmarks/generation.py
 
-bench-generation: $(ENV)  ## decoded tokens a second, ours beside its peers
-	@PYTHONPATH=src:.:benchmarks python benchmarks/generation.py
+bench-generation: $(ENV)  ## the second half of `bench` alone
+	@PYTHONPATH=src:. python benchmarks/generation.py
 
 test: $(ENV)  ## the tests
 	@python -m pytest
