@@ -99,22 +99,36 @@ def litgpt(task: dict[str, Any]) -> Decode:
 
 
 def book(task: dict[str, Any]) -> Decode:
-    """Return the book's loop, which reads everything again, or its package's with a cache."""
+    """Return the book's loop, which reads everything again, or its package's GPT-2 with a cache."""
     prompts = prompts_of(task)
-    if task["cached"]:
-        from llms_from_scratch.kv_cache.generate import generate_text_simple
-        from llms_from_scratch.kv_cache.gpt2 import GPTModel
-    else:
-        from llms_from_scratch.ch04 import GPTModel, generate_text_simple
-
     torch.manual_seed(1)
+    if task["cached"]:
+        from llms_from_scratch.kv_cache.gpt2 import GPTModel
+        from llms_from_scratch.kv_cache.utils import KVCache
+
+        cached: Any = worker.book(task, GPTModel).eval().to(_dtype(task))
+
+        @torch.no_grad()
+        def decode(n_new: int) -> list[list[int]]:
+            # its own loop for a cache calls what only its other models have (1.0.19)
+            cache, cached.current_pos = KVCache(n_layers=task["layers"]), 0
+            ids, found = prompts, []
+            for _ in range(n_new):
+                logits = cached(ids, use_cache=True, cache=cache)
+                ids = logits[:, -1].argmax(dim=-1, keepdim=True)
+                found.append(ids)
+            return torch.cat(found, dim=1).tolist()
+
+        return decode
+    from llms_from_scratch.ch04 import GPTModel, generate_text_simple
+
     model = worker.book(task, GPTModel).eval().to(_dtype(task))
 
-    def decode(n_new: int) -> list[list[int]]:
+    def decode_again(n_new: int) -> list[list[int]]:
         found = generate_text_simple(model, prompts, n_new, task["length"])
         return found[:, prompts.size(1) :].tolist()
 
-    return decode
+    return decode_again
 
 
 def _dtype(task: dict[str, Any]) -> torch.dtype:
