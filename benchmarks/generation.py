@@ -8,25 +8,20 @@ machine: `PYTHONPATH=src:. python benchmarks/generation.py --device cuda --peers
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
+from contest import BOOK_CACHED, OUT, PEERS, Contestant, installed, machine, show_machine
+from contest import start as start_program
 from torch import Tensor
-from training import OUT, PEERS, ROOT, cpu_name, install
 
 from gptmill.quantization import Kind, quantize
-from peers.worker import VOCABULARY
+from peers.trainer import VOCABULARY
 
-WORKER = ROOT / "benchmarks" / "peers" / "decoder.py"
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
     "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # does it run at all
@@ -36,66 +31,14 @@ BYTES = {"as loaded": 4, "fp32": 4, "bf16": 2, "int8": 1}
 GOALS = {"fp32": 1.15, "bf16": 2.0, "int8": 3.0}  # times the best peer in fp32
 
 
-@dataclass
-class Contestant:
-    """A running contestant and what was measured of it so far."""
-
-    name: str
-    task: dict[str, Any]
-    process: subprocess.Popen[str]
-    log: Path
-    seconds: list[float] = field(default_factory=list)
-    ids: str = ""
-    memory: int = 0
-    error: str = ""
-
-    @property
-    def slow(self) -> bool:
-        """Return whether it reads everything again for each id; one round has to do."""
-        return not self.task["cached"]
-
-    def run(self, n_new: int) -> None:
-        """Have it decode; a contestant that dies is out, and says why."""
-        if self.error:
-            return
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            self.process.stdin.write(f"{n_new}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its last words tell
-        line = self.process.stdout.readline()
-        if not line:
-            said = self.log.read_text(errors="replace").strip().splitlines()
-            self.error = (said or ["it died"])[-1]
-            return
-        answer = json.loads(line)
-        self.seconds.append(answer["seconds"])
-        self.ids, self.memory = answer["ids"], answer["memory"]
-
-    def stop(self) -> None:
-        """End its process."""
-        self.process.kill()
-        self.process.communicate()
-
-
 def start(name: str, task: dict[str, Any]) -> Contestant:
-    """Start a contestant; it sets itself up while it is waited for."""
+    """Start a contestant."""
     label = f"{name}, {task['precision']}"
     label += ", compiled" if task["compile"] else "" if task["cached"] else ", no cache"
-    places = [OUT / "packages" / name, ROOT / "src", ROOT / "benchmarks"]
-    log = OUT / f"decoder-{label.replace(', ', '-').replace(' ', '-')}.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(WORKER), json.dumps({**task, "contestant": name})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))},
-        )
-    return Contestant(label, task, process, log)
+    packages = None
+    if name != "ours":
+        packages = BOOK_CACHED if name == "book" and task["cached"] else name
+    return start_program("decoder", label, {**task, "contestant": name}, packages=packages)
 
 
 def contestants(peers: list[str], *, compiled: bool) -> list[tuple[str, dict[str, Any]]]:
@@ -124,7 +67,8 @@ def measure(
         running[-1].run(4)
     for number in range(rounds):
         for contestant in running:
-            if number == 0 or not contestant.slow:
+            # one that reads everything again for each id is slow: one round has to do
+            if number == 0 or contestant.task["cached"]:
                 contestant.run(task["new"])
     for contestant in running:
         contestant.stop()
@@ -144,7 +88,8 @@ def bandwidth(device: str, *, seconds: float = 3.0) -> float:
 
 def row(contestant: Contestant, task: dict[str, Any], read: float) -> dict[str, Any]:
     """Return a contestant's figures."""
-    seconds = statistics.median(contestant.seconds[1:]) if contestant.seconds[1:] else 0.0
+    rounds = contestant.answers[1:]
+    seconds = statistics.median(answer["seconds"] for answer in rounds) if rounds else 0.0
     step = seconds / task["new"]  # the prompt is in it
     weights = 12 * task["layers"] * task["width"] ** 2 + VOCABULARY * task["width"]
     least = weights * BYTES[contestant.task["precision"]] / read
@@ -154,9 +99,9 @@ def row(contestant: Contestant, task: dict[str, Any], read: float) -> dict[str, 
         "tokens_per_second": round(task["rows"] / step, 1) if step else 0.0,
         "ms_per_token": round(1e3 * step, 2),
         "share_of_bandwidth": round(least / step, 3) if step else 0.0,
-        "peak_memory_gb": round(contestant.memory / 1e9, 2),
-        "seconds": contestant.seconds[1:],
-        "ids": contestant.ids,
+        "peak_memory_gb": round(rounds[-1]["memory"] / 1e9, 2) if rounds else 0.0,
+        "seconds": [answer["seconds"] for answer in rounds],
+        "ids": rounds[-1]["ids"] if rounds else "",
         "error": contestant.error,
     }
 
@@ -214,7 +159,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["124M"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[256, 1024])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--compiled", action="store_true", help="ours compiled too")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -225,25 +170,13 @@ def main() -> None:
     if options.loss:
         losses(*options.loss)
         return
-    OUT.mkdir(parents=True, exist_ok=True)
-    peers = []
-    for name in options.peers:
-        fault = install(name)
-        if fault is None:
-            peers.append(name)
-        else:
-            print(f"left out: {name}, which could not be installed ({fault})")
+    options.out.mkdir(parents=True, exist_ok=True)
+    peers = installed(options.peers)
+    if "book" in peers:
+        installed([BOOK_CACHED])
     read = bandwidth(options.device)
-    machine = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "read GB/s": round(read / 1e9, 1),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if value))
+    where = {**machine(options.device), "read GB/s": round(read / 1e9, 1)}
+    show_machine(where)
     results = []
     for shape in options.shapes:
         for context in options.contexts:
@@ -257,7 +190,7 @@ def main() -> None:
                 title = f"{shape}, context {context}, {n_rows} rows, {task['prompt']} ids"
                 show(f"{title} and {task['new']} new ones each", rows)
                 (options.out / "generation.json").write_text(
-                    json.dumps({"machine": machine, "results": results}, indent=1)
+                    json.dumps({"machine": where, "results": results}, indent=1)
                 )
 
 

@@ -8,41 +8,17 @@ alone, without the peers: `PYTHONPATH=src:. python benchmarks/training.py --devi
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from contest import OUT, PEERS, Contestant, installed, machine, show_machine
+from contest import start as start_program
 
-from gptmill.device import RuntimeConfig, pick
 from gptmill.flops import measured_peak, train_flops_per_token
-from peers.worker import shape_of
-from tasks._environment import QUIET
+from peers.trainer import shape_of
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / ".state" / "bench"
-WORKER = ROOT / "benchmarks" / "peers" / "worker.py"
-# a peer's folder of packages that our own environment lacks, and what is put there
-PEERS = {
-    "book": ["llms-from-scratch==1.0.19"],
-    "litgpt": [
-        "litgpt==0.5.13",
-        "lightning<2.7",
-        "pytorch-lightning<2.7",
-        "lightning-utilities",
-        "torchmetrics",
-        "jsonargparse",
-        "huggingface-hub<1",
-        "transformers<5",
-        "tokenizers<0.23",
-    ],
-    "transformers": [],
-}
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "rows": 4, "length": 256},
     "small": {"width": 384, "layers": 6, "heads": 6, "rows": 8, "length": 256},
@@ -62,70 +38,16 @@ LADDER: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@dataclass
-class Contestant:
-    """A running contestant and what was measured of it so far."""
-
-    name: str
-    compiled: bool
-    process: subprocess.Popen[str]
-    seconds: list[list[float]]
-    losses: list[float]
-    memory: int = 0
-    error: str = ""
-
-    def run(self, steps: int) -> None:
-        """Have it do some steps; a contestant that dies is out, and says why."""
-        if self.error:
-            return
-        assert self.process.stdin
-        assert self.process.stdout
-        try:
-            self.process.stdin.write(f"{steps}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its last words tell
-        line = self.process.stdout.readline()
-        if not line:
-            log = OUT / f"{self.name}-{'compiled' if self.compiled else 'eager'}.log"
-            self.error = (log.read_text(errors="replace").strip().splitlines() or ["it died"])[-1]
-            return
-        answer = json.loads(line)
-        self.seconds.append(answer["seconds"])
-        self.losses += answer["losses"]
-        self.memory = answer["memory"]
-
-
-def install(name: str) -> str | None:
-    """Put a peer's packages below .state/bench/, once; return why that failed."""
-    folder = OUT / "packages" / name
-    done = folder.with_suffix(".done")
-    if not PEERS[name] or done.exists():
-        return None
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    found = subprocess.run([*command, *PEERS[name]], capture_output=True, text=True)
-    if found.returncode:
-        return found.stderr.strip().splitlines()[-1]
-    done.touch()
-    return None
-
-
 def start(name: str, task: dict[str, Any]) -> Contestant:
-    """Start a contestant; it sets itself up while it is waited for."""
-    places = [OUT / "packages" / name, ROOT / "src"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(place) for place in places)}
-    if name not in PEERS:
-        environment["THP_MEM_ALLOC_ENABLE"] = QUIET["THP_MEM_ALLOC_ENABLE"]
-    log = (OUT / f"{name}-{'compiled' if task['compile'] else 'eager'}.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(WORKER), json.dumps({**task, "contestant": name})],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=environment,
-    )
-    return Contestant(name, task["compile"], process, [], [])
+    """Start a contestant."""
+    label = f"{name}, {mode(task)}"
+    packages = name if name in PEERS else None
+    return start_program("trainer", label, {**task, "contestant": name}, packages=packages)
+
+
+def mode(task: dict[str, Any]) -> str:
+    """Return how a contestant's model is run."""
+    return "compiled" if task["compile"] else "eager"
 
 
 def measure(
@@ -133,16 +55,15 @@ def measure(
 ) -> list[Contestant]:
     """Run contestants in turn, all of one mode at a time: they have to fit into memory."""
     found = []
-    for mode in modes:
-        here = [start(name, {**task, "compile": mode == "compiled"}) for name in names]
+    for kind in modes:
+        here = [start(name, {**task, "compile": kind == "compiled"}) for name in names]
         for contestant in here:
             contestant.run(2)
         for _ in range(rounds):
             for contestant in here:
                 contestant.run(steps)
         for contestant in here:
-            contestant.process.kill()
-            contestant.process.communicate()
+            contestant.stop()
         found += here
     return found
 
@@ -158,8 +79,7 @@ def ladder(device: str, *, rounds: int, steps: int) -> None:
         contestant = start("ours", task)
         for _ in range(rounds + 1):
             contestant.run(steps)
-        contestant.process.kill()
-        contestant.process.communicate()
+        contestant.stop()
         if contestant.error:
             print(f"{name:40} {contestant.error[:60]}")
             continue
@@ -172,19 +92,20 @@ def ladder(device: str, *, rounds: int, steps: int) -> None:
 
 def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[str, Any]:
     """Return a contestant's figures."""
-    seconds = [second for part in contestant.seconds[1:] for second in part]
+    seconds = [second for answer in contestant.answers[1:] for second in answer["seconds"]]
+    losses = [loss for answer in contestant.answers for loss in answer["losses"]]
     tokens = task["rows"] * task["length"]
     rate = tokens / statistics.median(seconds) if seconds else 0.0
     flops = train_flops_per_token(shape_of(task), task["length"])
     return {
-        "contestant": contestant.name,
-        "mode": "compiled" if contestant.compiled else "eager",
+        "contestant": contestant.task["contestant"],
+        "mode": mode(contestant.task),
         "tokens_per_second": round(rate, 1),
-        "peak_memory_gb": round(contestant.memory / 1e9, 2),
+        "peak_memory_gb": round(contestant.answers[-1]["memory"] / 1e9, 2) if losses else 0.0,
         "share_of_ceiling": round(rate * flops / ceiling, 3),
-        "first_loss": contestant.losses[0] if contestant.losses else None,
-        "last_loss": contestant.losses[-1] if contestant.losses else None,
-        "losses": contestant.losses,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "losses": losses,
         "error": contestant.error,
     }
 
@@ -196,33 +117,20 @@ def main() -> None:
     parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=MEASURED)
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
     parser.add_argument("--ladder", action="store_true", help="what each lever is worth, instead")
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
     options = parser.parse_args()
-    OUT.mkdir(parents=True, exist_ok=True)
     if options.ladder:
         ladder(options.device, rounds=options.rounds, steps=options.steps)
         return
-    names = ["ours", "ours, free"]
-    for name in options.peers:
-        fault = install(name)
-        if fault is None:
-            names.append(name)
-        else:
-            print(f"left out: {name}, which could not be installed ({fault})")
-    machine = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items() if value))
+    options.out.mkdir(parents=True, exist_ok=True)
+    names = ["ours", "ours, free", *installed(options.peers)]
+    where = machine(options.device)
+    show_machine(where)
     results = []
     for precision in options.precisions:
         ceiling = measured_peak(options.device, precision, seconds=2)
@@ -235,7 +143,7 @@ def main() -> None:
             results.append({"shape": shape, "precision": precision, "task": task, "rows": rows})
             show(shape, precision, rows)
             (options.out / "training.json").write_text(
-                json.dumps({"machine": machine, "results": results}, indent=1)
+                json.dumps({"machine": where, "results": results}, indent=1)
             )
     plot(results, options.out)
 
@@ -293,14 +201,6 @@ def plot(results: list[dict[str, Any]], folder: Path) -> None:
         axes.set_xlabel("tokens a second")
     figure.savefig(folder / "training.png")
     print(f"\n{folder}/training.json and training.png")
-
-
-def cpu_name() -> str:
-    """Return the processor's name and what torch may use of it."""
-    runtime = RuntimeConfig(
-        device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
-    )
-    return pick(runtime).model
 
 
 if __name__ == "__main__":

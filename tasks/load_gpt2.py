@@ -29,11 +29,8 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
         str(run.path(params.weights)),
         run.out,
         otherwise=run.input("tokenize") / "tokenizer",
+        classifiers=False,
     )
-    if found.n_classes is not None:
-        raise ValueError(
-            f"{params.weights} is a classifier; fine-tuning starts from a language model"
-        )
     run.show("tensors", tensor_table(load_causal_lm(run.out)))
     files = [{"file": name, "sha256": digest} for name, digest in found.files.items()]
     run.show("files", pd.DataFrame(files))

@@ -83,6 +83,19 @@ def test_every_linear_layer_is_replaced_and_the_model_is_as_it_was(name: str) ->
     assert quantized.transformer.wte.weight is model.transformer.wte.weight
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@torch.no_grad()
+def test_likeliest_ids_of_nearly_one_score_do_not_tie(kind: Kind) -> None:
+    model = model_of(replace(CONFIG, tie_weights=False))
+    head = model.head_weight  # (V, C)
+    head[:40] = 6 * head[0] + torch.arange(40)[:, None] * 1e-6  # too near for bfloat16
+    hidden = torch.sign(head[0]).expand(2, 3, -1)  # (B, T, C)
+    expected, found = model.logits(hidden), quantize(model, kind).logits(hidden)
+    assert expected[0, 0, :40].min() > 16
+    assert len(expected[0, 0, :40].bfloat16().unique()) == 1
+    torch.testing.assert_close(found[..., :40], expected[..., :40], atol=2e-5, rtol=0)
+
+
 def test_int8_weights_are_within_half_a_step_and_zeros_stay() -> None:
     weight = torch.randn(7, 64, generator=torch.Generator().manual_seed(4))
     weight[3] = 0

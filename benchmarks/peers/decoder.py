@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gptmill.model import GPT
-from peers import worker
+from peers import trainer
 
 Decode = Callable[[int], list[list[int]]]
 
@@ -24,7 +24,7 @@ Decode = Callable[[int], list[list[int]]]
 def prompts_of(task: dict[str, Any]) -> Tensor:
     """Return random ids (B, T), the same for every contestant."""
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(worker.VOCABULARY, (task["rows"], task["prompt"]), generator=generator)
+    return torch.randint(trainer.VOCABULARY, (task["rows"], task["prompt"]), generator=generator)
 
 
 def ours(task: dict[str, Any]) -> Decode:
@@ -32,7 +32,7 @@ def ours(task: dict[str, Any]) -> Decode:
     from gptmill.generation import Batch, GenerationConfig, Row
     from gptmill.quantization import quantize
 
-    model = GPT(worker.shape_of(task), generator=torch.Generator().manual_seed(1)).eval()
+    model = GPT(trainer.shape_of(task), generator=torch.Generator().manual_seed(1)).eval()
     model = model.to(task["device"])
     if task["precision"] != "as loaded":
         model = quantize(model, task["precision"])
@@ -50,7 +50,7 @@ def ours(task: dict[str, Any]) -> Decode:
 
 def transformers(task: dict[str, Any]) -> Decode:
     """Hugging Face's generate on the weights that ours starts from."""
-    model: Any = worker.transformers(task).eval().to(_dtype(task))
+    model: Any = trainer.transformers(task).eval().to(_dtype(task))
     model.generation_config.eos_token_id = None
     prompts = prompts_of(task)
 
@@ -73,7 +73,7 @@ def litgpt(task: dict[str, Any]) -> Decode:
     from litgpt.generate.base import batched_generate_fn, generate
 
     torch.manual_seed(1)
-    model: Any = worker.litgpt(task).eval().to(_dtype(task))
+    model: Any = trainer.litgpt(task).eval().to(_dtype(task))
     prompts = prompts_of(task)
     model.set_kv_cache(batch_size=len(prompts), dtype=_dtype(task))
 
@@ -99,36 +99,22 @@ def litgpt(task: dict[str, Any]) -> Decode:
 
 
 def book(task: dict[str, Any]) -> Decode:
-    """Return the book's loop, which reads everything again, or its package's GPT-2 with a cache."""
+    """Return the book's loop, which reads everything again, or its package's with a cache."""
     prompts = prompts_of(task)
-    torch.manual_seed(1)
     if task["cached"]:
+        from llms_from_scratch.kv_cache.generate import generate_text_simple
         from llms_from_scratch.kv_cache.gpt2 import GPTModel
-        from llms_from_scratch.kv_cache.utils import KVCache
+    else:
+        from llms_from_scratch.ch04 import GPTModel, generate_text_simple
 
-        cached: Any = worker.book(task, GPTModel).eval().to(_dtype(task))
+    torch.manual_seed(1)
+    model = trainer.book(task, GPTModel).eval().to(_dtype(task))
 
-        @torch.no_grad()
-        def decode(n_new: int) -> list[list[int]]:
-            # its own loop for a cache calls what only its other models have (1.0.19)
-            cache, cached.current_pos = KVCache(n_layers=task["layers"]), 0
-            ids, found = prompts, []
-            for _ in range(n_new):
-                logits = cached(ids, use_cache=True, cache=cache)
-                ids = logits[:, -1].argmax(dim=-1, keepdim=True)
-                found.append(ids)
-            return torch.cat(found, dim=1).tolist()
-
-        return decode
-    from llms_from_scratch.ch04 import GPTModel, generate_text_simple
-
-    model = worker.book(task, GPTModel).eval().to(_dtype(task))
-
-    def decode_again(n_new: int) -> list[list[int]]:
+    def decode(n_new: int) -> list[list[int]]:
         found = generate_text_simple(model, prompts, n_new, task["length"])
         return found[:, prompts.size(1) :].tolist()
 
-    return decode_again
+    return decode
 
 
 def _dtype(task: dict[str, Any]) -> torch.dtype:
@@ -153,7 +139,7 @@ def main() -> None:
         answer = {
             "seconds": seconds,
             "ids": hashlib.sha256(str(found).encode()).hexdigest()[:12],
-            "memory": worker.peak_memory(task["device"]),
+            "memory": trainer.peak_memory(task["device"]),
         }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

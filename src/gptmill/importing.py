@@ -87,16 +87,19 @@ def import_model(
     revision: str | None = None,
     n_heads: int | None = None,
     dtype: torch.dtype = torch.float32,
+    classifiers: bool = True,
 ) -> Imported:
     """Read a model from `source` and write it to the folder `out`, which is whole or absent.
 
     `source` is a path, or an id on the hub with its `revision`, a whole commit hash.
     `tokenizer` is a folder with one, in place of the source's own; `otherwise` is one for a
     source without. `n_heads` is for a book's file of a width that GPT-2 does not have. Weights
-    are rounded to `dtype`.
+    are rounded to `dtype`. Without `classifiers`, a model that is one is refused.
     """
     path = _place(source, revision)
     found = _open(path, n_heads)
+    if found.n_classes is not None and not classifiers:
+        raise ValueError(f"{source} is a classifier; allowed here is a language model")
     given = tokenizer or (otherwise if found.tokenizer is None else None)
     known = _tokenizer(found, source, given)
     _check(found)

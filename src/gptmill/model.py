@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptmill.attention import attend
 from gptmill.kv_cache import Cache, KVCache
 from gptmill.rope import RopeScaling, Rotation, frequencies
 
@@ -129,7 +130,6 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.drop_rate = config.drop_rate
-        self.shared = config.n_kv_heads < config.n_heads
         kv_width = config.n_kv_heads * config.head_dim
         self.widths = (config.emb_dim, kv_width, kv_width)  # of queries, keys and values
         self.c_attn = nn.Linear(config.emb_dim, sum(self.widths), bias=config.qkv_bias)
@@ -153,14 +153,12 @@ class Attention(nn.Module):
             query, key = turned.tensor_split([turned.size(1) - value.size(1)], dim=1)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
-        mixed = F.scaled_dot_product_attention(
+        mixed = attend(
             query,
             key.to(query.dtype),
             value.to(query.dtype),
-            attn_mask=mask,
-            dropout_p=self.drop_rate if self.training else 0.0,
-            is_causal=mask is None and length > 1,
-            enable_gqa=self.shared,
+            mask=mask,
+            dropout=self.drop_rate if self.training else 0.0,
         )  # (B, H, T, D)
         mixed = self.c_proj(mixed.transpose(1, 2).reshape(rows, length, width))  # (B, T, C)
         return F.dropout(mixed, self.drop_rate, self.training)

@@ -10,7 +10,10 @@ layers, norms, embeddings and the cache stay as they are.
 - int8: weights rounded to 255 steps of each output channel's largest (absmax, symmetric), and what
   is multiplied with them to bfloat16. Activations are not quantized, so nothing is calibrated.
 
-Letters: N outputs, K inputs.
+Both round logits to bfloat16 too, in which ids of nearly one score tie: those of the likeliest ids
+are computed once more with the head's weights as they were.
+
+Letters: N outputs, K inputs, C embedding width, V vocabulary.
 """
 
 import copy
@@ -27,6 +30,7 @@ Kind = Literal["fp32", "bf16", "int8"]
 INT8_LIMIT = 127
 INT8_WIDTH = 32  # torch's int8 kernel reads past the end of other widths than multiples (2.13)
 INT8_ROWS = 16  # above so many rows the weights are unpacked once, and oneDNN multiplies faster
+SHORTLIST = 64  # ids whose logits are computed once more, exactly
 
 
 def quantize(model: GPT, kind: Kind) -> GPT:
@@ -40,19 +44,23 @@ def quantize(model: GPT, kind: Kind) -> GPT:
     assert not model.training, "a quantized model does not learn"
     quantized = _converted(model, kind)
     assert isinstance(quantized, GPT)
-    if model.lm_head is None:
-        quantized.lm_head = _layer(model.transformer.wte.weight, None, kind)
+    weight = model.head_weight.detach()
+    head = _layer(weight, None, kind)
+    quantized.lm_head = head if kind == "fp32" else ShortlistHead(head, weight)
     return quantized
 
 
 def _converted(module: nn.Module, kind: Kind) -> nn.Module:
-    """Return a copy of the tree of modules, with other linear layers and the same parameters."""
+    """Return a copy of the tree of modules, with other linear layers and the same parameters.
+
+    The head is left out.
+    """
     if isinstance(module, nn.Linear):
         return _layer(module.weight, module.bias, kind)
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
     twin._modules = {
-        name: None if child is None else _converted(child, kind)
+        name: None if child is None or name == "lm_head" else _converted(child, kind)
         for name, child in module._modules.items()
     }
     return twin
@@ -131,3 +139,23 @@ class Int8Linear(nn.Module):
             out = F.linear(rows, self.weight.bfloat16()) * self.scales
         out = out.to(x.dtype).view(*x.shape[:-1], -1)  # (..., N)
         return out if self.bias is None else out + self.bias
+
+
+class ShortlistHead(nn.Module):
+    """A head (V, C) in few bits that scores the likeliest ids exactly.
+
+    In bfloat16 a logit of 16 to 32 has steps of 1/8, and a greedy choice among ids that are closer
+    would be one of their numbers.
+    """
+
+    def __init__(self, layer: nn.Module, weight: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (..., V) of x (..., C), in float32."""
+        logits: Tensor = self.layer(x).float()
+        ids = logits.topk(min(SHORTLIST, logits.size(-1))).indices  # (..., S)
+        exact = self.weight[ids].float() @ x.float().unsqueeze(-1)  # (..., S, 1)
+        return logits.scatter(-1, ids, exact.squeeze(-1))
