@@ -119,6 +119,34 @@ def test_each_row_has_its_own_config_and_stop_ids_and_joins_when_it_comes() -> N
     assert [row.ended for row in begun] == ["stop", "length", "length"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_prompt_does_not_hold_up_the_others(family: str) -> None:
+    model = babbler(64, family)
+    brief, other, long, joining = (
+        Row.begin(prompt, config, stop_ids=(), seed=3)
+        for prompt, config in [
+            ([5, 6, 7], greedy(4)),
+            ([9], DRAWN),
+            (list(range(41)), DRAWN),
+            ([8, 9], greedy(70)),  # past the context
+        ]
+    )
+    batch = Batch(model, 4, 64, read_beside=8)
+    batch.join([brief, other])
+    batch.step()
+    batch.join([long, joining])
+    while not long.new_ids:
+        before = len(other.new_ids)
+        batch.step()
+        assert len(other.new_ids) == before + 1
+    assert brief.ended == "length"  # and left while the long one was being read
+    assert len(joining.new_ids) == 6, "40 ids, 8 a step, one of them spent on the other that came"
+    batch.run([])
+    for row in (brief, other, long, joining):
+        alone = Row.begin(row.ids[: row.n_prompt], row.config, stop_ids=(), seed=3)
+        assert row.new_ids == uncached(model, alone)
+
+
 @pytest.mark.parametrize("config", [greedy(20), DRAWN], ids=["greedy", "drawn"])
 def test_what_is_streamed_is_what_is_generated(config: GenerationConfig) -> None:
     model = babbler(16)

@@ -79,5 +79,5 @@ def _decided(
 def _go_on(reader: Reader[Reading], going: Sequence[Candidate]) -> None:
     """Let the beams be those that go on, each with its new id."""
     rows = reader.rows
-    reader.cache.reorder([beam for _, beam, _ in going])
-    reader.rows = [Reading([*rows[beam].ids, new], rows[beam].start) for _, beam, new in going]
+    found = [Reading([*rows[beam].ids, new], rows[beam].start) for _, beam, new in going]
+    reader.replace(found, [beam for _, beam, _ in going])

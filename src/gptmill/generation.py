@@ -78,13 +78,14 @@ class Batch(Reader[Row]):
     """Rows that are decoded together, each by its own config; they may join at any step."""
 
     def step(self) -> list[tuple[Row, int]]:
-        """Choose the next id of each row and return those that go on, or end, with a new one.
+        """Choose the next id of each row that is ready; return those with a new id to show.
 
         Rows that have ended leave.
         """
-        rows = list(self.rows)
+        logits = self.next_logits()
+        rows = self.rows[: self.n_ready]
         chosen = choose(
-            self.next_logits(),
+            logits,
             [row.config for row in rows],
             [row.ids for row in rows],
             [row.draws for row in rows],

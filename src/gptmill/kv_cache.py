@@ -95,14 +95,12 @@ class KVCache:
         part.lengths = self.lengths[first:last]
         return part
 
-    def remove(self, row: int) -> None:
-        """Drop a row; the last one takes its place."""
-        last, length = len(self.lengths) - 1, self.lengths[-1]
-        if row < last:
-            self.keys[:, row, :, :length] = self.keys[:, last, :, :length]
-            self.values[:, row, :, :length] = self.values[:, last, :, :length]
-            self.lengths[row] = length
-        self.lengths.pop()
+    def move(self, source: int, target: int) -> None:
+        """Let one row become a copy of another."""
+        length = self.lengths[source]
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.lengths[target] = length
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row n become a copy of what row `rows[n]` is, for each n."""

@@ -11,7 +11,6 @@ Letters: B rows, T positions, V vocabulary.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Generic, TypeVar
 
 import torch
@@ -37,15 +36,28 @@ Row = TypeVar("Row", bound=Reading)
 class Reader(Generic[Row]):
     """Up to `n_rows` rows that share a cache of `capacity` positions each.
 
-    Rows join and leave between two steps. With `compiled`, a step is compiled once in shapes that
-    never change, on a GPU as a CUDA graph: worth it where a reader lives for many steps.
+    Rows join and leave between two steps; those whose prompts are read come first, `n_ready` of
+    them. A prompt is read as a whole, unless `read_beside` bounds the ids that a step reads beside
+    rows that go on, so that a long prompt does not hold them up. With `compiled`, a step is
+    compiled once in shapes that never change, on a GPU as a CUDA graph: worth it where a reader
+    lives for many steps.
     """
 
-    def __init__(self, model: GPT, n_rows: int, capacity: int, *, compiled: bool = False):
+    def __init__(
+        self,
+        model: GPT,
+        n_rows: int,
+        capacity: int,
+        *,
+        read_beside: int | None = None,
+        compiled: bool = False,
+    ):
         assert not model.training, "dropout would change what is generated"
         self.model = model
         self.n_rows = n_rows
+        self.read_beside = read_beside
         self.rows: list[Row] = []
+        self.n_ready = 0
         self.device = model.transformer.wte.weight.device
         self.cache = model.new_cache(n_rows, min(capacity, model.config.context_length))
         self.cache.lengths = []
@@ -61,58 +73,109 @@ class Reader(Generic[Row]):
             self.cache.lengths.append(0)
 
     def leave(self, row: Row) -> None:
-        """Let a row go; the last one takes its place."""
+        """Let a row go; the last one of its kind, ready or not, takes its place."""
         place = next(place for place, other in enumerate(self.rows) if other is row)
-        self.cache.remove(place)
-        self.rows[place] = self.rows[-1]
+        if place < self.n_ready:
+            self.n_ready -= 1
+            self._move(self.n_ready, place)
+            place = self.n_ready
+        self._move(len(self.rows) - 1, place)
         self.rows.pop()
+        self.cache.lengths.pop()
+
+    def replace(self, rows: Sequence[Row], sources: Sequence[int]) -> None:
+        """Let the rows be these, each the one that was at its source with another id behind it."""
+        assert self.n_ready == len(self.rows), "rows that are being read have no other id"
+        self.cache.reorder(sources)
+        self.rows = list(rows)
+        self.n_ready = len(rows)
 
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
-        """Read all that is unread and return the logits (B, V) of what follows each row."""
+        """Read on and return the logits (B, V) of what follows each row that is ready."""
+        self._read_what_outgrew_the_context()
+        self._read_prompts()
+        ready = self.n_ready
+        last = torch.tensor([row.ids[-1] for row in self.rows[:ready]], device=self.device)  # (B,)
+        if self._step is not None:
+            return self._static_step(last)
+        part = self.cache.part(0, ready)
+        logits: Tensor = self.model(last[:, None], part)[:, -1].float()  # (B, V)
+        self.cache.lengths[:ready] = part.lengths
+        return logits
+
+    def _read_what_outgrew_the_context(self) -> None:
         context = self.model.config.context_length
-        for place, row in enumerate(self.rows):
+        for place, row in enumerate(self.rows[: self.n_ready]):
             if len(row.ids) - row.start > context:
                 row.start = len(row.ids) - max(1, context // 2)
                 self.cache.lengths[place] = 0
-        self._read_all_but_the_last()
-        last = torch.tensor([row.ids[-1] for row in self.rows], device=self.device)  # (B,)
-        if self._step is not None:
-            return self._static_step(last)
-        logits: Tensor = self.model(last[:, None], self.cache)[:, -1].float()  # (B, V)
-        return logits
-
-    def _read_all_but_the_last(self) -> None:
-        """Read rows that have more than one unread id; neighbours of one length together."""
-        unread = [
-            row.ids[row.start + seen : -1]
-            for row, seen in zip(self.rows, self.cache.lengths, strict=True)
-        ]
         first = 0
-        for length, group in groupby(unread, key=len):
-            ids = list(group)
-            if length:
-                self._read(ids, first)
-            first += len(ids)
+        while first < self.n_ready:
+            end, unread = self._together(first, self.n_ready)
+            self._read(first, end, unread)
+            first = end
 
-    def _read(self, rows: Sequence[list[int]], first: int) -> None:
-        """Read ids of equal number for the rows from `first` on, a bounded number at once."""
-        assert not any(self.cache.lengths[first : first + len(rows)]), "rows are read from 0"
-        part = self.cache.part(first, first + len(rows))
-        ids = torch.tensor(rows, device=self.device)  # (B, T)
-        for chunk in torch.split(ids, max(1, READ_AT_ONCE // len(rows)), dim=1):
+    def _read_prompts(self) -> None:
+        """Read prompts in the order of their rows, as much as a step may."""
+        room = self.read_beside
+        while (first := self.n_ready) < len(self.rows):
+            end, unread = self._together(first, len(self.rows))
+            n_new = unread
+            if room is not None and first:
+                n_new = min(unread, max(1, room // (end - first)))
+                room -= n_new * (end - first)
+            self._read(first, end, n_new)
+            if n_new < unread:
+                return
+            self.n_ready = end
+
+    def _together(self, first: int, last: int) -> tuple[int, int]:
+        """Return the end of the rows that are read together with the first, and their unread ids.
+
+        The last id of each is left for the step.
+        """
+
+        def state(place: int) -> tuple[int, int]:
+            row, stored = self.rows[place], self.cache.lengths[place]
+            return stored, len(row.ids) - row.start - stored - 1
+
+        end = first + 1
+        while end < last and state(end) == state(first):
+            end += 1
+        return end, state(first)[1]
+
+    def _read(self, first: int, end: int, n_new: int) -> None:
+        """Read the next ids of rows that are at the same position, a bounded number at once."""
+        if not n_new:
+            return
+        part = self.cache.part(first, end)
+        begins = [row.start + part.lengths[0] for row in self.rows[first:end]]
+        rows = zip(self.rows[first:end], begins, strict=True)
+        unread = [row.ids[begin : begin + n_new] for row, begin in rows]
+        ids = torch.tensor(unread, device=self.device)  # (B, T)
+        for chunk in torch.split(ids, max(1, READ_AT_ONCE // len(ids)), dim=1):
             self.model.hidden(chunk, part)
-        self.cache.lengths[first : first + len(rows)] = part.lengths
+        self.cache.lengths[first:end] = part.lengths
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self.rows[target] = self.rows[source]
+            self.cache.move(source, target)
 
     def _static_step(self, last: Tensor) -> Tensor:
-        """Read one id a row in the compiled step; rows not in use are read at position 0."""
+        """Read one id a row in the compiled step.
+
+        Rows that are not ready are read too, where their own next ids will be stored.
+        """
         assert self._step is not None
         ids = torch.zeros(self.n_rows, dtype=torch.long, device=self.device)
         ids[: len(last)] = last
         unused = [0] * (self.n_rows - len(self.rows))
         positions = torch.tensor([*self.cache.lengths, *unused], device=self.device)
         logits = self._step(ids, positions)[: len(last)].float()  # (B, V)
-        self.cache.lengths = [length + 1 for length in self.cache.lengths]
+        for place in range(len(last)):
+            self.cache.lengths[place] += 1
         return logits
 
 

@@ -57,9 +57,14 @@ class Speech:
 class Talk:
     """Speeches that are decoded together; they join and leave between two steps."""
 
-    def __init__(self, model: GPT, n_rows: int, capacity: int, *, compiled: bool = False) -> None:
-        """Make room for `n_rows` speeches of up to `capacity` ids, prompt and continuation."""
-        self._batch = Batch(model, n_rows, capacity, compiled=compiled)
+    def __init__(
+        self, model: GPT, n_rows: int, capacity: int, *, read_beside: int | None = None
+    ) -> None:
+        """Make room for `n_rows` speeches of up to `capacity` ids, prompt and continuation.
+
+        `read_beside`: see reader.py.
+        """
+        self._batch = Batch(model, n_rows, capacity, read_beside=read_beside)
         self._speeches: dict[int, Speech] = {}  # by their rows
 
     @property
@@ -78,11 +83,13 @@ class Talk:
         self._batch.leave(speech.row)
 
     def step(self) -> list[tuple[Speech, Piece]]:
-        """Add one id to each speech; those that have ended leave."""
+        """Add one id to each speech whose prompt is read by now; those that have ended leave."""
         rows = list(self._batch.rows)
         new_ids = {id(row): new for row, new in self._batch.step()}
         found = []
         for row in rows:
+            if id(row) not in new_ids and not row.ended:
+                continue  # its prompt is being read
             speech = self._speeches[id(row)]
             piece = speech.take(new_ids.get(id(row)))
             found.append((speech, piece))

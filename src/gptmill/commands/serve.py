@@ -17,6 +17,8 @@ from gptmill.commands.frame import note
 if TYPE_CHECKING:
     from gptmill.serving.server import Admission
 
+READ_BESIDE = 256  # ids of prompts in a step: what answers under way wait for
+
 HELP = "serve a model to OpenAI's clients, with a page to chat on"
 
 
@@ -101,7 +103,7 @@ def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:
     )
     capacity = min(context, limits.max_prompt_tokens + limits.max_new_tokens)
     at_once, max_waiting = arguments.at_once, arguments.max_waiting
-    open_talk = partial(Talk, speaker.model, at_once, capacity)
+    open_talk = partial(Talk, speaker.model, at_once, capacity, read_beside=READ_BESIDE)
     server.run(
         speaker,
         bound,

@@ -2,6 +2,7 @@
 
 Up to `at_once` answers are decoded together, a step of the model for all of them at a time;
 they join and leave as they come, so that a short answer need not wait for the end of a long one.
+A prompt is read in parts, one a step, so that a long one does not hold up the others' answers.
 What is drawn for each depends on its own seed and not on the others. Behind them at most
 `max_waiting` requests wait.
 """
@@ -136,10 +137,9 @@ class Worker:
         by_speech = dict(found)
         with self._changed:
             for job in list(self._jobs):
-                pieces = [by_speech[speech] for speech in job.going]
-                ended = [piece.finish is not None for piece in pieces]
-                _tell(job, pieces)
-                job.going = [s for s, end in zip(job.going, ended, strict=True) if not end]
+                pieces = {s: by_speech[s] for s in job.going if s in by_speech}
+                _tell(job, list(pieces.values()))
+                job.going = [s for s in job.going if s not in pieces or not pieces[s].finish]
                 if not (job.going or job.waiting):
                     self._jobs.remove(job)
                     _tell(job, None)
