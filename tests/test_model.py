@@ -107,11 +107,11 @@ def test_rows_of_a_cache_differ_in_length_and_leave_and_change_places() -> None:
         torch.testing.assert_close(both[1, 0], model(append(short[:5], 2))[0, -1])
         cache.reorder([1, 0, 1])
         assert cache.lengths == [6, 13, 6]
-        cache.move(2, 0)
+        cache.swap(0, 1)
         cache.lengths.pop()
         again = model(torch.tensor([[3], [4]]), cache)
-        torch.testing.assert_close(again[0, 0], model(append(short[:5], 2, 3))[0, -1])
-        torch.testing.assert_close(again[1, 0], model(append(long, 1, 4))[0, -1])
+        torch.testing.assert_close(again[0, 0], model(append(long, 1, 3))[0, -1])
+        torch.testing.assert_close(again[1, 0], model(append(short[:5], 2, 4))[0, -1])
 
 
 def append(ids: Tensor, *more: int) -> Tensor:

@@ -95,12 +95,12 @@ class KVCache:
         part.lengths = self.lengths[first:last]
         return part
 
-    def move(self, source: int, target: int) -> None:
-        """Let one row become a copy of another."""
-        length = self.lengths[source]
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
-        self.lengths[target] = length
+    def swap(self, one: int, other: int) -> None:
+        """Let two rows change places."""
+        used = max(self.lengths[one], self.lengths[other])
+        for stored in (self.keys, self.values):
+            stored[:, [one, other], :, :used] = stored[:, [other, one], :, :used]
+        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Let row n become a copy of what row `rows[n]` is, for each n."""

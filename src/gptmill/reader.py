@@ -73,13 +73,13 @@ class Reader(Generic[Row]):
             self.cache.lengths.append(0)
 
     def leave(self, row: Row) -> None:
-        """Let a row go; the last one of its kind, ready or not, takes its place."""
+        """Let a row go; of the others, those that are ready stay first."""
         place = next(place for place, other in enumerate(self.rows) if other is row)
         if place < self.n_ready:
             self.n_ready -= 1
-            self._move(self.n_ready, place)
+            self._swap(self.n_ready, place)
             place = self.n_ready
-        self._move(len(self.rows) - 1, place)
+        self._swap(len(self.rows) - 1, place)
         self.rows.pop()
         self.cache.lengths.pop()
 
@@ -117,9 +117,11 @@ class Reader(Generic[Row]):
             first = end
 
     def _read_prompts(self) -> None:
-        """Read prompts in the order of their rows, as much as a step may."""
+        """Read prompts, those with the least to read first, as much as a step may."""
         room = self.read_beside
         while (first := self.n_ready) < len(self.rows):
+            places = range(first, len(self.rows))
+            self._swap(first, min(places, key=lambda place: self._state(place)[1]))
             end, unread = self._together(first, len(self.rows))
             n_new = unread
             if room is not None and first:
@@ -131,19 +133,16 @@ class Reader(Generic[Row]):
             self.n_ready = end
 
     def _together(self, first: int, last: int) -> tuple[int, int]:
-        """Return the end of the rows that are read together with the first, and their unread ids.
-
-        The last id of each is left for the step.
-        """
-
-        def state(place: int) -> tuple[int, int]:
-            row, stored = self.rows[place], self.cache.lengths[place]
-            return stored, len(row.ids) - row.start - stored - 1
-
-        end = first + 1
-        while end < last and state(end) == state(first):
+        """Return the end of the rows that are read like the first, and how many ids of each."""
+        state, end = self._state(first), first + 1
+        while end < last and self._state(end) == state:
             end += 1
-        return end, state(first)[1]
+        return end, state[1]
+
+    def _state(self, place: int) -> tuple[int, int]:
+        """Return how many ids of a row are stored, and how many are to be read before its last."""
+        row, stored = self.rows[place], self.cache.lengths[place]
+        return stored, len(row.ids) - row.start - stored - 1
 
     def _read(self, first: int, end: int, n_new: int) -> None:
         """Read the next ids of rows that are at the same position, a bounded number at once."""
@@ -158,10 +157,10 @@ class Reader(Generic[Row]):
             self.model.hidden(chunk, part)
         self.cache.lengths[first:end] = part.lengths
 
-    def _move(self, source: int, target: int) -> None:
-        if source != target:
-            self.rows[target] = self.rows[source]
-            self.cache.move(source, target)
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
+            self.cache.swap(one, other)
 
     def _static_step(self, last: Tensor) -> Tensor:
         """Read one id a row in the compiled step.
