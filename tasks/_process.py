@@ -27,12 +27,32 @@ class Terminated(BaseException):
 
 
 def raise_on_sigterm() -> None:
-    """Turn SIGTERM into `Terminated`, so that `finally` blocks run and records are closed."""
+    """Turn SIGTERM into `Terminated`, so that `finally` blocks run and records are closed.
+
+    Python swallows what is raised while it takes an object apart (`__del__`, a weak reference's
+    callback), and reports it to `sys.unraisablehook`. A signal that met such a moment is sent
+    again, and so is Ctrl-C.
+    """
 
     def handler(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated(number)
 
+    usual = sys.unraisablehook
+
+    def send_again(swallowed: "sys.UnraisableHookArgs") -> None:
+        if isinstance(swallowed.exc_value, Terminated):
+            signal.signal(signal.SIGTERM, handler)
+            number = signal.SIGTERM
+        elif isinstance(swallowed.exc_value, KeyboardInterrupt):
+            number = signal.SIGINT
+        else:
+            usual(swallowed)
+            return
+        # a little later: what is raised in here would be swallowed too
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = send_again
     signal.signal(signal.SIGTERM, handler)
 
 
