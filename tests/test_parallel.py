@@ -55,7 +55,9 @@ def start(folder: Path, *names: str, size: int = 2) -> list[subprocess.Popen[str
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
     path = os.pathsep.join(str(ROOT / part) for part in ("src", "tests", ""))
     base = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
-    warnings = ["-W", "error", "-W", "ignore:`torch.jit.script_method` is deprecated"]
+    inductors = "ignore:`torch.jit.script_method` is deprecated"
+    dynamos = "ignore:The .grad attribute of a Tensor"  # of sharded weights, which it looks at
+    warnings = ["-W", "error", "-W", inductors, "-W", dynamos]
     command = [sys.executable, *warnings, str(ROOT / "tests/ranks.py"), str(folder), *names]
     ranks = [
         {"RANK": str(r), "LOCAL_RANK": str(r), **place} if size > 1 else {} for r in range(size)
