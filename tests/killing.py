@@ -6,6 +6,7 @@ tests/test_kill.py has a fixed plan.
 """
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -24,6 +25,7 @@ from typing import Any
 
 import psutil
 from ruamel.yaml import YAML
+from safetensors import safe_open
 
 from gptmill.files import sha256
 from project import Project, commit, tiny_project
@@ -174,7 +176,7 @@ class Chain:
     def kill(self, kill: Kill) -> None:
         """Run the stage and kill it at the moment that is asked for; once more where it ended."""
         for again in range(5):
-            if kill.moment in ("step", "evaluation", "save") and self._left() < 2:
+            if kill.moment in ("step", "evaluation", "save") and self.left() < 2:
                 self.finish()
             held = self.held()
             attempt = self._attempt(replace(kill, wait=kill.wait if not again else kill.wait / 2))
@@ -194,25 +196,37 @@ class Chain:
         assert attempt.status == 0, attempt.output
         self._compare()
 
-    def held(self) -> int:
-        """Return the step of the newest finished state on disk; 0 without one."""
+    def held(self) -> tuple[int, bool]:
+        """Return the step of the newest finished state on disk, and whether it owes its record.
+
+        It does where it was saved between the step's update and its record, as a signal in an
+        evaluation does. Without a state: step 0, which owes nothing.
+        """
+        step, path = self._newest()
+        if path is None:
+            return 0, False
+        with safe_open(path, "pt") as file:
+            record = json.loads(file.metadata()["record"])
+        return step, record["course"]["open"] is not None
+
+    def left(self) -> int:
+        """Return how many steps the newest finished state has still to go."""
+        return self.steps - self._newest()[0]
+
+    def _newest(self) -> tuple[int, Path | None]:
         seals = (self.project.root / ".state" / self.stage).glob("*/step-*.sha256")
-        states = (int(path.stem.removeprefix("step-")) for path in seals)
-        return max(states, default=0)
+        states = ((int(path.stem.removeprefix("step-")), path) for path in seals)
+        step, seal = max(states, default=(0, None))
+        return step, seal and seal.with_suffix(".safetensors")
 
-    def _left(self) -> int:
-        return self.steps - self.held()
-
-    def _check(self, attempt: Attempt, held: int) -> None:
+    def _check(self, attempt: Attempt, before: tuple[int, bool]) -> None:
         """Check that the attempt went on from the newest state, and count its steps."""
         done = attempt.steps
+        held, owes = before
         if done:
             words = f"goes on from step {held} of {self.steps}"
-            # a state saved between a step's update and its record still owes the record; between
-            # them lies an evaluation, or at any other step no more than the moment of a signal
-            told = held in self._done
-            owing = held > 0 and (not told or held % self.every == 0 or held == self.steps)
-            assert done[0] == held + 1 or (owing and done[0] == held), (done, held, attempt.output)
+            first = held if owes else held + 1
+            assert done[0] == first, (done, before, attempt.output)
             assert (words in attempt.output) == (held > 0), (held, attempt.output)
             assert done == list(range(done[0], done[-1] + 1))
         assert "Traceback" not in attempt.output, attempt.output
@@ -377,7 +391,7 @@ class Watch:
 
         A training that was finished before makes no step: then after its start.
         """
-        finished = self.chain.held() == self.chain.steps
+        finished = self.chain.left() == 0
 
         def over() -> bool:
             return self._seen("start") if finished else self._last_step() == self.chain.steps
