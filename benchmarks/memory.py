@@ -14,66 +14,29 @@ import time
 import torch
 
 from gptmill import head_loss
-from gptmill.course import Plan, StoppingConfig
-from gptmill.device import RuntimeConfig, pick
-from gptmill.guard import GuardConfig
-from gptmill.model import GPT, SIZES, GPTConfig
-from gptmill.objectives import LANGUAGE, Batch
-from gptmill.optimizers import OptimizerConfig
-from gptmill.training import Trainer
+from peers import trainer
 
-IDS, LENGTH, ROWS, TARGETS = 50_257, 512, 2, 8192
+TASK = {
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "rows": 2,
+    "length": 512,
+    "drop_rate": 0.1,
+    "device": "cpu",
+    "precision": "bf16",
+    "compile": False,
+    "deterministic": True,
+}
+TARGETS = 8192
 WHOLE = 2**62
 CASES = ("step", "step, recomputed", "step, a row at a time", "head whole", "head in parts")
 
 
-def batch(index: int) -> Batch:
-    """Return random windows."""
-    ids = torch.randint(IDS, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(index))
-    return ids[:, :-1], ids[:, 1:]
-
-
 def step(*, recompute: bool, micro_batch: int | None) -> str:
     """Train two steps; return the last loss."""
-    runtime = RuntimeConfig(
-        device="cpu", precision="bf16", compile=False, micro_batch="auto", recompute=recompute
-    )
-    model = GPT(
-        GPTConfig(
-            **SIZES["gpt2-small"]._asdict(),
-            vocab_size=IDS,
-            context_length=LENGTH,
-            drop_rate=0.1,
-            qkv_bias=True,
-            tie_weights=True,
-        ),
-        generator=torch.Generator().manual_seed(1),
-    )
-    optimizer = OptimizerConfig(
-        name="adamw",
-        schedule="cosine",
-        final_learning_rate=0.1,
-        warmup=0.0,
-        decay=0.2,
-        weight_decay=0.1,
-        beta_1=0.9,
-        beta_2=0.95,
-        clip_norm=1.0,
-        muon_momentum=0.95,
-    )
-    plan = Plan(
-        steps=2,
-        learning_rate=1e-3,
-        optimizer=optimizer,
-        seed=1,
-        evaluate_every=2,
-        sample_every=0,
-        stopping=StoppingConfig(patience=0, keep="last"),
-        guard=GuardConfig(spike=0, action="skip", limit=1),
-        micro_batch=micro_batch,
-    )
-    steps = list(Trainer(model, LANGUAGE, batch, plan=plan, device=pick(runtime)).steps())
-    return f"loss {steps[-1].loss!r}"
+    train = trainer.ours({**TASK, "recompute": recompute, "micro_batch": micro_batch})
+    return f"loss {[train(0), train(1)][-1]!r}"
 
 
 def head(largest: int) -> str:
@@ -81,9 +44,9 @@ def head(largest: int) -> str:
     head_loss.LARGEST = largest
     torch.manual_seed(1)
     hidden = torch.randn(TARGETS, 768, requires_grad=True)
-    weight = torch.randn(IDS, 768).mul_(0.02).requires_grad_()
+    weight = torch.randn(trainer.VOCABULARY, 768).mul_(0.02).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head_loss.head_loss(hidden, weight, torch.randint(IDS, (TARGETS,)))
+        loss = head_loss.head_loss(hidden, weight, torch.randint(trainer.VOCABULARY, (TARGETS,)))
     to_hidden, to_weight = torch.autograd.grad(loss, (hidden, weight))
     norms = ", ".join(f"{gradient.norm().item():.6f}" for gradient in (to_hidden, to_weight))
     return f"loss {loss.item() / TARGETS:.6f}, norms of the gradients {norms}"

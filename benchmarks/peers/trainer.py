@@ -34,7 +34,7 @@ def shape_of(task: dict[str, Any]) -> GPTConfig:
         emb_dim=task["width"],
         n_layers=task["layers"],
         n_heads=task["heads"],
-        drop_rate=0.0,
+        drop_rate=task.get("drop_rate", 0.0),
         qkv_bias=True,
         tie_weights=True,
     )
@@ -62,7 +62,7 @@ def ours(task: dict[str, Any]) -> Step:
         precision=task["precision"],
         compile=task["compile"],
         micro_batch="auto",
-        recompute=False,
+        recompute=task.get("recompute", False),
     )
     device = pick(runtime)
     torch.use_deterministic_algorithms(task["deterministic"])
@@ -89,7 +89,7 @@ def ours(task: dict[str, Any]) -> Step:
         sample_every=0,
         stopping=StoppingConfig(patience=0, keep="last"),
         guard=GuardConfig(spike=0, action="skip", limit=1),
-        micro_batch=None,
+        micro_batch=task.get("micro_batch"),
     )
     trainer = Trainer(
         model, LANGUAGE, lambda number: batch_at(number, task), plan=plan, device=device
