@@ -15,7 +15,7 @@ from flows.sweeps.params import Changes, edited, shown
 from gptmill.files import write_text
 from tasks import _project
 from tasks._environment import ROOT
-from tasks._stage import validated
+from tasks._params import validated
 
 
 class Base(BaseModel):

@@ -1,11 +1,10 @@
-"""What all stages share, once: params section, checked inputs, MLflow run, output folder, failure.
+"""What all stages share, once: their params, checked inputs, MLflow run, output folder, failure.
 
 A stage file declares a `Section` and a function under `@stage`; everything that is not
 about that stage is here.
 """
 
 import importlib
-import json
 import math
 import os
 import re
@@ -14,13 +13,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from gptmill.device import Device, RuntimeConfig, device_name, pick
 from gptmill.files import atomic_folder, write_json
@@ -29,6 +28,7 @@ from gptmill.signals import uninterrupted
 from gptmill.state import StateStore
 from tasks import _project, _ranks, _resume
 from tasks._environment import ROOT
+from tasks._params import checked
 from tasks._progress import Meter
 from tasks._receipt import tell
 from tasks._tracking import MODEL_TAG, SWEEP_VARIABLE, StageRun
@@ -77,55 +77,6 @@ def load(name: str) -> Stage[Any]:
     found = getattr(importlib.import_module(f"tasks.{name}"), name)
     assert isinstance(found, Stage)
     return found
-
-
-T = TypeVar("T")
-
-
-def checked(kind: type[T], section: str) -> T:
-    """Return a section of params.yaml as `kind`. Raises ValueError, one line a mistake."""
-    content = _project.params()
-    if section not in content:
-        raise ValueError(f"params.yaml has no section `{section}`")
-    return validated(kind, content[section], file="params.yaml", section=section)
-
-
-def validated(kind: type[T], content: Any, *, file: str, section: str = "") -> T:
-    """Return what a file holds, or a section of it, as `kind`.
-
-    Raises ValueError, one line a mistake.
-    """
-    try:
-        # through JSON, whose strict mode takes mappings for dataclasses and lists for tuples
-        adapter = _adapter(cast("Any", kind))  # a type is hashable, which mypy doubts
-        found: T = adapter.validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        lines = (_sentence(mistake, file, section) for mistake in error.errors())
-        raise ValueError("\n".join(lines)) from None
-    except TypeError:
-        where = f"{file}: `{section}`" if section else file
-        raise ValueError(f"{where} holds something that is no plain value") from None
-    return found
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _sentence(mistake: Mapping[str, Any], file: str, section: str) -> str:
-    # in brackets stand pydantic's own names for the kinds of value that a key may have
-    parts = (str(part) for part in mistake["loc"])
-    where = ".".join(part for part in (section, *parts) if part and part[0] not in "{[")
-    match mistake["type"]:
-        case "missing":
-            return f"{file}: {where} is missing"
-        case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"{file}: {where} is unknown: remove it or mend its name"
-    what = mistake["msg"].removeprefix("Value error, ")
-    given = mistake["input"]
-    shown = "" if isinstance(given, dict) else f" (given: {json.dumps(given, default=str)})"
-    return f"{file}: {where + ': ' if where else ''}{what[0].lower()}{what[1:]}{shown}"
 
 
 class Reader:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from tasks import _project, _stage
-from tasks._stage import checked, load
+from tasks._params import checked
+from tasks._stage import load
 
 MISTAKES = [
     ("pretrain", "pretrain.stepz", 10, "pretrain.stepz is unknown"),

@@ -28,7 +28,8 @@ from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
 from tasks import _project
 from tasks._environment import ROOT
-from tasks._stage import load, validated
+from tasks._params import validated
+from tasks._stage import load
 
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
 A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
