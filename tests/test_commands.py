@@ -346,3 +346,11 @@ def read_until(terminal: int, wanted: bytes) -> bytes:
         assert time.monotonic() - start < 60, seen
         seen += os.read(terminal, 4096)
     return seen
+
+
+@pytest.mark.slow  # its client tries again for half a minute
+def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+    words = ("import", "owner/name", tmp_path / "out", "--revision", "0" * 40)
+    error = mistake(*words, environment={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert "owner/name at 0000" in error
+    assert "cannot be fetched from http://127.0.0.1:9: " in error

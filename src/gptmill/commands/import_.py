@@ -5,6 +5,7 @@ OpenAI's TensorFlow checkpoint folder. Nothing that exists is replaced.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from gptmill.commands import folders, options
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Import and tell where."""
     folders.check_free(arguments.out)
+    # the hub's client reads these when it is imported; what went wrong is one sentence in the end
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
     import torch
 
