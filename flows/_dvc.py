@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows._mend import mend
 from tasks import _receipt
 from tasks._environment import ROOT
 from tasks._process import end_group, killed_by, start_group
@@ -55,6 +56,7 @@ def repro(
     Whatever ends this call early (Ctrl-C, a cancel, an error) first ends the stage's whole
     process group.
     """
+    mend()
     before = lock().get(stage)
     with tempfile.TemporaryDirectory() as folder:
         reader = _receipt.Reader(Path(folder) / "receipt.jsonl")

@@ -8,6 +8,7 @@ that was cut off goes on under the new code in the same way.
 import subprocess
 import sys
 
+from flows._mend import mend
 from tasks import _resume
 from tasks._environment import ROOT
 from tasks._project import check_inputs, content_hash, locked_outputs, one_stage
@@ -16,6 +17,7 @@ from tasks._project import check_inputs, content_hash, locked_outputs, one_stage
 def main(arguments: list[str]) -> int:
     """Record a stage's present outputs as made by its present code and params."""
     stage = one_stage(arguments)
+    mend()
     _resume.claim(stage)
     _resume.clean()  # a training that is in the outputs already is none to go on with
     adopted = _resume.adopt(_resume.training(stage, check_inputs(stage)))

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows import _pins
+from flows._mend import mend
 from flows._pins import Origin, Pin
 from gptmill.files import atomic_folder, read_json
 from gptmill.sources.archive import visible_files
@@ -96,6 +97,7 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     Raises ValueError where a source cannot be had, where what was fetched is not what is
     pinned though nobody edited the table, and where data/ holds work that would be lost.
     """
+    mend(root)
     pin, now = _pins.read_pin(root), origin_now(root, sources)
     edited = pin is None or pin.origin is None or now.edited_since(pin.origin)
     if pin and not edited and _pins.matches(root, pin):

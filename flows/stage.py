@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 
+from flows._mend import mend
 from tasks._environment import ROOT
 from tasks._project import ancestors, check_inputs, one_stage
 
@@ -15,6 +16,7 @@ from tasks._project import ancestors, check_inputs, one_stage
 def main(arguments: list[str]) -> int:
     """Check the inputs, then run the stage in the foreground."""
     stage = one_stage(arguments)
+    mend()
     check_inputs(stage)
     _check_fresh(stage)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]

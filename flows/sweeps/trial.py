@@ -38,10 +38,12 @@ def main(arguments: list[str]) -> int:
 def bring_up_to_date(stage: str) -> dict[str, Any]:
     """Run what is stale of a stage and of what it rests on, up to the first that fails."""
     from flows import _dvc
+    from flows._mend import mend
     from flows._pins import dvc
     from tasks import _tracking
     from tasks._project import ancestors
 
+    mend()
     if (ROOT / "data.dvc").exists():
         # copied or cloned, never linked: nothing that a trial does reaches the cache's files
         dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")
