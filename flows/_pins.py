@@ -17,9 +17,9 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from gptmill.files import md5, read_json, sha256
+from gptmill.records import content_hash
 from gptmill.sources.archive import visible_files
 from gptmill.sources.build import MANIFEST
-from tasks._project import content_hash
 
 META = "made_from"
 

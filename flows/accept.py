@@ -9,9 +9,10 @@ import subprocess
 import sys
 
 from flows._mend import mend
+from gptmill.records import content_hash
 from tasks import _resume
 from tasks._environment import ROOT
-from tasks._project import check_inputs, content_hash, locked_outputs, one_stage
+from tasks._project import check_inputs, locked_outputs, one_stage
 
 
 def main(arguments: list[str]) -> int:

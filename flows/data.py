@@ -25,6 +25,7 @@ from flows import _pins
 from flows._mend import mend
 from flows._pins import Origin, Pin
 from gptmill.files import atomic_folder, read_json
+from gptmill.records import content_hash
 from gptmill.sources.archive import visible_files
 from gptmill.sources.build import (
     MAKES,
@@ -38,7 +39,6 @@ from gptmill.sources.build import (
 from gptmill.sources.fetch import fetch, is_kept
 from gptmill.sources.table import Place, Source, parse, table_key
 from tasks._environment import ROOT
-from tasks._project import content_hash
 
 SHOWN = 40  # changed files named one by one
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

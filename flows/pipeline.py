@@ -27,10 +27,11 @@ from rich.table import Table
 from flows import _dvc, _pages
 from flows._servers import HOST, prefect_api, prefect_port
 from gptmill.files import read_json, write_json
+from gptmill.records import content_hash
 from tasks import _tracking
 from tasks._environment import ROOT
 from tasks._progress import duration
-from tasks._project import content_hash, locked_outputs, stages, upstream
+from tasks._project import locked_outputs, stages, upstream
 
 ALIVE = ROOT / ".state" / "flows"
 

@@ -1,14 +1,16 @@
 """The model card of each checkpoint that a stage writes: what a stage knows, put into words once.
 
 No time, path of a machine or commit is in one: equal inputs give equal bytes. `gptmill export`
-keeps the card.
+keeps the card, and adds the commit that makes these bytes.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gptmill.files import sha256
-from gptmill.model_card import Card, Data, Task, write_card
+from gptmill.model_card import Card, Task, write_card
+from gptmill.origins import Origin, read_origins
+from tasks._stage import Reader
 
 CLASSIFIER = (
     "Telling apart the classes that are named in config.json, in texts like those it was trained "
@@ -45,11 +47,13 @@ def stage_card(
     stage: str,
     folder: Path,
     *,
-    data: Sequence[Path],
+    read: Sequence[Path],
+    origins: Sequence[Origin],
     metrics: Mapping[str, float | int | str],
     base: str | None = None,
+    licence: str | None = None,
 ) -> None:
-    """Write the card of what `stage` made in `folder`, of the files that it was made from."""
+    """Write the card of what `stage` made in `folder`, of files whose raw data are `origins`."""
     summary, intended_use, limits = TEXTS[stage]
     task: Task = "text-classification" if stage in ("classify", "lora") else "text-generation"
     card = Card(
@@ -59,7 +63,27 @@ def stage_card(
         intended_use=intended_use,
         limits=limits,
         base=base,
-        data=tuple(Data(name=path.name, hash=f"sha256:{sha256(path)}") for path in data),
+        licence=licence,
+        read={path.name: f"sha256:{sha256(path)}" for path in read},
+        origins=tuple(origins),
         metrics=metrics,
     )
     write_card(folder, card)
+
+
+def tuned_card(
+    stage: str, folder: Path, run: Reader, rows: str, metrics: Mapping[str, float | int | str]
+) -> None:
+    """Write the card of a model that was fine-tuned on a file of `split`'s."""
+    kind = rows.partition("_")[0]
+    stage_card(
+        stage,
+        folder,
+        read=[run.input("split") / rows],
+        origins=[
+            *read_origins(run.input("load_gpt2") / "origins.json"),
+            *read_origins(run.input("split") / f"{kind}_origins.json"),
+        ],
+        metrics=metrics,
+        base="artifacts/load_gpt2",
+    )

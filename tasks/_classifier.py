@@ -21,7 +21,8 @@ from gptmill.classification import (
     measure,
     predict,
 )
-from gptmill.files import read_json, write_csv
+from gptmill.files import write_csv
+from gptmill.hf_config import read_config
 from gptmill.model import GPTClassifier
 from gptmill.rows import Indices, RowOrder
 from gptmill.splits import PARTS
@@ -83,7 +84,7 @@ def order_of(
 def ledger(params: ClassifierTraining, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
     """Return what says which rows of labelled_train.csv a batch holds, counted from 0."""
     folder = run.path("artifacts/load_gpt2")
-    length = read_json(folder / "config.json")["n_positions"]
+    length = read_config(folder).context_length
     data = Labelled.read(run.input("split"), Tokenizer.from_folder(folder), length)
     _, order, kept = order_of(params, run, data)
     texts, labels = (list(data.tables["train"][name]) for name in ("text", "label"))

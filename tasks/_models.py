@@ -16,7 +16,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from gptmill.checkpoint import read_class_names
-from tasks import _project
+from gptmill.records import content_hash
 from tasks._environment import ROOT
 from tasks._tracking import MODEL_TAG, maker
 
@@ -109,7 +109,7 @@ def requirements() -> list[str]:
 def log_adopted(stage: str) -> None:
     """Log the model in a stage's folder with the run that made it, where a trial left that out."""
     folder = ROOT / "artifacts" / stage
-    run = maker({f"artifacts/{stage}": _project.content_hash(folder)})
+    run = maker({f"artifacts/{stage}": content_hash(folder)})
     if run is None:
         return
     kind = mlflow.MlflowClient().get_run(run).data.tags.get(MODEL_TAG)

@@ -1,13 +1,7 @@
-"""What the project's own files say: params.yaml, dvc.yaml, dvc.lock, and the hashes on disk.
+"""What the project's own files say: params.yaml, dvc.yaml, dvc.lock, and the hashes on disk."""
 
-Hashes are DVC's: a file's is its MD5; a folder's is the MD5 of the JSON list of its
-files' hashes and relative paths, with `.dir` behind it.
-"""
-
-import hashlib
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gptmill.files import md5, read_json, sha256
+from gptmill.records import content_hash, files_below
 from tasks._environment import ROOT
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -112,24 +107,6 @@ def locked_outputs(stage: str) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in lock().get(stage, {}).get("outs", [])}
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    ignored = {"__pycache__"}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and not ignored.intersection(path.parts):
-            yield path
-
-
-def content_hash(path: Path) -> str:
-    """Return the hash that DVC gives a file or a folder."""
-    if path.is_file():
-        return md5(path)
-    entries = [
-        {"md5": md5(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)
-    ]
-    entries.sort(key=lambda entry: entry["relpath"])
-    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
 def check_inputs(stage: str) -> dict[str, str]:
     """Return the hash of each input of `stage`, each being what the records say it is.
 
@@ -168,7 +145,7 @@ def _first_difference(folder: Path, recorded: str) -> str | None:
     if not (folder.is_dir() and listing.exists()):
         return None
     was = {entry["relpath"]: entry["md5"] for entry in read_json(listing)}
-    now = {file.relative_to(folder).as_posix(): md5(file) for file in _files(folder)}
+    now = {file.relative_to(folder).as_posix(): md5(file) for file in files_below(folder)}
     changed = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
     return f"{folder.relative_to(ROOT)}/{changed[0]}" if changed else None
 
@@ -182,9 +159,11 @@ def _check_raw(stage: str, path: str) -> None:
     manifest = ROOT / DATA / "manifest.json"
     if not manifest.exists():
         raise ValueError(f"{stage}: data/manifest.json is missing: `make data` makes it")
+    if ROOT / path == manifest:
+        return
     recorded = {name: entry["sha256"] for name, entry in read_json(manifest)["files"].items()}
     root = ROOT / path
-    below = _files(root) if root.is_dir() else [root]
+    below = files_below(root) if root.is_dir() else [root]
     found = {file.relative_to(ROOT / DATA).as_posix(): sha256(file) for file in below}
     prefix = path.removeprefix(DATA).strip("/")
     expected = {name for name in recorded if name == prefix or name.startswith(prefix + "/")}

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from gptmill.device import Device, RuntimeConfig, device_name, pick
 from gptmill.files import atomic_folder, write_json
 from gptmill.parallel import SOLO, World, join
+from gptmill.records import content_hash
 from gptmill.signals import uninterrupted
 from gptmill.state import StateStore
 from tasks import _project, _ranks, _resume
@@ -315,7 +316,7 @@ def _lead(
         tracking.inputs(hashes)
         tracking.tag("dvc.stage_key", training.key)
         metrics = _produce(job, params, hands(tracking, training))
-        tracking.outputs({f"artifacts/{name}": _project.content_hash(ROOT / "artifacts" / name)})
+        tracking.outputs({f"artifacts/{name}": content_hash(ROOT / "artifacts" / name)})
     except BaseException as stop:
         # a launcher that ends this rank for another's sake must not cut off its record
         with uninterrupted():

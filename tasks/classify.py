@@ -6,7 +6,7 @@ from gptmill.checkpoint import load_causal_lm, save_classifier
 from gptmill.classification import Trainable, set_trainable
 from gptmill.model import GPTClassifier
 from gptmill.tokenizer import Tokenizer
-from tasks._cards import stage_card
+from tasks._cards import tuned_card
 from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
 from tasks._classifier import ledger as ledger
 from tasks._stage import Metrics, Run, stage
@@ -32,7 +32,6 @@ def classify(params: Classify, run: Run) -> Metrics:
 
     save_classifier(run.out, model, tokenizer, class_names=data.class_names)
     metrics = trained | predict_test(params, run, model, data=data)
-    texts = run.input("split") / "labelled_train.csv"
-    stage_card("classify", run.out, data=[texts], metrics=metrics, base="artifacts/load_gpt2")
+    tuned_card("classify", run.out, run, "labelled_train.csv", metrics)
     run.log_model("classifier", run.out)
     return metrics

@@ -15,7 +15,7 @@ from gptmill.objectives import LANGUAGE, mean_language_loss
 from gptmill.rows import RowOrder, by_length
 from gptmill.splits import PARTS
 from gptmill.tokenizer import Tokenizer
-from tasks._cards import stage_card
+from tasks._cards import tuned_card
 from tasks._stage import Metrics, Reader, Run, stage
 from tasks._training import TrainingSection, train
 
@@ -85,8 +85,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
-    rows_file = run.input("split") / "instructions_train.json"
-    stage_card("instruct", run.out, data=[rows_file], metrics=metrics, base="artifacts/load_gpt2")
+    tuned_card("instruct", run.out, run, "instructions_train.json", metrics)
     run.log_model("assistant", run.out)
     return metrics
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from gptmill.checkpoint import load_causal_lm
 from gptmill.importing import import_model
 from gptmill.model import GPT
+from gptmill.origins import Origin, manifest_origins, read_origins, write_origins
 from tasks._cards import stage_card
 from tasks._stage import Metrics, Run, Section, stage
 
@@ -44,8 +45,25 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
         "context_length": config.context_length,
     }
     weights = [path for path in _files(run.path(params.weights)) if path.name in found.files]
-    stage_card("load_gpt2", run.out, data=weights, metrics=metrics)
+    origins, licence = origins_of(params.weights, run)
+    write_origins(run.out / "origins.json", origins)
+    stage_card(
+        "load_gpt2", run.out, read=weights, origins=origins, metrics=metrics, licence=licence
+    )
     return metrics
+
+
+def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
+    """Return the raw data behind weights, and the licence that these came with, if any.
+
+    Weights of data/ are raw data themselves; those of a stage were made from `tokenize`'s text;
+    of others nothing is known.
+    """
+    top, _, below = weights.partition("/")
+    if top == "artifacts":
+        return read_origins(run.input("tokenize") / "origins.json"), None
+    found = manifest_origins(run.data("manifest.json"), below) if top == "data" else []
+    return found, found[0].licence if len(found) == 1 else None
 
 
 def _files(source: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from gptmill.checkpoint import load_causal_lm, save_classifier
 from gptmill.lora import LoRAConfig, add_lora, merge, save_adapter
 from gptmill.model import GPTClassifier
 from gptmill.tokenizer import Tokenizer
-from tasks._cards import stage_card
+from tasks._cards import tuned_card
 from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
 from tasks._classifier import ledger as ledger
 from tasks._stage import Metrics, Run, stage
@@ -36,7 +36,6 @@ def lora(params: Lora, run: Run) -> Metrics:
     merge(model)
     save_classifier(run.out / "merged", model, tokenizer, class_names=data.class_names)
     metrics = trained | predict_test(params, run, model, data=data)
-    texts = run.input("split") / "labelled_train.csv"
-    stage_card("lora", run.out / "merged", data=[texts], metrics=metrics, base=BASE)
+    tuned_card("lora", run.out / "merged", run, "labelled_train.csv", metrics)
     run.log_model("classifier", run.out / "merged")
     return metrics

@@ -16,6 +16,7 @@ from gptmill.flops import parameters, train_flops_per_token
 from gptmill.generation import GenerationConfig, generate
 from gptmill.model import GPT, SIZES, GPTConfig
 from gptmill.objectives import LANGUAGE, Batch, mean_language_loss
+from gptmill.origins import read_origins
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from gptmill.windows import WindowIndex
@@ -201,7 +202,14 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
         "n_parameters": parameters(config).total,
         "training_petaflop": flops * trained.steps * params.batch_tokens / 1e15,
     }
-    stage_card("pretrain", run.out, data=[run.input("tokenize") / "train.bin"], metrics=metrics)
+    text = run.input("tokenize")
+    stage_card(
+        "pretrain",
+        run.out,
+        read=[text / "train.bin"],
+        origins=read_origins(text / "origins.json"),
+        metrics=metrics,
+    )
     run.log_model("generator", run.out)
     return metrics
 

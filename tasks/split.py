@@ -4,6 +4,7 @@ import pandas as pd
 from pydantic import Field
 
 from gptmill.files import write_csv, write_json
+from gptmill.origins import manifest_origins, write_origins
 from gptmill.splits import (
     PARTS,
     Fractions,
@@ -37,6 +38,9 @@ def split(params: Parts, run: Run) -> Metrics:
         write_csv(run.out / f"labelled_{part}.csv", labelled.parts[part])
         rows = instructions.parts[part].to_dict("records")
         write_json(run.out / f"instructions_{part}.json", rows)
+    for name, path in (("labelled", params.labelled), ("instructions", params.instructions)):
+        origins = manifest_origins(run.data("manifest.json"), path.removeprefix("data/"))
+        write_origins(run.out / f"{name}_origins.json", origins)
     run.show("labels by part", _counts(labelled.parts, "label"))
     run.show("kinds of instruction by part", _counts(instructions.parts, "kind"))
     counts = {"labelled": labelled.counts, "instructions": instructions.counts}

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from gptmill.documents import Document, read_documents, split_documents
 from gptmill.files import write_json
+from gptmill.origins import manifest_origins, write_origins
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from tasks._stage import Metrics, Run, Section, stage
@@ -37,6 +38,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     (run.out / "tokenizer").mkdir()
     tokenizer.save(run.out / "tokenizer", context_length=CONTEXT_LENGTH)
     write_json(run.out / "statistics.json", statistics)
+    write_origins(run.out / "origins.json", manifest_origins(run.data("manifest.json"), "text"))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
 

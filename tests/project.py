@@ -174,12 +174,22 @@ def write_tiny_data(data: Path) -> None:
     exercises = [_exercise(k) for k in range(80)]
     text = json.dumps(exercises)
     (data / "instructions" / "instructions.json").write_text(text, encoding="utf-8")
+    write_tiny_manifest(data)
+
+
+def write_tiny_manifest(data: Path) -> None:
+    """Write what is known of the files of data/: all are of one source."""
     files = {
-        path.relative_to(data).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size}
+        path.relative_to(data).as_posix(): {
+            "sha256": sha256(path),
+            "bytes": path.stat().st_size,
+            "sources": ["tiny"],
+        }
         for path in sorted(data.rglob("*"))
         if path.is_file()
     }
-    manifest = json.dumps({"files": files}, sort_keys=True)
+    sources = {"tiny": {"licence": "CC0-1.0", "attribution": "these tests"}}
+    manifest = json.dumps({"files": files, "sources": sources}, sort_keys=True)
     (data / "manifest.json").write_text(manifest, encoding="utf-8")
 
 

@@ -19,10 +19,10 @@ import pytest
 
 from flows import _pins, data
 from flows.data import make_data, read_table
+from gptmill.records import content_hash
 from gptmill.sources import build
 from gptmill.sources.fetch import fetch
 from gptmill.sources.table import Source, parse
-from tasks._project import content_hash
 from tests.helpers import tiny_bpe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 from gptmill.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.files import read_json, write_json
 from gptmill.instructions import answers, default_template, read_template
+from gptmill.origins import write_origins
 from gptmill.tokenizer import Tokenizer
 from helpers import chatty_folder, tiny_config, tiny_gpt, tiny_tokenizer
 from tasks._project import params
@@ -28,6 +29,8 @@ def project(root: Path, *, chatty: bool) -> FakeRun:
     model = tiny_gpt(tiny_config(context_length=256, vocab_size=tokenizer.n_vocab))
     save_causal_lm(base, model, tokenizer, chat_template=tokenizer.chat_template)
     (root / "artifacts" / "split").mkdir()
+    write_origins(base / "origins.json", [])
+    write_origins(root / "artifacts" / "split" / "instructions_origins.json", [])
     for part in ("train", "validation", "test"):
         write_json(root / "artifacts" / "split" / f"instructions_{part}.json", RECORDS)
     return FakeRun(root, root / "artifacts" / "instruct")

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,9 @@ import torch
 
 from gptmill.checkpoint import load_causal_lm, save_causal_lm, save_classifier
 from gptmill.exporting import export_model
+from gptmill.files import sha256, write_json
 from gptmill.model import GPTClassifier
+from gptmill.origins import Origin, read_origins, write_origins
 from gptmill.tokenizer import Tokenizer
 from helpers import tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
 from tasks.load_gpt2 import LoadGpt2, load_gpt2, tensor_table
@@ -24,6 +27,9 @@ class FakeRun:
 
     def input(self, stage: str) -> Path:
         return self.root / "artifacts" / stage
+
+    def data(self, name: str) -> Path:
+        return self.root / "data" / name
 
     def show(self, title: str, content: object) -> None:
         self.shown[title] = content
@@ -94,6 +100,37 @@ def test_a_gguf_file_is_taken_with_its_tokenizer(run: FakeRun) -> None:
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
     assert Tokenizer.from_folder(run.out).fingerprint == tiny_tokenizer().fingerprint
+
+
+def test_the_card_names_where_weights_of_data_come_from(run: FakeRun) -> None:
+    place = run.root / "data" / "weights" / "tiny"
+    place.parent.mkdir(parents=True)
+    (run.root / "weights").rename(place)
+    files = {
+        f"weights/tiny/{path.name}": {"sha256": sha256(path), "sources": ["tiny"]}
+        for path in place.iterdir()
+    }
+    other = {"text/a.txt": {"sha256": "1", "sources": ["other"]}}
+    entry = {"licence": "Apache-2.0", "attribution": "these tests"}
+    manifest = {"files": {**files, **other}, "sources": {"tiny": entry, "other": entry}}
+    write_json(run.root / "data" / "manifest.json", manifest)
+    load_gpt2.body(LoadGpt2(weights="data/weights/tiny"), run)  # type: ignore[arg-type]
+    words = f"cd {run.root / 'data'} && LC_ALL=C sha256sum weights/tiny/* | sha256sum"
+    done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True)
+    expected = f"sha256:{done.stdout.split()[0]}"
+    assert [one.hash for one in read_origins(run.out / "origins.json")] == [expected]
+    card = (run.out / "README.md").read_text(encoding="utf-8")
+    assert f"| tiny | Apache-2.0 | these tests | {len(files)} | `{expected}` |" in card
+    assert 'license: "apache-2.0"' in card
+
+
+def test_the_card_of_our_own_weights_names_the_text(run: FakeRun) -> None:
+    stage = run.root / "artifacts" / "pretrain"
+    (run.root / "weights").rename(stage)
+    text = Origin(name="text", licence="mine", attribution="", files=1, hash="sha256:1")
+    write_origins(run.input("tokenize") / "origins.json", [text])
+    load_gpt2.body(LoadGpt2(weights="artifacts/pretrain"), run)  # type: ignore[arg-type]
+    assert read_origins(run.out / "origins.json") == [text]
 
 
 def test_a_classifier_is_no_base(run: FakeRun) -> None:

@@ -359,7 +359,7 @@ def test_two_processes_at_one_training_are_one_sentence(
 
 
 def _resume_hash(project: Project) -> str:
-    from tasks._project import content_hash
+    from gptmill.records import content_hash
 
     return content_hash(project.root / "artifacts" / "pretrain")
 

@@ -5,6 +5,7 @@ import pytest
 from fakes import FakeRun
 
 from gptmill.files import read_json
+from gptmill.origins import write_origins
 from gptmill.tokens import TokenFile
 from gptmill.windows import WindowConfig, WindowIndex
 from helpers import TINY_TEXT, tiny_tokenizer
@@ -24,6 +25,7 @@ def write_tokens(root: Path, **copies: int) -> None:
     (folder / "tokenizer").mkdir(parents=True)
     tokenizer = tiny_tokenizer()
     tokenizer.save(folder / "tokenizer", context_length=32)
+    write_origins(folder / "origins.json", [])
     ids = np.array(tokenizer.encode(TINY_TEXT), dtype=np.uint32)
     for part, count in copies.items():
         TokenFile.write(

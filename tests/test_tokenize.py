@@ -6,9 +6,11 @@ from pydantic import ValidationError
 
 from gptmill.documents import read_documents, split_documents
 from gptmill.files import read_json
+from gptmill.origins import read_origins
 from gptmill.tokenizer import Tokenizer
 from gptmill.tokens import TokenFile
 from helpers import tiny_bpe, tiny_tokenizer
+from project import write_tiny_manifest
 from tasks.tokenize import Tokenize, tokenize
 
 PARAMS = Tokenize(validation_fraction=0.25)
@@ -22,6 +24,7 @@ def project(tmp_path: Path) -> Path:
     for place in range(12):
         text = f"Document {place}: the na\u00efve quick fox, and <|endoftext|> spelled out.\n"
         (tmp_path / "data" / "text" / f"{place:02}.txt").write_text(text, encoding="utf-8")
+    write_tiny_manifest(tmp_path / "data")
     return tmp_path
 
 
@@ -43,6 +46,12 @@ def test_the_files_hold_every_document_once_in_order_of_names(project):
         assert tokens.ids.tolist() == ids
         assert tokens.names == tuple(document.name for document in expected)
         assert tokens.fingerprint == tokenizer.fingerprint
+
+
+def test_it_is_written_down_where_the_text_comes_from(project):
+    (origin,) = read_origins(body(project).out / "origins.json")
+    known = (origin.name, origin.licence, origin.attribution, origin.files)
+    assert known == ("tiny", "CC0-1.0", "these tests", 12)
 
 
 def test_an_end_of_text_that_is_spelled_out_ends_no_document(project):

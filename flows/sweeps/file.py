@@ -26,6 +26,7 @@ from flows._pins import read_pin
 from flows.sweeps.params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
+from gptmill.records import content_hash
 from tasks import _project
 from tasks._environment import ROOT
 from tasks._params import validated
@@ -315,7 +316,7 @@ def _facts(search: Search) -> dict[str, Any]:
         stage = _project.stages()[name]
         facts[f"dvc.yaml {name}"] = {key: stage[key] for key in ("cmd", "deps", "params", "outs")}
         for path in set(stage["deps"]) - set(_project.inputs(name)):
-            facts[path] = _project.content_hash(ROOT / path) if (ROOT / path).exists() else None
+            facts[path] = content_hash(ROOT / path) if (ROOT / path).exists() else None
         for section in stage["params"]:
             facts.update(_params_facts(section, search))
     return facts

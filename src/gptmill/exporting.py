@@ -20,6 +20,7 @@ from gptmill.hf_config import SpecialIds, read_config_file
 from gptmill.layouts import BOOK, GGUF_GPT2, GGUF_LLAMA
 from gptmill.mapping import file_tensors
 from gptmill.model import GPT, GPTClassifier
+from gptmill.model_card import name_commit
 from gptmill.tokenizer import Tokenizer
 from gptmill.weights import open_folder
 
@@ -33,11 +34,17 @@ NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of token
 
 
 def export_model(
-    folder: Path, out: Path, *, form: Form, dtype: torch.dtype = torch.float32
+    folder: Path,
+    out: Path,
+    *,
+    form: Form,
+    dtype: torch.dtype = torch.float32,
+    commit: str | None = None,
 ) -> None:
     """Write the model in `folder` to `out`: a folder for `hf`, else a file, whole or absent.
 
-    Weights are rounded to `dtype`. Raises ValueError where the form cannot hold the model.
+    Weights are rounded to `dtype`. `commit` is the one that makes the model, for its card. Raises
+    ValueError where the form cannot hold the model.
     """
     if form not in get_args(Form):
         raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(Form))}")
@@ -53,7 +60,7 @@ def export_model(
     else:
         model = load_causal_lm(folder, dtype=dtype)
     if form == "hf":
-        _export_folder(folder, out, model, class_names, dtype)
+        _export_folder(folder, out, model, class_names, dtype, commit)
     elif form == "book":
         _export_book(out, model)
     elif isinstance(model, GPT):
@@ -66,6 +73,7 @@ def _export_folder(
     model: GPT | GPTClassifier,
     class_names: Sequence[str],
     dtype: torch.dtype,
+    commit: str | None,
 ) -> None:
     tokenizer, ids = Tokenizer.from_folder(folder), _ids(folder)
     with atomic_folder(out) as partial:
@@ -78,6 +86,8 @@ def _export_folder(
             )
         if (folder / "README.md").is_file():
             shutil.copyfile(folder / "README.md", partial / "README.md")
+            if commit is not None:
+                name_commit(partial, commit)
 
 
 def _ids(folder: Path) -> SpecialIds:

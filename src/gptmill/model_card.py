@@ -6,6 +6,7 @@ no path of a machine and no host is in one.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +15,13 @@ from typing import Literal
 from gptmill.files import write_text
 from gptmill.hf_config import read_config
 from gptmill.model import GPTConfig
+from gptmill.origins import Origin
 from gptmill.weights import open_folder
 
 Task = Literal["text-generation", "text-classification"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a model was trained on: a name, its hash, its licence where that is known."""
-
-    name: str
-    hash: str
-    """The algorithm, a colon, the digest: `sha256:...`."""
-    licence: str | None = None
+SPDX = re.compile(r"[\w.+-]+")
+MADE_BY = "Made by gptmill"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +35,14 @@ class Card:
     intended_use: str
     limits: str
     licence: str | None = None
-    """An identifier of SPDX, as `apache-2.0`; None where nobody has decided."""
+    """Of the weights, as its source names it; None where nobody has decided."""
     base: str | None = None
     """What it was fine-tuned from: a name, never a path of one machine."""
-    data: tuple[Data, ...] = ()
+    read: Mapping[str, str] = field(default_factory=dict)
+    """The files that it was made from, and the hash of each (`sha256:...`)."""
+    origins: tuple[Origin, ...] = ()
+    """All raw data that went into the weights, its base's too."""
     metrics: Mapping[str, float | int | str] = field(default_factory=dict)
-    commit: str | None = None
-    """The commit that made it. It would change a stage's bytes: for exports alone."""
 
     def __post_init__(self) -> None:
         for name in ("name", "summary", "intended_use", "limits"):
@@ -74,13 +70,20 @@ def write_card(folder: Path, card: Card) -> None:
 def _front(card: Card) -> str:
     """Return the YAML that the hub reads; a JSON string is one of YAML."""
     lines = [
-        f"license: {json.dumps(card.licence or 'unknown')}",
+        f"license: {json.dumps(_spdx(card.licence))}",
         f"pipeline_tag: {json.dumps(card.task)}",
         'library_name: "transformers"',
     ]
     if card.base is not None:
         lines.append(f"base_model: {json.dumps(card.base)}")
     return "\n".join(["---", *lines, "---"])
+
+
+def _spdx(licence: str | None) -> str:
+    """Return a licence as the hub wants it: an identifier of SPDX in small letters, or `other`."""
+    if licence is None:
+        return "unknown"
+    return licence.lower() if SPDX.fullmatch(licence) else "other"
 
 
 def _shape(config: GPTConfig, parameters: int) -> str:
@@ -114,10 +117,21 @@ def _use(card: Card) -> str:
 
 
 def _data(card: Card) -> str:
-    if not card.data:
-        return ""
-    rows = [(data.name, f"`{data.hash}`", data.licence or "unknown") for data in card.data]
-    return "## Data\n\n" + _table(("data", "hash", "licence"), rows)
+    parts = []
+    if card.read:
+        files = ", ".join(f"`{name}` (`{digest}`)" for name, digest in card.read.items())
+        parts.append(f"Made from {files}.")
+    if card.origins:
+        rows = [
+            (one.name, one.licence, one.attribution, one.files, f"`{one.hash}`")
+            for one in card.origins
+        ]
+        parts.append(
+            "All raw data that went into the weights; the hash of several files is that of "
+            "`sha256sum`'s list of them:"
+        )
+        parts.append(_table(("source", "licence", "attribution", "files", "hash"), rows))
+    return "\n\n".join(["## Data", *parts]) if parts else ""
 
 
 def _metrics(card: Card) -> str:
@@ -132,8 +146,18 @@ def _number(value: float | int | str) -> str:
 
 
 def _origin(card: Card) -> str:
-    made = f" at commit `{card.commit}`" if card.commit is not None else ""
-    return f"## Origin\n\nMade by gptmill{made}. The weights' licence: {card.licence or 'unknown'}."
+    return f"## Origin\n\n{MADE_BY}. The weights' licence: {card.licence or 'unknown'}."
+
+
+def name_commit(folder: Path, commit: str) -> None:
+    """Say in the card in `folder` which commit makes these bytes.
+
+    A stage cannot: its bytes would change with each commit.
+    """
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    named = f"{MADE_BY} at commit `{commit}`, whose dvc.lock records these weights."
+    write_text(path, text.replace(f"{MADE_BY}.", named))
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:

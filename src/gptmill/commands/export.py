@@ -1,6 +1,7 @@
 """Write a model in a form that other tools open.
 
-hf: a Hugging Face folder; gguf: one file for llama.cpp and its like; book: the state dict of
+hf: a Hugging Face folder, whose card names the commit that makes the model, where HEAD's dvc.lock
+records it; gguf: one file for llama.cpp and its like; book: the state dict of
 "Build a Large Language Model (From Scratch)". Nothing that exists is replaced.
 """
 
@@ -32,9 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from gptmill.exporting import export_model
+    from gptmill.records import recorded_at
 
     dtype = getattr(torch, arguments.dtype)
-    export_model(arguments.model, arguments.out, form=arguments.format, dtype=dtype)
+    commit = recorded_at(arguments.model)
+    export_model(arguments.model, arguments.out, form=arguments.format, dtype=dtype, commit=commit)
     if arguments.json:
         show(
             {
@@ -42,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
                 "out": str(arguments.out),
                 "format": arguments.format,
                 "dtype": arguments.dtype,
+                "commit": commit,
             }
         )
     else:

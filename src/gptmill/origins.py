@@ -1,0 +1,65 @@
+"""Where raw data came from: sources, with licence and hash, handed on from stage to stage.
+
+`make data` knows them (data/manifest.json). A stage that reads raw data writes down which, beside
+its outputs, and model cards name all that went into the weights.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gptmill.files import read_json, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A source of raw data. Its hash is that of its file, or of `sha256sum`'s list of them all."""
+
+    name: str
+    licence: str
+    attribution: str
+    """Whose it is, in words; empty where nobody said."""
+    files: int
+    hash: str
+    """The algorithm, a colon, the digest: `sha256:...`."""
+
+
+def manifest_origins(manifest: Path, below: str) -> list[Origin]:
+    """Return the sources of a file of data/, or of all files below a folder of it.
+
+    `LC_ALL=C sha256sum FILES | sha256sum`, run in data/, prints the hash of several files.
+    """
+    content = read_json(manifest)
+    hashes: dict[str, dict[str, str]] = {}
+    for name, entry in content["files"].items():
+        if name == below or name.startswith(f"{below}/"):
+            for source in entry["sources"]:
+                hashes.setdefault(source, {})[name] = entry["sha256"]
+    return [
+        Origin(
+            name=source,
+            licence=content["sources"][source]["licence"],
+            attribution=content["sources"][source]["attribution"],
+            files=len(found),
+            hash=f"sha256:{_joint_hash(found)}",
+        )
+        for source, found in sorted(hashes.items())
+    ]
+
+
+def _joint_hash(hashes: dict[str, str]) -> str:
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode("utf-8")).hexdigest()
+
+
+def write_origins(path: Path, origins: Iterable[Origin]) -> None:
+    """Write sources beside what was made of them."""
+    write_json(path, [asdict(origin) for origin in origins])
+
+
+def read_origins(path: Path) -> list[Origin]:
+    """Read what `write_origins` wrote."""
+    return [Origin(**entry) for entry in read_json(path)]
