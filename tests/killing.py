@@ -251,7 +251,11 @@ class Chain:
         self.tally.finished += 1
         self.tally.trained += len(self._done)
         self.tally.twice += len(self._done) - len(set(self._done))
-        assert set(self._done) == set(range(1, self.steps + 1))
+        assert set(self._done) == set(range(1, self.steps + 1)), (
+            self.stage,
+            self._attempts,
+            self._done,
+        )
         self._done = []
         forget(self.project, self.stage)
 
