@@ -26,7 +26,7 @@ import torch
 from gptmill.model import SIZES, GPTConfig
 
 ROUNDS = 3
-CONTESTANTS = ("ours", "transformers")
+CONTESTANTS = ("ours", "ours mapped", "transformers")
 SHAPES = {
     "124M": "gpt2-small",
     "355M": "gpt2-medium",
@@ -146,10 +146,11 @@ def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, flo
 
 def _loader(contestant: str) -> Callable[[Path, torch.dtype], Any]:
     """Import what loads, so that this is not part of the time."""
-    if contestant == "ours":
+    if contestant.startswith("ours"):
         from gptmill.checkpoint import load_causal_lm
 
-        return lambda folder, dtype: load_causal_lm(folder, dtype=dtype)
+        mapped = contestant == "ours mapped"
+        return lambda folder, dtype: load_causal_lm(folder, dtype=dtype, mapped=mapped)
     from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
     assert GPT2LMHeadModel  # imported now

@@ -111,34 +111,53 @@ def check_weights(folder: Path, *, n_classes: int | None = None) -> GPTConfig:
 
 
 def load_causal_lm(
-    folder: Path, *, drop_rate: float | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    drop_rate: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> GPT:
     """Read the GPT in `folder`, in `dtype` on the CPU and in eval mode.
 
-    Its dropout in training is that of its config, or `drop_rate` where that is given.
+    Its dropout in training is that of its config, or `drop_rate` where that is given. A `mapped`
+    model is there at once and reads its weights from the file as they are used: to be looked at
+    or laid out anew, not to be trained. The file must not be written to while it is in use;
+    replacing it is no harm.
     """
-    model = _load(folder, drop_rate, dtype, None)
+    model = _load(folder, None, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
     assert isinstance(model, GPT)
     return model
 
 
 def load_classifier(
-    folder: Path, *, drop_rate: float | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    drop_rate: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> tuple[GPTClassifier, list[str]]:
     """Read the classifier in `folder` and its class names, as `load_causal_lm` does."""
     class_names = read_class_names(folder)
-    model = _load(folder, drop_rate, dtype, len(class_names))
+    n_classes = len(class_names)
+    model = _load(folder, n_classes, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
     assert isinstance(model, GPTClassifier)
     return model, class_names
 
 
 def _load(
-    folder: Path, drop_rate: float | None, dtype: torch.dtype, n_classes: int | None
+    folder: Path,
+    n_classes: int | None,
+    *,
+    drop_rate: float | None,
+    dtype: torch.dtype,
+    mapped: bool,
 ) -> GPT | GPTClassifier:
     config = read_config(folder)
     tensors = open_folder(folder)
     check(layout_of(config), config, tensors, n_classes=n_classes)
-    state = read_state(layout_of(config), config, tensors, n_classes=n_classes, dtype=dtype)
+    state = read_state(
+        layout_of(config), config, tensors, n_classes=n_classes, dtype=dtype, mapped=mapped
+    )
     model = skeleton(
         config if drop_rate is None else replace(config, drop_rate=drop_rate), n_classes
     )

@@ -56,9 +56,9 @@ def export_model(
     model: GPT | GPTClassifier
     class_names: Sequence[str] = ()
     if is_classifier:
-        model, class_names = load_classifier(folder, dtype=dtype)
+        model, class_names = load_classifier(folder, dtype=dtype, mapped=True)
     else:
-        model = load_causal_lm(folder, dtype=dtype)
+        model = load_causal_lm(folder, dtype=dtype, mapped=True)
     if form == "hf":
         _export_folder(folder, out, model, class_names, dtype, commit)
     elif form == "book":

@@ -2,7 +2,7 @@
 
 Every name and every shape is accounted for before anything big is read. Reading fills each
 tensor of the model in place, rows by rows, so that beside the model's own weights there is never
-more in memory than the file's pages of one tensor.
+more in memory than the file's pages of one tensor; or it leaves the values where they are.
 
 Letters: C embedding width, G key-value heads, D width of one head, F width of the feed-forward,
 V vocabulary, K classes.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gptmill.layouts import Layout, Part, Stored
 from gptmill.model import GPT, GPTClassifier, GPTConfig
-from gptmill.weights import Shape, Tensors, new_tensor
+from gptmill.weights import Shape, Tensors, drop_pages, new_tensor
 
 EMBEDDING = "transformer.wte.weight"
 Kind = Literal["value", "zeros", "tied"]
@@ -179,47 +179,64 @@ def read_state(
     *,
     n_classes: int | None = None,
     dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
     """Return the state dict of a model from checked tensors, each in memory of its own.
 
-    Raises ValueError where a tensor that the model lacks is not what it stands for.
+    With `mapped` a tensor whose values lie in the file as the model wants them, or transposed,
+    stays there, and its pages are read when it is used. Raises ValueError where a tensor that the
+    model lacks is not what it stands for.
     """
     names = full_names(layout, tensors.shapes)
     shapes = model_shapes(config, n_classes)
     state: dict[str, Tensor] = {}
     wanted = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
     for slot in wanted:
-        with tensors.taken(names[slot.name]) as found:
-            if slot.kind == "value":
-                whole = state.get(slot.ours)
-                if whole is None:
-                    whole = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
-                _fill(whole[slot.start : slot.stop], found, slot.stored, config.head_dim)
-            elif slot.kind == "zeros" and bool(found.any()):
-                raise ValueError(
-                    f"{tensors.where}: {slot.name} is not zero, but config.json has no qkv_bias"
-                )
-            elif slot.kind == "tied" and not torch.equal(found.to(dtype), state[EMBEDDING]):
-                embedding = next(slot.name for slot in wanted if slot.ours == EMBEDDING)
-                raise ValueError(
-                    f"{tensors.where}: {slot.name} differs from {embedding}, but config.json "
-                    "ties them; set tie_word_embeddings to false there"
-                )
+        found, in_file = tensors.take(names[slot.name])
+        if mapped and in_file and _fits(slot, shapes[slot.ours]) and found.dtype == dtype:
+            state[slot.ours] = _turned(found, slot.stored)
+            continue
+        if slot.kind == "value":
+            whole = state.get(slot.ours)
+            if whole is None:
+                whole = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
+            _fill(whole[slot.start : slot.stop], found, slot.stored, config.head_dim)
+        elif slot.kind == "zeros" and bool(found.any()):
+            raise ValueError(
+                f"{tensors.where}: {slot.name} is not zero, but config.json has no qkv_bias"
+            )
+        elif slot.kind == "tied" and not torch.equal(found.to(dtype), state[EMBEDDING]):
+            embedding = next(slot.name for slot in wanted if slot.ours == EMBEDDING)
+            raise ValueError(
+                f"{tensors.where}: {slot.name} differs from {embedding}, but config.json "
+                "ties them; set tie_word_embeddings to false there"
+            )
+        if in_file:
+            drop_pages(found)
     assert state.keys() == shapes.keys(), "the tensors were not checked"
     return state
 
 
+def _fits(slot: Slot, ours: Shape) -> bool:
+    """Return whether a tensor of a file is one of ours, whole and in its order."""
+    whole = (slot.start, slot.stop) == (0, ours[0])
+    return whole and slot.kind == "value" and slot.stored != "paired"
+
+
+def _turned(found: Tensor, stored: Stored) -> Tensor:
+    """Return a view of what a file holds with the axes of ours."""
+    if stored == "transposed":
+        return found.t()
+    return found[0].t() if stored == "kernel" else found
+
+
 def _fill(rows: Tensor, found: Tensor, stored: Stored, head_dim: int) -> None:
     """Write what a file holds into rows of a tensor of ours."""
-    if stored == "transposed":
-        found = found.t()
-    elif stored == "kernel":
-        found = found[0].t()
-    elif stored == "paired":
+    if stored == "paired":
         width = found.shape[1:]
         found = found.view(-1, head_dim // 2, 2, *width).transpose(1, 2)
         rows = rows.view(-1, 2, head_dim // 2, *width)
-    rows.copy_(found)
+    rows.copy_(_turned(found, stored))
 
 
 def file_tensors(layout: Layout, model: GPT | GPTClassifier) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ class Speaker:
         Raises ValueError where the tokenizer has ids that the model does not know.
         """
         tokenizer = Tokenizer.from_folder(folder)
-        model = load_causal_lm(folder).eval().to(device)
+        model = load_causal_lm(folder, mapped=True).to(device)
         if tokenizer.n_vocab > model.config.vocab_size:
             raise ValueError(
                 f"{folder}: the tokenizer has {tokenizer.n_vocab} ids and the model knows "

@@ -12,8 +12,7 @@ import os
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,14 +66,6 @@ class Tensors:
     shapes: Mapping[str, Shape]
     take: Callable[[str], Taken]
     """Return a tensor; it may be asked for once."""
-
-    @contextmanager
-    def taken(self, name: str) -> Iterator[Tensor]:
-        """Yield a tensor, which is gone when the block ends."""
-        tensor, mapped = self.take(name)
-        yield tensor
-        if mapped:
-            drop_pages(tensor)
 
 
 def drop_pages(tensor: Tensor) -> None:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from gptmill.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(arguments.model)
-    model, names = load_classifier(arguments.model)
+    model, names = load_classifier(arguments.model, mapped=True)
     rows, n_cut = encode(texts, tokenizer, model.config.context_length)
     if n_cut:
         note(f"{n_cut} of {len(texts)} texts are longer than the model reads and lost their end")
