@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # a fifth of a second, which most that write files do not need
+    import pandas as pd
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -37,7 +38,7 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, text + "\n")
 
 
-def write_csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write a table without its index; floats in their shortest exact form."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 

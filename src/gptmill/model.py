@@ -231,6 +231,14 @@ class Block(nn.Module):
         return out
 
 
+def _embedding(n: int, width: int) -> nn.Embedding:
+    """Return an embedding whose first weights are still to come.
+
+    Where a model is built without memory, torch's own would load all of its compiler first.
+    """
+    return nn.Embedding(n, width, _weight=torch.empty(n, width))
+
+
 class Transformer(nn.Module):
     """Token ids in, final hidden states out: what all heads share."""
 
@@ -238,9 +246,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tied = False  # whether a head of whoever owns this multiplies with `wte` too
-        self.wte = nn.Embedding(config.vocab_size, config.emb_dim)
+        self.wte = _embedding(config.vocab_size, config.emb_dim)
         self.wpe = (
-            nn.Embedding(config.context_length, config.emb_dim) if config.llama is None else None
+            _embedding(config.context_length, config.emb_dim) if config.llama is None else None
         )
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_f = _norm(config)
