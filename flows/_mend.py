@@ -30,6 +30,7 @@ from tasks._environment import ROOT
 
 PATIENCE = 3.0  # seconds for a living DVC to be done with what it writes
 SETTLED = 1.0  # seconds in which a living DVC, of another tree with this cache, fills a new folder
+CONFLICT = b"\n>>>>>>> "
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -75,21 +76,34 @@ def _is_json(path: Path) -> bool:
 
 
 def _mend_record(root: Path, name: str) -> None:
-    """Take a record from the last commit where this one is cut; remove it where there is none."""
+    """Take a record from the last commit where this one is cut; remove it where there is none.
+
+    What was there is kept in .state/. A merge that stopped at a conflict is the user's.
+    """
     path = root / name
-    if not path.exists() or is_record(path.read_bytes()):
+    if not _is_cut(path):
         return
     with _held(root / ".dvc" / "tmp" / "lock") as alone:
-        if not alone or not path.exists() or is_record(path.read_bytes()):
+        if not alone or not _is_cut(path):
             return
+        kept = root / ".state" / f"{name}.cut"
+        kept.parent.mkdir(exist_ok=True)
+        write_bytes(kept, path.read_bytes())
         show = ["git", "show", f"HEAD:./{name}"]
         done = subprocess.run(show, cwd=root, capture_output=True, check=False)
         if done.returncode == 0 and is_record(done.stdout):
             write_bytes(path, done.stdout)
-            _tell(f"{name}, which is that of the last commit again,")
+            _tell(f"{name}, now that of the last commit (this one is in {kept.relative_to(root)})")
         else:
             path.unlink()
-            _tell(f"{name}, which is begun anew,")
+            _tell(f"{name}, begun anew (this one is in {kept.relative_to(root)})")
+
+
+def _is_cut(path: Path) -> bool:
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    return CONFLICT not in content and not is_record(content)
 
 
 def is_record(content: bytes) -> bool:

@@ -95,10 +95,19 @@ def test_a_wrong_hash_is_none(project: Project) -> None:
     assert runs(project) == ["first", "second"] * 2  # the run cache had this one, too
 
 
+def test_a_conflict_of_a_merge_is_the_user_s(project: Project) -> None:
+    path = project.root / "dvc.lock"
+    conflict = f"<<<<<<< HEAD\n{path.read_text()}=======\n{path.read_text()}>>>>>>> other\n"
+    path.write_text(conflict)
+    mend(project.root)
+    assert path.read_text() == conflict
+
+
 def test_without_a_commit_a_record_is_begun_anew(project: Project) -> None:
     (project.root / "data.dvc").write_text("outs:\n- md5: 12")
     mend(project.root)
     assert not (project.root / "data.dvc").exists()
+    assert (project.root / ".state/data.dvc.cut").read_text() == "outs:\n- md5: 12"
 
 
 def test_every_cut_of_a_record_is_one_that_dvc_reads_or_none(project: Project) -> None:
