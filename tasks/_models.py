@@ -23,7 +23,7 @@ from tasks._tracking import MODEL_TAG, maker
 Kind = Literal["generator", "classifier", "assistant"]
 
 CODE = Path(__file__).parents[1] / "src" / "gptmill"
-# What gptmill imports when it only predicts; mlflow adds itself.
+# What a served file and gptmill import when they only predict; mlflow adds itself.
 PACKAGES = ("jinja2", "numpy", "pandas", "tiktoken", "tokenizers", "torch")
 
 
