@@ -129,13 +129,14 @@ class Run(Reader):
         assert self._recorded is not None, "a follower has no MLflow run"
         return self._recorded
 
-    def device(self, *, flops: float = 0.0) -> Device:
+    def device(self, *, flops: float = 0.0, one_shape: bool = False) -> Device:
         """Return the device and precision that params.yaml's `runtime` asks for, recorded.
 
-        The first call decides; `flops` is how much training is to come.
+        The first call decides; `flops` is how much training is to come, `one_shape` whether all
+        its batches have the same.
         """
         if self._device is None:
-            picked = pick(self.runtime, flops=flops / self.world.size)
+            picked = pick(self.runtime, flops=flops / self.world.size, one_shape=one_shape)
             size, sharded = self.world.size, self.world.sharded
             self._device = replace(picked, processes=size, sharded=sharded)
             self._tell_device(self._device.record())

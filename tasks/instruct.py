@@ -51,7 +51,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     steps = params.epochs * order.steps_per_epoch
     mean_length = int(rows["train"].lengths.mean())
     flops = train_flops_per_token(model.config, mean_length)
-    device = run.device(flops=flops * steps * params.batch_size * mean_length)
+    device = run.device()
     validation = [
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
         for indices in by_length(rows["validation"].lengths, params.batch_size)

@@ -165,7 +165,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     config = params.model(vocab_size=texts.tokenizer.n_vocab, context_length=length)
     flops = train_flops_per_token(config, length)
     tokens = params.steps * params.batch_tokens
-    device = run.device(flops=flops * tokens)
+    device = run.device(flops=flops * tokens, one_shape=True)
     keep_freed_memory()
     model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
     trained = train(

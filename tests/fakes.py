@@ -35,8 +35,8 @@ class FakeRun:
     def data(self, name: str) -> Path:
         return self.root / "data" / name
 
-    def device(self, *, flops: float = 0.0) -> Device:
-        return pick(CPU, flops=flops)
+    def device(self, *, flops: float = 0.0, one_shape: bool = False) -> Device:
+        return pick(CPU, flops=flops, one_shape=one_shape)
 
     def store(self) -> StateStore:
         return StateStore(self.out.with_name(f"{self.out.name}-state"), every=60, keep=2)

@@ -31,6 +31,12 @@ def test_a_choice_that_is_not_auto_is_kept():
     assert (device.device, device.precision, device.compile) == ("cpu", "fp32", True)
 
 
+def test_batches_of_many_shapes_are_not_compiled() -> None:
+    asked = replace(RUNTIME, device="cpu", compile=True)
+    assert pick(asked).compile
+    assert not pick(asked, one_shape=False).compile
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)]
 )

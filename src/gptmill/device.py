@@ -73,11 +73,13 @@ class Device:
         return asdict(self)
 
 
-def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
+def pick(config: RuntimeConfig, *, flops: float = 0.0, one_shape: bool = True) -> Device:
     """Choose device and precision, and switch deterministic algorithms on for this process.
 
     `flops` is how much work is to come: `compile: auto` compiles where that is worth the wait.
-    Raises ValueError where the device asked for is not there.
+    Only batches of `one_shape` are compiled: among several a compiler chooses kernels by those
+    that it has seen, and a training that goes on would end in other bytes. Raises ValueError where
+    the device asked for is not there.
     """
     name = device_name(config.device)
     auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
@@ -91,7 +93,8 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0) -> Device:
         device=name,
         model=_model(name),
         precision=auto if config.precision == "auto" else config.precision,
-        compile=flops >= WORTH_COMPILING[name] if config.compile == "auto" else config.compile,
+        compile=one_shape
+        and (flops >= WORTH_COMPILING[name] if config.compile == "auto" else config.compile),
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
         recompute=config.recompute,

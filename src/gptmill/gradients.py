@@ -26,7 +26,10 @@ class Gradients:
             if isinstance(part, Block):
                 part.recompute = device.recompute
         self.forward = world.wrap(_Forward(model, objective), model, device.device)
-        self._compiled = torch.compile(self.forward) if device.compile else self.forward
+        # for each shape by itself (a last micro-batch has another): what was compiled before it, in
+        # this process or in one that was killed, is then of no matter
+        compiled = torch.compile(self.forward, dynamic=False) if device.compile else self.forward
+        self._compiled = compiled
         self._model = model
         self._objective = objective
         self._device = device
