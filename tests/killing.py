@@ -183,12 +183,12 @@ class Chain:
         self._held: set[int] = set()  # steps of states: a signal may come before the step is told
 
     def kill(self, kill: Kill) -> None:
-        """Run the stage and kill it at the moment that is asked for; once more where it ended."""
+        """Run the stage and kill it at the moment asked for; once more, earlier, where it ended."""
         for again in range(5):
             if kill.moment in ("step", "evaluation", "save") and self.left() < 2:
                 self.finish()
             held = self.held()
-            attempt = self._attempt(replace(kill, wait=kill.wait if not again else kill.wait / 2))
+            attempt = self._attempt(replace(kill, wait=kill.wait / 2**again))
             self._check(attempt, held)
             if attempt.hit:
                 self.tally.kills[kill.stage, kill.moment, kill.whom] += 1
@@ -395,7 +395,7 @@ class Watch:
             last = self._last_step()
             gaps = sorted(b - a for a, b in zip(self._times, self._times[1:], strict=False))
             step = gaps[len(gaps) // 2] if gaps else 0.02
-            time.sleep(min(step, 0.05) * (1.5 + kill.wait))
+            time.sleep(min(step, 0.05) * (1.3 + kill.wait))
             with self._stopped():
                 self.read()
                 if self._last_step() == last:
