@@ -67,5 +67,5 @@ def run(model: nn.Module, **changed: Any) -> list[Step]:
 def weights_hash(model: nn.Module) -> str:
     """Return a hash of all weights."""
     tensors: list[Tensor] = list(model.state_dict().values())
-    content = b"".join(tensor.detach().numpy().tobytes() for tensor in tensors)
+    content = b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in tensors)
     return hashlib.sha256(content).hexdigest()
