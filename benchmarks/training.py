@@ -27,22 +27,13 @@ SHAPES: dict[str, dict[str, int]] = {
 MEASURED = ["124M", "small"]
 ON_CUDA = {"124M": {"rows": 32, "length": 1024}, "small": {"rows": 64, "length": 1024}}
 MODES = ["eager", "compiled"]
-# each row adds its levers to those of the row before; what they are worth is the next row's ratio
-LADDER: list[tuple[str, dict[str, Any]]] = [
-    ("fp32, eager, 4 rows", {"precision": "fp32", "compile": False, "rows": 4}),
-    ("TF32 products", {"tf32": True}),
-    ("bf16", {"precision": "bf16"}),
-    ("torch.compile", {"compile": True}),
-    ("more rows a step", {"rows": 32}),
-    ("algorithms that are not deterministic", {"deterministic": False}),
-]
 
 
-def start(name: str, task: dict[str, Any]) -> Contestant:
+def start(name: str, task: dict[str, Any], *, label: str | None = None) -> Contestant:
     """Start a contestant."""
-    label = f"{name}, {mode(task)}"
     packages = name if name in PEERS else None
-    return start_program("trainer", label, {**task, "contestant": name}, packages=packages)
+    task = {**task, "contestant": name}
+    return start_program("trainer", label or f"{name}, {mode(task)}", task, packages=packages)
 
 
 def mode(task: dict[str, Any]) -> str:
@@ -66,28 +57,6 @@ def measure(
             contestant.stop()
         found += here
     return found
-
-
-def ladder(device: str, *, rounds: int, steps: int) -> None:
-    """Print what each lever is worth, one added to the next, on the larger shape."""
-    task = {**SHAPES["124M"], **(ON_CUDA["124M"] if device == "cuda" else {}), "device": device}
-    before = 0.0
-    for name, changes in LADDER:
-        if device == "cpu" and {"tf32", "rows"} & set(changes) and "precision" not in changes:
-            continue
-        task |= changes
-        contestant = start("ours", task)
-        for _ in range(rounds + 1):
-            contestant.run(steps)
-        contestant.stop()
-        if contestant.error:
-            print(f"{name:40} {contestant.error[:60]}")
-            continue
-        found = row(contestant, task, 1e12)
-        rate = found["tokens_per_second"]
-        ratio = f"{rate / before:5.2f} times the row before" if before else ""
-        print(f"{name:40} {rate:10,.0f} tokens/s {found['peak_memory_gb']:6.2f} GB {ratio}")
-        before = rate
 
 
 def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[str, Any]:
@@ -121,12 +90,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="of a round")
-    parser.add_argument("--ladder", action="store_true", help="what each lever is worth, instead")
     parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
     options = parser.parse_args()
-    if options.ladder:
-        ladder(options.device, rounds=options.rounds, steps=options.steps)
-        return
     options.out.mkdir(parents=True, exist_ok=True)
     names = ["ours", "ours, free", *installed(options.peers)]
     where = machine(options.device)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from gptmill.checkpoint import save_causal_lm
 from helpers import TINY_TEXT, tiny_gpt, tiny_tokenizer
 from tasks._environment import ROOT
@@ -50,6 +52,17 @@ def test_what_rounding_costs_is_shown(tmp_path: Path) -> None:
         "bf16",
         "int8",
     ]
+
+
+def test_levers_are_pulled_one_after_the_other_and_change_time_alone(tmp_path: Path) -> None:
+    fast = ["--shape", "tiny", "--rungs", "8", "--rounds", "1", "--steps", "2"]
+    bench("ladder.py", *fast, "--device", "cpu", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "ladder.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["error"] for row in rows] == [""] * 8
+    assert [row["published"][0] for row in rows[:2]] == [12_525, 12_526]
+    for row in rows[1:]:
+        near = 0.2 if row["task"]["bf16"] else 1e-4
+        assert row["losses"] == pytest.approx(rows[0]["losses"], abs=near)
 
 
 def bench(name: str, *options: str) -> str:

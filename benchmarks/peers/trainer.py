@@ -18,10 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptmill.model import GPT, GPTConfig
-
-VOCABULARY = 50257
-LEARNING_RATE = 1e-4
-WEIGHT_DECAY = 0.1
+from peers.rungs import LEARNING_RATE, VOCABULARY, WEIGHT_DECAY, plain
 
 Step = Callable[[int], float]
 
@@ -204,7 +201,10 @@ def main() -> None:
     name = task["contestant"]
     torch.set_float32_matmul_precision("high" if task.get("tf32") else "highest")
     task["deterministic"] = task.get("deterministic", name != "ours, free")
-    step = usual(PEERS[name], task) if name in PEERS else ours(task)
+    if name == "plain":
+        step = plain(task, batch_at)
+    else:
+        step = usual(PEERS[name], task) if name in PEERS else ours(task)
     number = 0
     for line in sys.stdin:
         seconds, losses = [], []
@@ -219,9 +219,9 @@ def main() -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Return the most bytes that were held, the GPU's where there is one."""
+    """Return the most bytes that the process took, of the GPU where it runs there."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
