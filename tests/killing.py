@@ -588,7 +588,7 @@ def main(arguments: list[str]) -> int:
     compiled = arguments[2:] == ["compiled"]
     numbers = arguments[:2] if compiled else arguments
     if not 1 <= len(numbers) <= 2 or not all(word.isdigit() for word in numbers):
-        print("usage: python tests/killing.py KILLS [SEED [compiled]]", file=sys.stderr)
+        print("usage: killing.py KILLS [SEED [compiled]], as at its head", file=sys.stderr)
         return 2
     kills, seed = int(numbers[0]), int(numbers[1]) if numbers[1:] else 0
     with tempfile.TemporaryDirectory() as folder:

@@ -52,8 +52,10 @@ def server(models: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def window(tmp_path: Path) -> Iterator[Browser]:
+    """A new window; how it looked at the end, also of a test that failed, is kept in `page.png`."""
     with browser(tmp_path) as window:
         yield window
+        window.screenshot(tmp_path / "page.png")
 
 
 def test_the_page_is_served_with_its_policy(server: Server) -> None:
