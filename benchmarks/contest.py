@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gptmill.device import RuntimeConfig, pick
-from tasks._environment import QUIET
+from tasks.project.environment import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / ".state" / "bench"

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from contest import BOOK_CACHED, OUT, PEERS, Contestant, installed, machine, show_machine
 from contest import start as start_program
+from peers.trainer import VOCABULARY
 from torch import Tensor
 
-from gptmill.quantization import Kind, quantize
-from peers.trainer import VOCABULARY
+from gptmill.generation.quantization import Kind, quantize
 
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
@@ -132,8 +132,8 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 def losses(folder: Path, text: Path, *, length: int = 512) -> None:
     """Print what each precision costs a checkpoint: its loss on a text, other likeliest ids."""
-    from gptmill.checkpoint import load_causal_lm
-    from gptmill.tokenizer import Tokenizer
+    from gptmill.checkpoint.checkpoint import load_causal_lm
+    from gptmill.tokenizer.tokenizer import Tokenizer
 
     model, tokenizer = load_causal_lm(folder).eval(), Tokenizer.from_folder(folder)
     length = min(length, model.config.context_length)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gptmill.model import SIZES, GPTConfig
+from gptmill.model.gpt import SIZES, GPTConfig
 
 ROUNDS = 3
 CONTESTANTS = ("ours", "ours mapped", "transformers")
@@ -70,12 +70,12 @@ def _options() -> argparse.Namespace:
 
 def write(folder: Path, shape: str, form: str) -> int:
     """Write random weights in float32; return how many bytes they are."""
+    from gptmill.checkpoint.hf_config import SpecialIds, to_hugging_face
+    from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2
+    from gptmill.checkpoint.mapping import file_tensors
+    from gptmill.checkpoint.weights import save_safetensors
     from gptmill.files import write_json
-    from gptmill.hf_config import SpecialIds, to_hugging_face
-    from gptmill.layouts import HUGGING_FACE_GPT2
-    from gptmill.mapping import file_tensors
-    from gptmill.model import GPT
-    from gptmill.weights import save_safetensors
+    from gptmill.model.gpt import GPT
 
     config = GPTConfig(
         vocab_size=50257,
@@ -147,7 +147,7 @@ def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, flo
 def _loader(contestant: str) -> Callable[[Path, torch.dtype], Any]:
     """Import what loads, so that this is not part of the time."""
     if contestant.startswith("ours"):
-        from gptmill.checkpoint import load_causal_lm
+        from gptmill.checkpoint.checkpoint import load_causal_lm
 
         mapped = contestant == "ours mapped"
         return lambda folder, dtype: load_causal_lm(folder, dtype=dtype, mapped=mapped)

@@ -12,9 +12,9 @@ import sys
 import time
 
 import torch
-
-from gptmill import head_loss
 from peers import trainer
+
+from gptmill.model import head_loss
 
 TASK = {
     "width": 768,

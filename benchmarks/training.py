@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from contest import OUT, PEERS, Contestant, installed, machine, show_machine
 from contest import start as start_program
-
-from gptmill.flops import measured_peak, train_flops_per_token
 from peers.trainer import shape_of
+
+from gptmill.training.flops import measured_peak, train_flops_per_token
 
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "rows": 4, "length": 256},

@@ -1,4 +1,4 @@
-"""`python -m flows COMMAND`: what `make` calls. Each command is a module here with a `main`.
+"""`python -m flows COMMAND`: what `make` calls. A command is a module of `commands/` with a `main`.
 
 The environment is set before the command's module is imported: prefect and mlflow read
 it when they load.
@@ -7,26 +7,34 @@ it when they load.
 import importlib
 import sys
 
-from tasks._environment import ROOT, set_environment, use_own_source, wrong_environment
-from tasks._process import Terminated, raise_on_sigterm
+from tasks.processes.process import Terminated, raise_on_sigterm
+from tasks.project.environment import (
+    ROOT,
+    set_environment,
+    use_own_source,
+    wrong_environment,
+)
 
 
-def commands() -> list[str]:
-    """Return the commands: the modules of this folder that have no underscore before them."""
-    found = (path.stem for path in (ROOT / "flows").glob("*.py"))
-    return sorted(name for name in found if not name.startswith("_"))
+def commands() -> dict[str, str]:
+    """Return the module of each command: the files of the groups below `commands/`."""
+    files = (ROOT / "flows" / "commands").glob("*/[!_]*.py")
+    return {path.stem: f"flows.commands.{path.parent.name}.{path.stem}" for path in sorted(files)}
 
 
 def main(arguments: list[str]) -> int:
     """Run a command; a user's mistake is one sentence and status 2, a signal 128 and its number."""
     if not arguments or arguments[0] not in commands():
-        print(f"usage: python -m flows COMMAND, one of {', '.join(commands())}", file=sys.stderr)
+        print(
+            f"usage: python -m flows COMMAND, one of {', '.join(sorted(commands()))}",
+            file=sys.stderr,
+        )
         return 2
     raise_on_sigterm()
     set_environment()
     use_own_source()
     try:
-        status: int = importlib.import_module(f"flows.{arguments[0]}").main(arguments[1:])
+        status: int = importlib.import_module(commands()[arguments[0]]).main(arguments[1:])
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -4,7 +4,6 @@ Prefect shows, schedules and cancels; DVC alone decides what is stale. One stage
 time, since each takes the whole machine.
 """
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,19 +18,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed
 from rich.console import Console
 from rich.table import Table
 
-from flows import _dvc, _pages
-from flows._servers import HOST, prefect_api, prefect_port
+from flows import pages
+from flows.dvc.repro import EXECUTED, FAILED, Outcome, repro
 from gptmill.files import read_json, write_json
 from gptmill.records import content_hash
-from tasks import _tracking
-from tasks._environment import ROOT
-from tasks._progress import duration
-from tasks._project import locked_outputs, stages, upstream
+from tasks.processes.progress import duration
+from tasks.project.environment import ROOT
+from tasks.project.graph import locked_outputs, stages, upstream
+from tasks.tracking import runs
 
 ALIVE = ROOT / ".state" / "flows"
 
@@ -51,10 +49,10 @@ def stage_task(stage: str, context: dict[str, str], rows: list[Row]) -> Task[[],
 
     def bring_up_to_date() -> State[None]:
         started = time.monotonic()
-        outcome = _dvc.repro(
+        outcome = repro(
             stage,
             on_line=get_run_logger().info,
-            on_event=_pages.ProgressPage(stage).on_event,
+            on_event=pages.ProgressPage(stage).on_event,
             context=context,
         )
         return _conclude(outcome, time.monotonic() - started, rows)
@@ -69,18 +67,18 @@ def stage_task(stage: str, context: dict[str, str], rows: list[Row]) -> Task[[],
     )
 
 
-def _conclude(outcome: _dvc.Outcome, seconds: float, rows: list[Row]) -> State[None]:
+def _conclude(outcome: Outcome, seconds: float, rows: list[Row]) -> State[None]:
     """Return the Prefect state of an outcome: Completed if it ran, Cached if DVC had its bytes."""
     stage = outcome.stage
-    if outcome.state == _dvc.FAILED:
+    if outcome.state == FAILED:
         start = outcome.first("start")
         if start:
-            _tracking.close_killed(start["run"], outcome.message)
-        rows.append(Row(stage, _dvc.FAILED, seconds, outcome.message))
+            runs.close_killed(start["run"], outcome.message)
+        rows.append(Row(stage, FAILED, seconds, outcome.message))
         return Failed(message=outcome.message)
-    _pages.stage_page(outcome, seconds=seconds)
-    figure = _pages.main_figure(stage)
-    ran = outcome.state == _dvc.EXECUTED
+    pages.stage_page(outcome, seconds=seconds)
+    figure = pages.main_figure(stage)
+    ran = outcome.state == EXECUTED
     rows.append(Row(stage, "ran" if ran else "cached", seconds, figure))
     if ran:
         return Completed(message=figure)
@@ -88,7 +86,7 @@ def _conclude(outcome: _dvc.Outcome, seconds: float, rows: list[Row]) -> State[N
 
 
 def _name() -> str:
-    commit = _tracking.git_tags().get("mlflow.source.git.commit", "")[:8]
+    commit = runs.git_tags().get("mlflow.source.git.commit", "")[:8]
     return f"pipeline-{commit or 'no-git'}"
 
 
@@ -96,7 +94,7 @@ def _name() -> str:
 def pipeline() -> State[None]:
     """Raw text to a classifier and an assistant: every stage that is stale runs, no other."""
     started = time.monotonic()
-    _tracking.close_dead_runs(_tracking.connect())
+    runs.close_dead_runs(runs.connect())
     parent = _open_parent()
     try:
         with _alive():
@@ -106,7 +104,7 @@ def pipeline() -> State[None]:
     except BaseException:
         MlflowClient().set_terminated(parent, "KILLED")
         raise
-    failed = rows[-1].state == _dvc.FAILED
+    failed = rows[-1].state == FAILED
     MlflowClient().set_terminated(parent, "FAILED" if failed else "FINISHED")
     print_table(rows, time.monotonic() - started)
     return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
@@ -115,8 +113,8 @@ def pipeline() -> State[None]:
 def _run_stages(parent: str) -> list[Row]:
     """Run the stages in the graph's order, up to the first that fails."""
     context = {
-        _tracking.PARENT_VARIABLE: parent,
-        _tracking.FLOW_VARIABLE: _tracking.this_process(),
+        runs.PARENT_VARIABLE: parent,
+        runs.FLOW_VARIABLE: runs.this_process(),
     }
     rows: list[Row] = []
     states: dict[str, State[State[None]]] = {}
@@ -135,16 +133,16 @@ def _open_parent() -> str:
         "mlflow.runName": flow_run.name or "pipeline",
         "prefect.flow_run_id": flow_run.id or "",
         "stage": "pipeline",
-        _tracking.PROCESS_TAG: _tracking.this_process(),
-        **_tracking.git_tags(),
+        runs.PROCESS_TAG: runs.this_process(),
+        **runs.git_tags(),
     }
-    return str(MlflowClient().create_run(_tracking.connect(), tags=tags).info.run_id)
+    return str(MlflowClient().create_run(runs.connect(), tags=tags).info.run_id)
 
 
 def _record(parent: str, rows: list[Row]) -> None:
     """Link each stage's run, also one that an earlier pipeline made, and stamp dvc.lock."""
     for row in rows:
-        run = _tracking.maker(locked_outputs(row.stage))
+        run = runs.maker(locked_outputs(row.stage))
         MlflowClient().set_tag(parent, f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
     if (ROOT / "dvc.lock").exists():
         MlflowClient().set_tag(parent, "dvc.lock", content_hash(ROOT / "dvc.lock"))
@@ -155,7 +153,7 @@ def _alive() -> Iterator[None]:
     """Note that this process runs this flow, so that a later one can tell if it was killed."""
     ALIVE.mkdir(parents=True, exist_ok=True)
     note = ALIVE / f"{flow_run.id}.json"
-    write_json(note, {"process": _tracking.this_process()})
+    write_json(note, {"process": runs.this_process()})
     try:
         yield
     finally:
@@ -165,7 +163,7 @@ def _alive() -> Iterator[None]:
 def close_dead_flows() -> None:
     """Mark flow runs whose process is gone as Crashed: Prefect alone would show them running."""
     for note in ALIVE.glob("*.json"):
-        if not _tracking.is_dead(read_json(note)["process"]):
+        if not runs.is_dead(read_json(note)["process"]):
             continue
         with get_client(sync_client=True) as client:
             state: State[Any] = Crashed(message="the process was killed")
@@ -177,7 +175,7 @@ def close_dead_flows() -> None:
 def summary(rows: list[Row]) -> str:
     """Return the run in one line."""
     ran = [row.stage for row in rows if row.state == "ran"]
-    failed = [row.stage for row in rows if row.state == _dvc.FAILED]
+    failed = [row.stage for row in rows if row.state == FAILED]
     if failed:
         return f"{failed[0]} failed"
     return f"ran {', '.join(ran)}" if ran else "everything was up to date: nothing ran"
@@ -196,37 +194,6 @@ def print_table(rows: list[Row], seconds: float) -> None:
     table.add_column("seconds", justify="right")
     table.add_column("main figure", overflow="fold")
     for row in rows:
-        style = {"cached": "dim", _dvc.FAILED: "red"}.get(row.state)
+        style = {"cached": "dim", FAILED: "red"}.get(row.state)
         table.add_row(row.stage, row.state, f"{row.seconds:.1f}", row.figure, style=style)
     Console().print(table)
-
-
-NEXT = """results   artifacts/ (one folder a stage), artifacts/evaluate/report.md
-next      make ui                     pages of every run, models, comparisons
-          edit params.yaml, then `make pipeline`: only what the change touches runs
-          dvc metrics diff            what the last change did"""
-
-
-def _without_empty_traceback(record: logging.LogRecord) -> bool:
-    """Drop the words `NoneType: None`, which Prefect logs behind a state that failed politely."""
-    if record.exc_info and record.exc_info[0] is None:
-        record.exc_info = None
-    return True
-
-
-def main(arguments: list[str]) -> int:
-    """Run the pipeline once, in this terminal."""
-    if arguments:
-        raise ValueError(f"`make pipeline` takes no words; given: {' '.join(arguments)}")
-    logging.getLogger("prefect.task_runs").addFilter(_without_empty_traceback)
-    # runs are found under `make ui`, also those that a temporary server took down
-    pages = f"http://{HOST}:{prefect_port()}"
-    settings = {PREFECT_API_URL: prefect_api(), PREFECT_UI_URL: pages}
-    with temporary_settings(updates=settings):
-        close_dead_flows()
-        state = pipeline(return_state=True)
-    if not state.is_completed():
-        print("mend it and run `make pipeline` again: finished stages are kept")
-        return 1
-    print(NEXT)
-    return 0

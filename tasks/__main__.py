@@ -8,10 +8,21 @@ import os
 import sys
 import traceback
 
-from tasks._environment import set_environment, use_own_source, wrong_environment
-from tasks._process import Terminated, die_with_parent, end_after_sigterm, raise_on_sigterm
-from tasks._ranks import LOST, RanksError, failed, is_lost, joined
-from tasks._receipt import tell
+from tasks.frame.ranks import (
+    LOST,
+    RanksError,
+    failed,
+    is_lost,
+    joined,
+)
+from tasks.processes.process import (
+    Terminated,
+    die_with_parent,
+    end_after_sigterm,
+    raise_on_sigterm,
+)
+from tasks.processes.receipt import tell
+from tasks.project.environment import set_environment, use_own_source, wrong_environment
 
 PATIENCE = 20.0
 """Seconds that a rank has to end in: one that waits for a dead one's answer never would."""
@@ -28,7 +39,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Terminated as stop:
-        from tasks._tracking import close_orphaned_parents
+        from tasks.tracking.runs import close_orphaned_parents
 
         if "RANK" not in os.environ:
             close_orphaned_parents()
@@ -38,7 +49,7 @@ def main(arguments: list[str]) -> int:
 def run(arguments: list[str]) -> int:
     """Check the name and execute the stage, turning failures into exit statuses."""
     try:
-        from tasks._project import stages
+        from tasks.project.graph import stages
 
         names = list(stages())
         if len(arguments) != 1 or arguments[0] not in names:
@@ -46,7 +57,7 @@ def run(arguments: list[str]) -> int:
             return fail(
                 f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {given}", 2
             )
-        from tasks._stage import execute
+        from tasks.frame.stage import execute
 
         if joined():
             end_after_sigterm(PATIENCE)

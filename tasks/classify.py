@@ -2,14 +2,20 @@
 
 import torch
 
-from gptmill.checkpoint import load_causal_lm, save_classifier
-from gptmill.classification import Trainable, set_trainable
-from gptmill.model import GPTClassifier
-from gptmill.tokenizer import Tokenizer
-from tasks._cards import tuned_card
-from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
-from tasks._classifier import ledger as ledger
-from tasks._stage import Metrics, Run, stage
+from gptmill.checkpoint.checkpoint import load_causal_lm, save_classifier
+from gptmill.finetuning.classification import Trainable, set_trainable
+from gptmill.model.gpt import GPTClassifier
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import stage
+from tasks.shared.cards import tuned_card
+from tasks.shared.classifier import (
+    ClassifierTraining,
+    Labelled,
+    fit,
+    predict_test,
+)
+from tasks.shared.classifier import ledger as ledger
 
 
 class Classify(ClassifierTraining):

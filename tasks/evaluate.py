@@ -5,15 +5,21 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field, StringConstraints
 
-from gptmill.checkpoint import load_causal_lm
+from gptmill.checkpoint.checkpoint import load_causal_lm
+from gptmill.evaluation.assistant import score_assistant
+from gptmill.evaluation.comparison import Classifiers, is_another, score_language_models
 from gptmill.files import read_json, write_csv, write_text
-from gptmill.generation import GenerationConfig, generate
-from gptmill.scoring import score_assistant
-from gptmill.tokenizer import Tokenizer
-from tasks import _plots
-from tasks._evaluation import Classifiers, is_another, score_language_models
-from tasks._report import answers_page, figures, report, samples_page
-from tasks._stage import Metrics, Run, Section, stage
+from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
+from tasks.shared.report import (
+    answers_page,
+    figures,
+    report,
+    samples_page,
+)
+from tasks.tracking import plots
 
 CHECKPOINTS = {"classify": "", "lora": "merged"}  # where a classifier's folder lies in its stage's
 
@@ -57,17 +63,17 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
         "report": report(tables),
     }
     confusions, curves = classifiers.confusions(), classifiers.roc_curves()
-    plots = {f"confusion_{name}": table for name, table in confusions.items()}
-    plots |= {f"roc_{name}": table for name, table in curves.items()}
-    for name, table in {**tables, **plots}.items():
+    drawn = {f"confusion_{name}": table for name, table in confusions.items()}
+    drawn |= {f"roc_{name}": table for name, table in curves.items()}
+    for name, table in {**tables, **drawn}.items():
         write_csv(run.out / f"{name}.csv", table)
     for name, page in pages.items():
         write_text(run.out / f"{name}.md", page)
         run.show(name, page)
-    run.figure("losses", _plots.losses(tables["language_model"]))
-    run.figure("confusion_matrices", _plots.confusion_matrices(confusions))
-    run.figure("roc", _plots.roc(curves, positive=classifiers.rarest))
-    run.figure("exact_matches", _plots.exact_matches(tables["assistant"]))
+    run.figure("losses", plots.losses(tables["language_model"]))
+    run.figure("confusion_matrices", plots.confusion_matrices(confusions))
+    run.figure("roc", plots.roc(curves, positive=classifiers.rarest))
+    run.figure("exact_matches", plots.exact_matches(tables["assistant"]))
     return figures(tables)
 
 

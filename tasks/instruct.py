@@ -7,17 +7,23 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from gptmill.checkpoint import load_causal_lm, read_config, save_causal_lm
+from gptmill.checkpoint.checkpoint import load_causal_lm, read_config, save_causal_lm
+from gptmill.data.batching import RowOrder, by_length
+from gptmill.data.splits import PARTS
 from gptmill.files import read_json, write_json
-from gptmill.flops import train_flops_per_token
-from gptmill.instructions import answers, batch, encode_rows, read_template
-from gptmill.objectives import LANGUAGE, mean_language_loss
-from gptmill.rows import RowOrder, by_length
-from gptmill.splits import PARTS
-from gptmill.tokenizer import Tokenizer
-from tasks._cards import tuned_card
-from tasks._stage import Metrics, Reader, Run, stage
-from tasks._training import TrainingSection, train
+from gptmill.finetuning.instructions import (
+    answers,
+    batch,
+    encode_rows,
+    read_template,
+)
+from gptmill.model.objectives import LANGUAGE, mean_language_loss
+from gptmill.tokenizer.tokenizer import Tokenizer
+from gptmill.training.flops import train_flops_per_token
+from tasks.frame.run import Metrics, Reader, Run
+from tasks.frame.stage import stage
+from tasks.shared.cards import tuned_card
+from tasks.shared.training import TrainingSection, train
 
 
 class Instruct(TrainingSection):

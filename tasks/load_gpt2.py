@@ -5,12 +5,13 @@ from pathlib import Path
 import pandas as pd
 from pydantic import Field
 
-from gptmill.checkpoint import load_causal_lm
-from gptmill.importing import import_model
-from gptmill.model import GPT
+from gptmill.checkpoint.checkpoint import load_causal_lm
+from gptmill.formats.importing import import_model
+from gptmill.model.gpt import GPT
 from gptmill.origins import Origin, manifest_origins, read_origins, write_origins
-from tasks._cards import stage_card
-from tasks._stage import Metrics, Run, Section, stage
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
+from tasks.shared.cards import stage_card
 
 
 class LoadGpt2(Section):

@@ -2,14 +2,21 @@
 
 import torch
 
-from gptmill.checkpoint import load_causal_lm, save_classifier
-from gptmill.lora import LoRAConfig, add_lora, merge, save_adapter
-from gptmill.model import GPTClassifier
-from gptmill.tokenizer import Tokenizer
-from tasks._cards import tuned_card
-from tasks._classifier import ClassifierTraining, Labelled, fit, predict_test
-from tasks._classifier import ledger as ledger
-from tasks._stage import Metrics, Run, stage
+from gptmill.checkpoint.adapter import save_adapter
+from gptmill.checkpoint.checkpoint import load_causal_lm, save_classifier
+from gptmill.model.gpt import GPTClassifier
+from gptmill.model.lora import LoRAConfig, add_lora, merge
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import stage
+from tasks.shared.cards import tuned_card
+from tasks.shared.classifier import (
+    ClassifierTraining,
+    Labelled,
+    fit,
+    predict_test,
+)
+from tasks.shared.classifier import ledger as ledger
 
 BASE = "artifacts/load_gpt2"  # as the adapter names it: its place in the project
 

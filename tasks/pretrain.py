@@ -9,20 +9,21 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, StringConstraints, model_validator
 
-from gptmill.checkpoint import save_causal_lm
+from gptmill.checkpoint.checkpoint import save_causal_lm
+from gptmill.data.token_file import TokenFile
+from gptmill.data.windows import WindowIndex
 from gptmill.device import Device, RuntimeConfig, keep_freed_memory, processes
 from gptmill.files import write_text
-from gptmill.flops import parameters, train_flops_per_token
-from gptmill.generation import GenerationConfig, generate
-from gptmill.model import GPT, SIZES, GPTConfig
-from gptmill.objectives import LANGUAGE, Batch, mean_language_loss
+from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.model.gpt import GPT, SIZES, GPTConfig
+from gptmill.model.objectives import LANGUAGE, Batch, mean_language_loss
 from gptmill.origins import read_origins
-from gptmill.tokenizer import Tokenizer
-from gptmill.tokens import TokenFile
-from gptmill.windows import WindowIndex
-from tasks._cards import stage_card
-from tasks._stage import Metrics, Reader, Run, Section, stage
-from tasks._training import TrainingSection, train
+from gptmill.tokenizer.tokenizer import Tokenizer
+from gptmill.training.flops import parameters, train_flops_per_token
+from tasks.frame.run import Metrics, Reader, Run
+from tasks.frame.stage import Section, stage
+from tasks.shared.cards import stage_card
+from tasks.shared.training import TrainingSection, train
 
 ROWS = 16  # windows a forward pass of an evaluation; bounds memory
 

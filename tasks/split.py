@@ -3,9 +3,7 @@
 import pandas as pd
 from pydantic import Field
 
-from gptmill.files import write_csv, write_json
-from gptmill.origins import manifest_origins, write_origins
-from gptmill.splits import (
+from gptmill.data.splits import (
     PARTS,
     Fractions,
     read_instructions,
@@ -13,7 +11,10 @@ from gptmill.splits import (
     split_instructions,
     split_labelled,
 )
-from tasks._stage import Metrics, Run, Section, stage
+from gptmill.files import write_csv, write_json
+from gptmill.origins import manifest_origins, write_origins
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
 
 
 class Parts(Section):

@@ -3,12 +3,13 @@
 import pandas as pd
 from pydantic import Field
 
-from gptmill.documents import Document, read_documents, split_documents
+from gptmill.data.documents import Document, read_documents, split_documents
+from gptmill.data.token_file import TokenFile
 from gptmill.files import write_json
 from gptmill.origins import manifest_origins, write_origins
-from gptmill.tokenizer import Tokenizer
-from gptmill.tokens import TokenFile
-from tasks._stage import Metrics, Run, Section, stage
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
 
 
 class Tokenize(Section):

@@ -2,7 +2,7 @@
 
 import signal
 
-from tasks._environment import set_environment
+from tasks.project.environment import set_environment
 
 set_environment()
 

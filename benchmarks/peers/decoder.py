@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peers import trainer
 from torch import Tensor
 
-from gptmill.model import GPT
-from peers import trainer
+from gptmill.model.gpt import GPT
 
 Decode = Callable[[int], list[list[int]]]
 
@@ -29,8 +29,8 @@ def prompts_of(task: dict[str, Any]) -> Tensor:
 
 def ours(task: dict[str, Any]) -> Decode:
     """Our own decoder: the weights as they are, or laid out for decoding in `precision`."""
-    from gptmill.generation import Batch, GenerationConfig, Row
-    from gptmill.quantization import quantize
+    from gptmill.generation.decoder import Batch, GenerationConfig, Row
+    from gptmill.generation.quantization import quantize
 
     model = GPT(trainer.shape_of(task), generator=torch.Generator().manual_seed(1)).eval()
     model = model.to(task["device"])

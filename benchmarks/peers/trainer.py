@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peers.rungs import LEARNING_RATE, VOCABULARY, WEIGHT_DECAY, plain
 from torch import Tensor, nn
 
-from gptmill.model import GPT, GPTConfig
-from peers.rungs import LEARNING_RATE, VOCABULARY, WEIGHT_DECAY, plain
+from gptmill.model.gpt import GPT, GPTConfig
 
 Step = Callable[[int], float]
 
@@ -47,12 +47,12 @@ def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def ours(task: dict[str, Any]) -> Step:
     """Our own loop, as a stage runs it, its guard, ledger and schedule included."""
-    from gptmill.course import Plan, StoppingConfig
     from gptmill.device import RuntimeConfig, keep_freed_memory, pick
-    from gptmill.guard import GuardConfig
-    from gptmill.objectives import LANGUAGE
-    from gptmill.optimizers import OptimizerConfig
-    from gptmill.training import Trainer
+    from gptmill.model.objectives import LANGUAGE
+    from gptmill.training.guard import GuardConfig
+    from gptmill.training.optimizers import OptimizerConfig
+    from gptmill.training.plan import Plan, StoppingConfig
+    from gptmill.training.trainer import Trainer
 
     runtime = RuntimeConfig(
         device=task["device"],
@@ -128,8 +128,8 @@ def transformers(task: dict[str, Any]) -> nn.Module:
         use_cache=False,
     )
     model = GPT2LMHeadModel(config)
-    from gptmill.layouts import HUGGING_FACE_GPT2
-    from gptmill.mapping import file_tensors
+    from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2
+    from gptmill.checkpoint.mapping import file_tensors
 
     weights = GPT(shape_of(task), generator=torch.Generator().manual_seed(1))
     named = file_tensors(HUGGING_FACE_GPT2, weights)

@@ -22,15 +22,15 @@ from pydantic import (
     model_validator,
 )
 
-from flows._pins import read_pin
+from flows.dvc.pins import read_pin
 from flows.sweeps.params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
 from gptmill.records import content_hash
-from tasks import _project
-from tasks._environment import ROOT
-from tasks._params import validated
-from tasks._stage import load
+from tasks.frame.stage import load
+from tasks.project import graph
+from tasks.project.environment import ROOT
+from tasks.project.params import validated
 
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
 A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
@@ -158,7 +158,7 @@ class Search(Part):
     @property
     def stages(self) -> list[str]:
         """Return the stages that a trial brings up to date, in the graph's order."""
-        return [*_project.ancestors(self.stage), self.stage]
+        return [*graph.ancestors(self.stage), self.stage]
 
 
 def combinations(space: Mapping[str, Domain]) -> Iterator[Changes]:
@@ -197,7 +197,7 @@ def read(file: str) -> Sweep:
         raise ValueError(f"{file} lies outside {ROOT}; FILE names a sweep file of this project")
     if not path.is_file():
         raise ValueError(f"{file} is missing; FILE names a sweep file like sweep.yaml")
-    search = parse(_project.read_yaml(path), file)
+    search = parse(graph.read_yaml(path), file)
     return Sweep(search, path.stem, _facts(search))
 
 
@@ -213,8 +213,8 @@ def parse(content: Any, file: str) -> Search:
 
 def check(search: Search) -> None:
     """Raise ValueError where a search does not fit this project's stages and params."""
-    if search.stage not in _project.stages():
-        known = ", ".join(_project.stages())
+    if search.stage not in graph.stages():
+        known = ", ".join(graph.stages())
         raise ValueError(f"stage is {search.stage}; the stages are {known}")
     keys = [*search.fixed, *search.space]
     for key in keys:
@@ -231,8 +231,8 @@ def check(search: Search) -> None:
 
 def _check_key(search: Search, key: str) -> None:
     section, *_ = key.split(".")
-    read = {name for stage in search.stages for name in _project.stages()[stage]["params"]}
-    found: Any = _project.params()
+    read = {name for stage in search.stages for name in graph.stages()[stage]["params"]}
+    found: Any = graph.params()
     for part in key.split("."):
         if not isinstance(found, dict) or part not in found:
             raise ValueError(f"params.yaml has no {key}")
@@ -240,9 +240,9 @@ def _check_key(search: Search, key: str) -> None:
     if section not in read:
         raise ValueError(
             f"{key} changes nothing: {' and '.join(search.stages)} read only "
-            f"{', '.join(name for name in _project.params() if name in read)}"
+            f"{', '.join(name for name in graph.params() if name in read)}"
         )
-    if key in _project.REFERENCE.findall((ROOT / "dvc.yaml").read_text(encoding="utf-8")):
+    if key in graph.REFERENCE.findall((ROOT / "dvc.yaml").read_text(encoding="utf-8")):
         raise ValueError(f"{key} decides which files a stage reads: edit params.yaml for that")
 
 
@@ -304,7 +304,7 @@ def refusal(changes: Changes) -> str | None:
 
 @cache
 def _section_text(name: str) -> str:
-    return json.dumps(_project.params()[name])
+    return json.dumps(graph.params()[name])
 
 
 def _facts(search: Search) -> dict[str, Any]:
@@ -313,9 +313,9 @@ def _facts(search: Search) -> dict[str, Any]:
     pin = read_pin(ROOT)
     facts["data.dvc"] = pin.md5 if pin else None
     for name in search.stages:
-        stage = _project.stages()[name]
+        stage = graph.stages()[name]
         facts[f"dvc.yaml {name}"] = {key: stage[key] for key in ("cmd", "deps", "params", "outs")}
-        for path in set(stage["deps"]) - set(_project.inputs(name)):
+        for path in set(stage["deps"]) - set(graph.inputs(name)):
             facts[path] = content_hash(ROOT / path) if (ROOT / path).exists() else None
         for section in stage["params"]:
             facts.update(_params_facts(section, search))

@@ -16,11 +16,11 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 
-from flows._servers import mlflow_address
+from flows.servers import mlflow_address
 from flows.sweeps.file import Range, Search, Sweep
 from flows.sweeps.params import Changes, encoded, short_names
 from flows.sweeps.search import best, params_of
-from tasks import _tracking
+from tasks.tracking import runs
 
 SWEEP_TAG = "sweep"
 TRIAL_TAG = "sweep.trial"
@@ -37,8 +37,8 @@ class Record:
     @classmethod
     def open(cls, sweep: Sweep) -> "Record":
         """Open the run of this sweep: the one that it had before it was stopped, or a new one."""
-        experiment = _tracking.connect()
-        _tracking.close_dead_runs(experiment)
+        experiment = runs.connect()
+        runs.close_dead_runs(experiment)
         where = f"tags.`{SWEEP_TAG}` = '{sweep.name}' and tags.`stage` = 'sweep'"
         run = _opened(experiment, where, {"mlflow.runName": sweep.name, "stage": "sweep"})
         MlflowClient().set_tag(run, SWEEP_TAG, sweep.name)
@@ -108,8 +108,8 @@ def _opened(experiment: str, where: str, tags: dict[str, str]) -> str:
     found = client.search_runs([experiment], where, max_results=1)
     tags = {
         **tags,
-        _tracking.PROCESS_TAG: _tracking.this_process(),
-        **_tracking.git_tags(),
+        runs.PROCESS_TAG: runs.this_process(),
+        **runs.git_tags(),
     }
     if not found:
         return str(client.create_run(experiment, tags=tags).info.run_id)

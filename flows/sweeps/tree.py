@@ -12,8 +12,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from flows._pins import dvc
-from tasks._environment import ROOT
+from flows.dvc.pins import dvc
+from tasks.project.environment import ROOT
 
 REFS = "refs/gptmill/sweeps"
 # no hook of the user's repository runs for a tree that is ours

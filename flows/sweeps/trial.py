@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tasks._environment import ROOT, set_environment, use_own_source
-from tasks._process import Terminated, raise_on_sigterm
+from tasks.processes.process import Terminated, raise_on_sigterm
+from tasks.project.environment import ROOT, set_environment, use_own_source
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Terminated as stop:
-        from tasks._tracking import close_orphaned_parents
+        from tasks.tracking.runs import close_orphaned_parents
 
         close_orphaned_parents()
         return 128 + stop.number
@@ -37,11 +37,11 @@ def main(arguments: list[str]) -> int:
 
 def bring_up_to_date(stage: str) -> dict[str, Any]:
     """Run what is stale of a stage and of what it rests on, up to the first that fails."""
-    from flows import _dvc
-    from flows._mend import mend
-    from flows._pins import dvc
-    from tasks import _tracking
-    from tasks._project import ancestors
+    from flows.dvc.mend import mend
+    from flows.dvc.pins import dvc
+    from flows.dvc.repro import FAILED, repro
+    from tasks.project.graph import ancestors
+    from tasks.tracking import runs
 
     mend()
     if (ROOT / "data.dvc").exists():
@@ -49,12 +49,12 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
         dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")
     states: dict[str, str] = {}
     for name in [*ancestors(stage), stage]:
-        outcome = _dvc.repro(name, on_line=lambda line: print(line, flush=True))
+        outcome = repro(name, on_line=lambda line: print(line, flush=True))
         states[name] = outcome.state
-        if outcome.state == _dvc.FAILED:
+        if outcome.state == FAILED:
             start = outcome.first("start")
             if start:
-                _tracking.close_killed(start["run"], outcome.message)
+                runs.close_killed(start["run"], outcome.message)
             return {"failed": name, "message": outcome.message, "states": states}
     return {"failed": None, "message": "", "states": states}
 

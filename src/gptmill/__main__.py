@@ -2,7 +2,7 @@
 
 import sys
 
-from gptmill.commands.frame import main
+from gptmill.cli.frame import main
 
 if __name__ == "__main__":
     sys.exit(main())

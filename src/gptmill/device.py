@@ -8,6 +8,7 @@ import ctypes
 import math
 import os
 import platform
+import resource
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -181,3 +182,11 @@ def _cpu_name() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory() -> float:
+    """Return the most memory that was held so far, bytes: CUDA's own, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

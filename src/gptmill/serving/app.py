@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from gptmill.generation.completion import Speaker
 from gptmill.serving import requests
 from gptmill.serving.decoding import Decoding, Stream, whole
 from gptmill.serving.errors import ApiError, as_api_error, error_body
@@ -18,7 +19,6 @@ from gptmill.serving.gate import MOST_BYTES, TooLargeError
 from gptmill.serving.requests import ChatRequest, CompletionRequest, Limits, Work
 from gptmill.serving.wire import Answer, Form
 from gptmill.serving.worker import Worker
-from gptmill.speaker import Speaker
 
 PAGE = Path(__file__).with_name("page.html")
 

@@ -11,10 +11,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gptmill.generation.completion import Piece, Speech
 from gptmill.serving.errors import as_api_error
 from gptmill.serving.wire import Answer, event
 from gptmill.serving.worker import Event, Job, Worker
-from gptmill.speaker import Piece, Speech
 
 CLIENT_LEFT = 499  # the status that proxies note for it; nobody is there to read it
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from gptmill.generation import GenerationConfig
+from gptmill.generation.completion import Speaker
+from gptmill.generation.decoder import GenerationConfig
 from gptmill.serving.errors import ApiError
-from gptmill.speaker import Speaker
 
 COMPLETION_TOKENS = 16  # what the API writes at most where a completion's request is silent
 MAX_STOPS = 4  # as in the API

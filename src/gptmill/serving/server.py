@@ -9,11 +9,11 @@ from typing import Self
 
 import uvicorn
 
+from gptmill.generation.completion import Speaker
 from gptmill.serving.app import build
 from gptmill.serving.gate import LOOPBACK_NAMES, Gate
 from gptmill.serving.requests import Limits
 from gptmill.serving.worker import Worker
-from gptmill.speaker import Speaker
 
 SECONDS_TO_FINISH = 5  # for what is being sent when the server is told to end
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gptmill.generation.completion import Finish, Piece
 from gptmill.serving.requests import Work
-from gptmill.speaker import Finish, Piece
 
 Form = Literal["chat", "text"]
 

@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from gptmill.generation.completion import Piece, Speech, Talk
 from gptmill.serving.errors import ApiError
-from gptmill.speaker import Piece, Speech, Talk
 
 PATIENCE = 10.0
 """Seconds that `join` waits for the step under way."""

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from gptmill.importing import check_model
+from gptmill.data.splits import read_instructions, read_labelled
+from gptmill.formats.importing import check_model
 from gptmill.sources.archive import visible_files
-from gptmill.splits import read_instructions, read_labelled
-from gptmill.tokenizer import Tokenizer
+from gptmill.tokenizer.tokenizer import Tokenizer
 
 DOCUMENT = ".txt"
 MODEL_FILES = ("config.json", ".safetensors", ".bin", ".gguf", ".pth", ".ckpt.index")

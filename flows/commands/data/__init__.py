@@ -1,0 +1,1 @@
+"""Commands that bring raw data and base weights in."""

@@ -1,0 +1,1 @@
+"""Commands that manage records, states and servers."""

@@ -1,0 +1,250 @@
+"""`make sweep`: the search of sweep.yaml, one trial after the other, each in its own worktree.
+
+Stopped in any way, the same command goes on: finished trials are kept, the one that was cut
+off is run again from where its stage can resume, and the end is that of a sweep that was
+never stopped.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from flows.sweeps import tree
+from flows.sweeps.file import Sweep, read, refusal, require_metric
+from flows.sweeps.params import Changes, as_yaml, edited, shown
+from flows.sweeps.record import Record, print_table
+from flows.sweeps.search import best, open_study, params_of, record, suggest
+from gptmill.files import read_json, write_json
+from tasks.processes.locks import take
+from tasks.processes.process import end_group, start_group
+from tasks.processes.progress import duration
+from tasks.project.environment import ROOT
+from tasks.project.graph import stages
+from tasks.tracking import runs
+
+SWEEPS = ROOT / ".state" / "sweeps"
+FILE = "sweep.yaml"
+PATIENCE = 40.0  # seconds that a trial gets to close its records; its own stage has 20 of them
+HOPELESS = 3  # trials that failed, and no other, after which a sweep stops
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: what its stage wrote, or why it wrote nothing."""
+
+    metrics: dict[str, Any]
+    states: dict[str, str]
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sweep at work: the search, the trials that are done, and the runs in MLflow."""
+
+    sweep: Sweep
+    study: Study
+    runs: Record
+
+    def to_the_end(self) -> None:
+        """Run the trials that are missing, and leave the sweep's own run closed truthfully."""
+        try:
+            while not self._is_done():
+                self._trial(len(self.study.trials))
+            self.runs.compare(self.study.trials)
+        except Exception as error:
+            self.runs.fail(self.runs.run, str(error))
+            raise
+        except BaseException:
+            self.runs.close("KILLED")
+            raise
+        self.runs.close("FINISHED" if self.best() else "FAILED")
+
+    def best(self) -> FrozenTrial | None:
+        """Return the best trial so far."""
+        return best(self.sweep.search, self.study.trials)
+
+    def _is_done(self) -> bool:
+        done = len(self.study.trials)
+        hopeless = done >= HOPELESS and self.best() is None
+        return hopeless or done >= self.sweep.search.n_trials
+
+    def _trial(self, number: int) -> None:
+        """Run one trial. The study is told last: what it holds is done in every respect."""
+        search, started = self.sweep.search, time.monotonic()
+        params = suggest(search, number, self.study.trials)
+        print(f"trial {number}, {number + 1} of {search.n_trials}: {shown(params)}", flush=True)
+        run = self.runs.trial(number, params)
+        try:
+            outcome = self._outcome(number, params, run)
+            value = None if outcome.message else require_metric(search, outcome.metrics)
+        except BaseException as stop:
+            self.runs.close("FAILED" if isinstance(stop, Exception) else "KILLED", run=run)
+            raise
+        if outcome.message:
+            self.runs.fail(run, outcome.message)
+        else:
+            self.runs.finish(run, outcome.metrics, outcome.states)
+        facts = {"seconds": round(time.monotonic() - started, 1), "message": outcome.message}
+        record(self.study, search, params, value=value, facts={**facts, "mlflow.run": run})
+        tree.remove(self._folder(number))
+        self.runs.compare(self.study.trials)
+        self._tell(number)
+
+    def _folder(self, number: int) -> Path:
+        return self.sweep.folder / "trials" / str(number)
+
+    def _outcome(self, number: int, params: Changes, run: str) -> Outcome:
+        """Run a trial in its worktree. Raises ValueError where the fault is not the trial's."""
+        search, folder = self.sweep.search, self._folder(number)
+        changes = {**search.fixed, **params}
+        mistake = refusal(changes)
+        if mistake:
+            return Outcome({}, {}, mistake)
+        text = edited((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+        title = f"{self.sweep.name}: trial {number}, {shown(params)}"
+        ref = f"{self.sweep.name}/{number}"
+        commit = tree.commit(text, title, ref=ref)
+        self.runs.note(run, commit)
+        tree.prepare(folder, commit)
+        result = run_in(folder, search.stage, under=(self.runs.run, run))
+        if result["failed"] is None:
+            path = folder / "artifacts" / search.stage / "metrics.json"
+            return Outcome(read_json(path), result["states"])
+        if not self._is_of_the_search(result["failed"]):
+            raise ValueError(f"{result['failed'] or 'dvc'}: {result['message']}")
+        return Outcome({}, result["states"], result["message"])
+
+    def _is_of_the_search(self, stage: str) -> bool:
+        """Return whether a stage's failure can come from what the trials differ in."""
+        if stage == self.sweep.search.stage:
+            return True
+        sections = {key.split(".")[0] for key in self.sweep.search.space}
+        return stage in stages() and bool(sections.intersection(stages()[stage]["params"]))
+
+    def _tell(self, number: int) -> None:
+        done, top = self.study.trials[number], self.best()
+        search = self.sweep.search
+        what = (
+            f"{search.metric} {done.value:.5g}"
+            if done.value is not None
+            else "failed: " + str(done.user_attrs["message"])
+        )
+        also = f" (best so far: {top.value:.5g}, trial {top.number})" if top else ""
+        print(f"trial {number}: {what}{also}", flush=True)
+
+
+def run_in(folder: Path, stage: str, *, under: tuple[str, str]) -> dict[str, Any]:
+    """Bring a stage up to date in a worktree, by the worktree's own code; return what it tells.
+
+    Whatever ends this call early first ends every process of the trial.
+    """
+    file = folder / ".state" / "trial.json"
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    words = ["-m", "flows.sweeps.trial", stage, str(file)]
+    process = start_group(words, folder=folder, variables=_context(folder, under))
+    assert process.stdout is not None
+    last = ""
+    try:
+        for line in process.stdout:
+            print(f"  {line.rstrip()}", flush=True)
+            last = line.strip() or last
+        process.wait()
+    except BaseException:
+        end_group(process, patience=PATIENCE)
+        raise
+    finally:
+        process.stdout.close()
+    if not file.exists():
+        raise ValueError(f"the trial's process ended with status {process.returncode}: {last}")
+    return dict(read_json(file))
+
+
+def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
+    """Return the variables by which a trial records into this tree's store, below its runs."""
+    sweep, trial = under
+    return {
+        "MLFLOW_TRACKING_URI": runs.tracking_uri(),
+        runs.SWEEP_VARIABLE: sweep,
+        runs.PARENT_VARIABLE: trial,
+        runs.FLOW_VARIABLE: runs.this_process(),
+        "DVC_SITE_CACHE_DIR": str(folder / ".dvc" / "tmp" / "site"),
+    }
+
+
+def named(arguments: list[str]) -> Sweep:
+    """Read the sweep file that a command names."""
+    if len(arguments) > 1:
+        raise ValueError(f"name one sweep file, FILE=sweep.yaml; given: {' '.join(arguments)}")
+    return read(arguments[0] if arguments else FILE)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let one sweep of this project run at a time: each trial takes the whole machine."""
+    held = take(SWEEPS / "lock", patience=0)
+    if held is None:
+        raise ValueError("another `make sweep` of this project is at work")
+    with held:
+        yield
+
+
+def announce(sweep: Sweep) -> None:
+    """Say what begins, and, where another sweep of the file was begun, why this is a new one."""
+    print(f"{sweep.name}: {sweep.search.sampler} over {', '.join(sweep.search.space)}")
+    last = max(
+        SWEEPS.glob(f"{sweep.stem}-*/sweep.json"),
+        key=lambda path: path.stat().st_mtime,
+        default=None,
+    )
+    if last is None or (sweep.folder / "sweep.json").exists():
+        return
+    before = read_json(last)
+    changed = sorted(
+        name for name in {*before, *sweep.facts} if before.get(name) != sweep.facts.get(name)
+    )
+    if changed:
+        print(f"a new sweep, no part of {last.parent.name}: {', '.join(changed)} changed since")
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trials that are not done yet, then show all of them."""
+    started = time.monotonic()
+    sweep = named(arguments)
+    tree.check_repository()
+    with alone():
+        announce(sweep)
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        write_json(sweep.folder / "sweep.json", sweep.facts)
+        work = Work(sweep, open_study(sweep), Record.open(sweep))
+        done = len(work.study.trials)
+        if done:
+            print(f"{done} of {sweep.search.n_trials} trials are done and kept")
+        for number in range(done):  # a sweep that was killed may have left a finished one's
+            tree.remove(sweep.folder / "trials" / str(number))
+        work.to_the_end()
+    title = (
+        f"{sweep.name}: {len(work.study.trials)} trials ({duration(time.monotonic() - started)})"
+    )
+    print_table(sweep.search, work.study.trials, title)
+    return conclude(work, arguments)
+
+
+def conclude(work: Work, arguments: list[str]) -> int:
+    """Print where the comparison lies, the best params, and what to type next."""
+    folder, top = work.sweep.folder.relative_to(ROOT), work.best()
+    print(f"compared  {folder}/trials.png, {work.runs.address} (`make ui`)")
+    if top is None:
+        print(f"no trial has a value; mend the cause, `rm -r {folder}`, and sweep again")
+        return 1
+    print(f"best      trial {top.number}, {work.sweep.search.metric} {top.value:.5g}:\n")
+    print(as_yaml(params_of(work.sweep.search, top)))
+    words = f" FILE={arguments[0]}" if arguments else ""
+    print(f"next      make adopt{words}   writes them into params.yaml")
+    return 0

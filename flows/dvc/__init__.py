@@ -1,0 +1,1 @@
+"""All that runs DVC, reads its pins or repairs its records."""

@@ -1,0 +1,110 @@
+"""The pages that Prefect shows for a stage's run: figures, samples, progress, links to MLflow."""
+
+import time
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
+
+from flows.dvc.repro import Outcome
+from flows.servers import mlflow_address
+from gptmill.files import read_json
+from tasks.project.environment import ROOT
+from tasks.project.graph import locked_outputs, stages
+from tasks.tracking import runs
+
+PROGRESS_INTERVAL = 2.0  # seconds between two updates of a progress page
+
+
+def slug(stage: str) -> str:
+    """Return a stage's name as Prefect allows it in a key."""
+    return stage.replace("_", "-")
+
+
+class ProgressPage:
+    """A progress bar on the task's page, made at the first step."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.id: UUID | None = None
+        self.updated = 0.0
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Move the bar on a `step` event, not more often than a person can see."""
+        if event["event"] != "step":
+            return
+        done = event["step"] >= event["steps"]
+        if not done and time.monotonic() - self.updated < PROGRESS_INTERVAL:
+            return
+        self.updated = time.monotonic()
+        percent = 100.0 * event["step"] / event["steps"]
+        if self.id is None:
+            made = create_progress_artifact(
+                percent, key=f"{slug(self.stage)}-progress", description=event["text"]
+            )
+            assert isinstance(made, UUID)
+            self.id = made
+        else:
+            update_progress_artifact(self.id, percent, description=event["text"])
+
+
+def metrics_of(stage: str) -> dict[str, Any]:
+    """Return what a stage wrote to its metrics.json."""
+    path = ROOT / "artifacts" / stage / "metrics.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def main_figure(stage: str) -> str:
+    """Return a stage's main figure as text, `validation_loss 5.812`."""
+    name = stages()[stage]["meta"]["main"]
+    value = metrics_of(stage).get(name)
+    return "" if value is None else f"{name} {shown(value)}"
+
+
+def shown(value: object) -> str:
+    """Write a figure as a person reads it."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def stage_page(outcome: Outcome, *, seconds: float) -> None:
+    """Make the page of one stage that ended well."""
+    stage = outcome.stage
+    start = outcome.first("start")
+    run = start["run"] if start else runs.maker(locked_outputs(stage))
+    parts = [f"# {stage}: {outcome.state}", stages()[stage]["desc"] + "."]
+    if start is None:
+        parts.append("Nothing it reads has changed since it last ran.")
+    parts.append(_links(outcome, run))
+    figures = [f"| {name} | {shown(value)} |" for name, value in metrics_of(stage).items()]
+    parts.append("\n".join(["| figure | value |", "| --- | --- |", *figures]))
+    parts += [
+        f"## {event['title']}\n\n{event['text']}"
+        for event in outcome.events
+        if event["event"] == "show"
+    ]
+    hashes = [f"- `{path}` {value}" for path, value in locked_outputs(stage).items()]
+    parts.append("\n".join(["## Written", *hashes, f"\nin {seconds:.1f} s"]))
+    create_markdown_artifact("\n\n".join(parts), key=slug(stage), description=main_figure(stage))
+
+
+def run_address(run: str) -> str:
+    """Return the address of a run's page in MLflow."""
+    return f"{mlflow_address()}/#/experiments/{runs.connect()}/runs/{run}"
+
+
+def _links(outcome: Outcome, run: str | None) -> str:
+    if run is None:
+        return "No MLflow run of this store made these files."
+    lines = [f"[MLflow run]({run_address(run)}) (`make ui` shows it)"]
+    for event in outcome.events:
+        if event["event"] == "figure":
+            name = event["name"]
+            plot = f"{mlflow_address()}/get-artifact?path=plots/{name}.png&run_uuid={run}"
+            lines.append(f"[{name}]({plot})")
+    return ", ".join(lines)

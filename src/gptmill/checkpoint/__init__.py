@@ -1,0 +1,1 @@
+"""The checkpoint format: a Hugging Face folder, and PEFT's for adapters."""

@@ -1,0 +1,200 @@
+"""Checkpoints: a Hugging Face folder, whoever made it.
+
+`model.safetensors`, `config.json`, `generation_config.json` and the tokenizer's files. What is
+written opens in Hugging Face's tools, and what they write, or the hub serves, opens here. Names
+and shapes are checked before anything big is read or built; the tables are in layouts.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptmill.checkpoint.hf_config import (
+    SpecialIds,
+    read_config,
+    read_config_file,
+    to_hugging_face,
+)
+from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA, Layout
+from gptmill.checkpoint.mapping import (
+    check,
+    file_tensors,
+    read_state,
+    skeleton,
+)
+from gptmill.checkpoint.weights import SAVED_DTYPES, open_folder, save_safetensors
+from gptmill.files import write_json
+from gptmill.model.gpt import GPT, GPTClassifier, GPTConfig
+from gptmill.tokenizer.tokenizer import Tokenizer
+
+__all__ = [
+    "check_weights",
+    "layout_of",
+    "load_causal_lm",
+    "load_classifier",
+    "read_class_names",
+    "read_config",
+    "save_causal_lm",
+    "save_classifier",
+]
+
+
+def layout_of(config: GPTConfig) -> Layout:
+    """Return how Hugging Face stores a model of this family."""
+    return HUGGING_FACE_GPT2 if config.llama is None else HUGGING_FACE_LLAMA
+
+
+def save_causal_lm(
+    folder: Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    chat_template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    ids: SpecialIds | None = None,
+) -> None:
+    """Write a model that `AutoModelForCausalLM` opens; the folder is made where it is missing.
+
+    Weights are rounded to `dtype`. `ids` are those that the config names, where they are not
+    the tokenizer's own.
+    """
+    ids = special_ids(tokenizer) if ids is None else ids
+    _save(folder, model, {"architectures": [_causal_lm(model.config)]}, ids, dtype)
+    write_json(folder / "generation_config.json", ids.named())
+    tokenizer.save(folder, context_length=model.config.context_length, chat_template=chat_template)
+
+
+def save_classifier(
+    folder: Path,
+    model: GPTClassifier,
+    tokenizer: Tokenizer,
+    *,
+    class_names: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    ids: SpecialIds | None = None,
+) -> None:
+    """Write a model that `AutoModelForSequenceClassification` opens, its classes by name.
+
+    That class finds a row's last real token by looking for the padding id, `<|endoftext|>`:
+    rows are padded on the right and never end in a real one.
+    """
+    assert len(class_names) == model.score.out_features, "one name a class"
+    classes = {
+        "architectures": [_classifier(model.config)],
+        "problem_type": "single_label_classification",
+        "id2label": {str(index): name for index, name in enumerate(class_names)},
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+    _save(folder, model, classes, special_ids(tokenizer) if ids is None else ids, dtype)
+    tokenizer.save(folder, context_length=model.config.context_length)
+
+
+def special_ids(tokenizer: Tokenizer) -> SpecialIds:
+    """Return the ids that a config names for a tokenizer."""
+    return SpecialIds(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
+
+
+def read_class_names(folder: Path) -> list[str]:
+    """Read the class names of the classifier in `folder`, in the order of its scores."""
+    path = folder / "config.json"
+    # transformers leaves out the names that it would make up itself.
+    names = read_config_file(path).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    if not isinstance(names, dict) or sorted(names) != sorted(
+        str(index) for index in range(len(names))
+    ):
+        raise ValueError(f"{path}: id2label is {names!r}; allowed is a name for each class id")
+    return [names[str(index)] for index in range(len(names))]
+
+
+def check_weights(folder: Path, *, n_classes: int | None = None) -> GPTConfig:
+    """Compare names and shapes of the tensors in `folder` with what its config asks for.
+
+    Returns the config; raises ValueError with the tensors that are missing, unknown or of
+    another shape. With `n_classes` the folder must hold a classifier.
+    """
+    config = read_config(folder)
+    check(layout_of(config), config, open_folder(folder), n_classes=n_classes)
+    return config
+
+
+def load_causal_lm(
+    folder: Path,
+    *,
+    drop_rate: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
+) -> GPT:
+    """Read the GPT in `folder`, in `dtype` on the CPU and in eval mode.
+
+    Its dropout in training is that of its config, or `drop_rate` where that is given. A `mapped`
+    model is there at once and reads its weights from the file as they are used: to be looked at
+    or laid out anew, not to be trained. The file must not be written to while it is in use;
+    replacing it is no harm.
+    """
+    model = _load(folder, None, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
+    assert isinstance(model, GPT)
+    return model
+
+
+def load_classifier(
+    folder: Path,
+    *,
+    drop_rate: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    mapped: bool = False,
+) -> tuple[GPTClassifier, list[str]]:
+    """Read the classifier in `folder` and its class names, as `load_causal_lm` does."""
+    class_names = read_class_names(folder)
+    n_classes = len(class_names)
+    model = _load(folder, n_classes, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
+    assert isinstance(model, GPTClassifier)
+    return model, class_names
+
+
+def _load(
+    folder: Path,
+    n_classes: int | None,
+    *,
+    drop_rate: float | None,
+    dtype: torch.dtype,
+    mapped: bool,
+) -> GPT | GPTClassifier:
+    config = read_config(folder)
+    tensors = open_folder(folder)
+    check(layout_of(config), config, tensors, n_classes=n_classes)
+    state = read_state(
+        layout_of(config), config, tensors, n_classes=n_classes, dtype=dtype, mapped=mapped
+    )
+    model = skeleton(
+        config if drop_rate is None else replace(config, drop_rate=drop_rate), n_classes
+    )
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _causal_lm(config: GPTConfig) -> str:
+    return "GPT2LMHeadModel" if config.llama is None else "LlamaForCausalLM"
+
+
+def _classifier(config: GPTConfig) -> str:
+    return f"{'GPT2' if config.llama is None else 'Llama'}ForSequenceClassification"
+
+
+def _save(
+    folder: Path,
+    model: GPT | GPTClassifier,
+    own: Mapping[str, Any],
+    ids: SpecialIds,
+    dtype: torch.dtype,
+) -> None:
+    """Write the weights, then the config."""
+    name = next((name for name, known in SAVED_DTYPES.items() if known is dtype), None)
+    if name is None:
+        raise ValueError(f"weights are not saved as {dtype}; allowed are {', '.join(SAVED_DTYPES)}")
+    tensors = file_tensors(layout_of(model.config), model)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_safetensors(folder / "model.safetensors", tensors, dtype)
+    write_json(folder / "config.json", {**to_hugging_face(model.config, ids, name), **own})

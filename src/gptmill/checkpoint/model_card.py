@@ -1,0 +1,169 @@
+"""Model cards: a `README.md` in a checkpoint's folder that says what is known of the model.
+
+The head of the file is YAML as Hugging Face's hub reads it. Equal cards are equal bytes: no time,
+no path of a machine and no host is in one.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gptmill.checkpoint.hf_config import read_config
+from gptmill.checkpoint.weights import open_folder
+from gptmill.files import write_text
+from gptmill.model.gpt import GPTConfig
+from gptmill.origins import Origin
+
+Task = Literal["text-generation", "text-classification"]
+
+SPDX = re.compile(r"[\w.+-]+")
+MADE_BY = "Made by gptmill"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a person should know before using a model."""
+
+    name: str
+    task: Task
+    summary: str
+    """One or two sentences: what it is and how it was made."""
+    intended_use: str
+    limits: str
+    licence: str | None = None
+    """Of the weights, as its source names it; None where nobody has decided."""
+    base: str | None = None
+    """What it was fine-tuned from: a name, never a path of one machine."""
+    read: Mapping[str, str] = field(default_factory=dict)
+    """The files that it was made from, and the hash of each (`sha256:...`)."""
+    origins: tuple[Origin, ...] = ()
+    """All raw data that went into the weights, its base's too."""
+    metrics: Mapping[str, float | int | str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "summary", "intended_use", "limits"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"a card's {name} is empty; allowed is what a reader must know")
+
+
+def write_card(folder: Path, card: Card) -> None:
+    """Write `README.md` into a checkpoint's folder; shape and size are read from there."""
+    parameters = sum(math.prod(shape) for shape in open_folder(folder).shapes.values())
+    sections = [
+        _front(card),
+        f"# {card.name}",
+        card.summary.strip(),
+        _shape(read_config(folder), parameters),
+        _use(card),
+        f"## Limits\n\n{card.limits.strip()}",
+        _data(card),
+        _metrics(card),
+        _origin(card),
+    ]
+    write_text(folder / "README.md", "\n\n".join(section for section in sections if section) + "\n")
+
+
+def _front(card: Card) -> str:
+    """Return the YAML that the hub reads; a JSON string is one of YAML."""
+    lines = [
+        f"license: {json.dumps(_spdx(card.licence))}",
+        f"pipeline_tag: {json.dumps(card.task)}",
+        'library_name: "transformers"',
+    ]
+    if card.base is not None:
+        lines.append(f"base_model: {json.dumps(card.base)}")
+    return "\n".join(["---", *lines, "---"])
+
+
+def _spdx(licence: str | None) -> str:
+    """Return a licence as the hub wants it: an identifier of SPDX in small letters, or `other`."""
+    if licence is None:
+        return "unknown"
+    return licence.lower() if SPDX.fullmatch(licence) else "other"
+
+
+def _shape(config: GPTConfig, parameters: int) -> str:
+    family = "GPT-2" if config.llama is None else "Llama"
+    rows: list[tuple[object, ...]] = [
+        ("architecture", family),
+        ("parameters", f"{parameters:,}"),
+        ("vocabulary", f"{config.vocab_size:,}"),
+        ("context", f"{config.context_length:,} tokens"),
+        ("layers", config.n_layers),
+        ("width", config.emb_dim),
+        ("heads", config.n_heads),
+    ]
+    if config.llama is not None:
+        rows.append(("key-value heads", config.n_kv_heads))
+    rows.append(("feed-forward width", config.ff_dim))
+    rows.append(("head tied to the embedding", "yes" if config.tie_weights else "no"))
+    return "## Shape\n\n" + _table(("", ""), rows)
+
+
+def _use(card: Card) -> str:
+    auto = {
+        "text-generation": "AutoModelForCausalLM",
+        "text-classification": "AutoModelForSequenceClassification",
+    }[card.task]
+    return (
+        f"## Intended use\n\n{card.intended_use.strip()}\n\n"
+        f"It opens with transformers: `{auto}.from_pretrained(folder)`, and its tokenizer with "
+        "`AutoTokenizer.from_pretrained(folder)`."
+    )
+
+
+def _data(card: Card) -> str:
+    parts = []
+    if card.read:
+        files = ", ".join(f"`{name}` (`{digest}`)" for name, digest in card.read.items())
+        parts.append(f"Made from {files}.")
+    if card.origins:
+        rows = [
+            (one.name, one.licence, one.attribution, one.files, f"`{one.hash}`")
+            for one in card.origins
+        ]
+        parts.append(
+            "All raw data that went into the weights; the hash of several files is that of "
+            "`sha256sum`'s list of them:"
+        )
+        parts.append(_table(("source", "licence", "attribution", "files", "hash"), rows))
+    return "\n\n".join(["## Data", *parts]) if parts else ""
+
+
+def _metrics(card: Card) -> str:
+    if not card.metrics:
+        return ""
+    rows = [(name, _number(value)) for name, value in sorted(card.metrics.items())]
+    return "## Metrics\n\n" + _table(("metric", "value"), rows)
+
+
+def _number(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _origin(card: Card) -> str:
+    return f"## Origin\n\n{MADE_BY}. The weights' licence: {card.licence or 'unknown'}."
+
+
+def name_commit(folder: Path, commit: str) -> None:
+    """Say in the card in `folder` which commit makes these bytes.
+
+    A stage cannot: its bytes would change with each commit.
+    """
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8")
+    named = f"{MADE_BY} at commit `{commit}`, whose dvc.lock records these weights."
+    write_text(path, text.replace(f"{MADE_BY}.", named))
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
+    lines: list[tuple[object, ...]] = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

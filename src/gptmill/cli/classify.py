@@ -1,0 +1,56 @@
+"""Sort texts into a classifier's classes.
+
+Prints a line a text: the label and each class's probability. With --json: a list with an
+object {"text", "label", "probabilities"} for each text, in their order.
+"""
+
+import argparse
+from pathlib import Path
+
+from gptmill.cli import folders, options
+from gptmill.cli.frame import note, show
+
+HELP = "label texts with a classifier"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model and the texts."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a classifier's folder")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text to sort")
+    parser.add_argument("--device", choices=options.DEVICES, default="cpu", help="where (cpu)")
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, classify, print."""
+    texts = [options.utf8(text, "TEXT") for text in arguments.texts]
+    folders.check_model(arguments.model, "classifier")
+
+    from gptmill.checkpoint.checkpoint import load_classifier
+    from gptmill.device import device_name
+    from gptmill.finetuning.classification import encode, predict
+    from gptmill.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(arguments.model)
+    model, names = load_classifier(arguments.model, mapped=True)
+    rows, n_cut = encode(texts, tokenizer, model.config.context_length)
+    if n_cut:
+        note(f"{n_cut} of {len(texts)} texts are longer than the model reads and lost their end")
+    device = device_name(arguments.device)
+    shares = predict(
+        model.to(device), rows, batch_size=32, pad_id=tokenizer.pad_id, device=device
+    )  # (N, K)
+    found = [
+        {
+            "text": text,
+            "label": names[row.argmax()],
+            "probabilities": dict(zip(names, row.tolist(), strict=True)),
+        }
+        for text, row in zip(texts, shares, strict=True)
+    ]
+    if arguments.json:
+        show(found)
+        return
+    for text, row in zip(texts, shares, strict=True):
+        listed = "  ".join(f"{name} {p:.4f}" for name, p in zip(names, row, strict=True))
+        print(f"{names[row.argmax()]}\t{listed}\t{options.printable(text)}")

@@ -1,0 +1,63 @@
+"""Continue a prompt.
+
+The text appears as it is written, without the prompt; with --json one object {"text", "ids",
+"tokens_per_second"} at the end: the continuation, its new ids, and their number over the time
+from reading the prompt to the last of them. PROMPT - is read from standard input.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptmill.cli import folders, options
+from gptmill.cli.frame import show
+
+if TYPE_CHECKING:
+    from gptmill.generation.completion import Piece
+
+HELP = "continue a prompt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, the prompt, and how the next token is chosen."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it")
+    options.add_sampling(parser, max_new_tokens=100)
+    parser.add_argument("--beams", type=options.at_least_1, default=1, help="beam search (1: none)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable"
+    )
+    options.add_running(parser)
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read, continue, print."""
+    given = arguments.prompt
+    prompt = options.read_stdin("PROMPT") if given == "-" else options.utf8(given, "PROMPT")
+    if not prompt:
+        raise ValueError("PROMPT is empty: give at least one character to continue")
+    stops = [options.utf8(stop, "--stop") for stop in arguments.stop]
+    if not all(stops):
+        raise ValueError("--stop is empty: every text begins with nothing")
+    folders.check_model(arguments.model, "language model")
+    config = options.sampling(arguments)
+
+    speaker = options.speaker(arguments)
+    ids = speaker.tokenizer.encode(prompt)
+    start = time.perf_counter()
+    found: list[Piece] = []
+    for piece in speaker.speak(ids, config, stops=stops, seed=arguments.seed):
+        found.append(piece)
+        if not arguments.json:
+            sys.stdout.write(options.printable(piece.text))
+            sys.stdout.flush()
+    seconds = time.perf_counter() - start
+    new_ids = [piece.id for piece in found if piece.id is not None]
+    if arguments.json:
+        text = "".join(piece.text for piece in found)
+        show({"text": text, "ids": new_ids, "tokens_per_second": len(new_ids) / seconds})
+    elif sys.stdout.isatty():
+        print()

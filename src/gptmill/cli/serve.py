@@ -1,0 +1,121 @@
+"""Serve a model to OpenAI's clients, and a page to chat on.
+
+/v1/chat/completions (of an assistant), /v1/completions, /v1/models, /health, and / for the page.
+Only this machine can reach it unless --host says otherwise; then a key is needed, from an
+environment variable or a file. SIGINT or SIGTERM ends it, with status 0.
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptmill.cli import folders, options
+from gptmill.cli.frame import note
+
+if TYPE_CHECKING:
+    from gptmill.serving.server import Admission
+
+READ_BESIDE = 256  # ids of prompts in a step: what answers under way wait for
+
+HELP = "serve a model to OpenAI's clients, with a page to chat on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the model, where to listen, who may come in, and the limits."""
+    add = parser.add_argument
+    add("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")
+    add("--port", type=int, default=8000, help="port; 0: any that is free (8000)")
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key")
+    key.add_argument("--api-key-file", metavar="FILE", help="file with the key")
+    key.add_argument("--no-key", action="store_true", help="let anyone in who reaches the host")
+    add("--name", help="what clients call the model (its folder's name)")
+    add(
+        "--at-once",
+        type=options.at_least_1,
+        default=4,
+        metavar="N",
+        help="answers written at once (4)",
+    )
+    add("--max-waiting", type=int, default=32, metavar="N", help="requests that may wait (32)")
+    add(
+        "--context-length",
+        type=options.at_least_1,
+        metavar="N",
+        help="tokens of prompt and answer; less takes less memory (the model's)",
+    )
+    add(
+        "--max-prompt-tokens",
+        type=options.at_least_1,
+        metavar="N",
+        help="longest prompt (the context length less one)",
+    )
+    add(
+        "--max-new-tokens",
+        type=options.at_least_1,
+        metavar="N",
+        help="longest answer (what the context leaves)",
+    )
+    options.add_running(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Check, listen, load, answer until a signal comes."""
+    folders.check_model(arguments.model, "language model")
+    _check_numbers(arguments)
+    key = options.secret(arguments.api_key_env, arguments.api_key_file)
+    try:
+        from gptmill.serving import server
+    except ImportError as error:
+        raise ValueError(
+            f"the server needs the package {error.name}: pip install fastapi uvicorn"
+        ) from None
+    if key is None and not arguments.no_key and not server.is_loopback(arguments.host):
+        raise ValueError(
+            f"{arguments.host} can be reached from other machines: set a key with --api-key-env "
+            "or --api-key-file, or say --no-key to let anyone in"
+        )
+    _serve(arguments, server.Admission.at(arguments.host, key))
+
+
+def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:
+    from gptmill.generation.completion import Talk
+    from gptmill.serving import server
+    from gptmill.serving.requests import Limits
+    from gptmill.serving.worker import Worker
+
+    bound = server.listen(arguments.host, arguments.port)
+    url = server.address(bound, arguments.host)
+    speaker = options.speaker(arguments)
+    speaker = replace(speaker, name=arguments.name or speaker.name)
+    context = arguments.context_length or speaker.context_length
+    if context > speaker.context_length:
+        raise ValueError(
+            f"--context-length is {context}: the model reads at most {speaker.context_length}"
+        )
+    limits = Limits(
+        context_length=context,
+        max_prompt_tokens=arguments.max_prompt_tokens or context,
+        max_new_tokens=arguments.max_new_tokens or context,
+    )
+    capacity = min(context, limits.max_prompt_tokens + limits.max_new_tokens)
+    at_once, max_waiting = arguments.at_once, arguments.max_waiting
+    open_talk = partial(Talk, speaker.model, at_once, capacity, read_beside=READ_BESIDE)
+    server.run(
+        speaker,
+        bound,
+        admission=admission,
+        limits=limits,
+        worker=Worker(open_talk, at_once=at_once, max_waiting=max_waiting),
+        ready=lambda: note(f"{speaker.name} answers at {url} (Ctrl-C ends)"),
+    )
+
+
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.port <= 65535:
+        raise ValueError(f"--port is {arguments.port}: allowed is 0 to 65535")
+    if arguments.max_waiting < 0:
+        raise ValueError(f"--max-waiting is {arguments.max_waiting}: it must be 0 or more")

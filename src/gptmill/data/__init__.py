@@ -1,0 +1,1 @@
+"""Documents, token files, windows, batches of rows and splits."""

@@ -1,0 +1,30 @@
+"""Figures with their 95 % intervals.
+
+A share of right answers has Wilson's interval (1927,
+https://doi.org/10.1080/01621459.1927.10502953), which stays within 0 and 1 on few rows.
+"""
+
+import math
+from dataclasses import dataclass
+
+Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson(right: int, total: int) -> Estimate:
+    """Return right/total with Wilson's 95 % interval."""
+    assert 0 <= right <= total, f"{right} right of {total}"
+    assert total > 0, "no rows to score"
+    share = right / total
+    spread = Z_95**2 / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z_95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))

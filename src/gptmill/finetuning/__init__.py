@@ -1,0 +1,1 @@
+"""Classification and instruction fine-tuning: rows, batches, losses, answers."""

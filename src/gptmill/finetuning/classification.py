@@ -1,0 +1,172 @@
+"""A GPT as a classifier: rows in padded batches, class scores at each row's last real token.
+
+Causal attention lets only the last token see the whole text, so its hidden state is what the
+head reads. Padding stands to the right of it and is seen by no real token: it never matters.
+
+Letters: N rows, B rows of a batch, T positions, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptmill.data.batching import (
+    Ids,
+    Indices,
+    by_length,
+    pad,
+)
+from gptmill.model.gpt import GPTClassifier
+from gptmill.model.objectives import Batch, Objective
+from gptmill.tokenizer.tokenizer import Tokenizer
+
+Trainable = Literal["head", "last_block", "last_two_blocks", "all"]
+Balance = Literal["undersample", "oversample", "none"]
+
+_TRAINED_BLOCKS: dict[Trainable, int] = {"last_block": 1, "last_two_blocks": 2}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts as token ids, each with the index of its class."""
+
+    ids: list[Ids]
+    labels: Indices  # (N,)
+    n_cut: int
+    """How many texts were longer than the context and lost their end."""
+
+    @property
+    def lengths(self) -> Indices:
+        """Return each row's number of ids, (N,)."""
+        return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+    def take(self, indices: Indices) -> "Rows":
+        """Return the rows at `indices`, in that order."""
+        return Rows([self.ids[index] for index in indices], self.labels[indices], self.n_cut)
+
+
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, context_length: int
+) -> tuple[list[Ids], int]:
+    """Return the ids of each text, cut to the context, and how many were cut.
+
+    `<|endoftext|>` pads, and Hugging Face's classifier finds a row's end by looking for it: no
+    row may hold a real one. The tokenizer reads the word as plain text, so none does.
+    """
+    whole = tokenizer.encode_batch(texts)
+    rows = [row[:context_length] for row in whole]
+    empty = next((index for index, row in enumerate(rows) if len(row) == 0), None)
+    if empty is not None:
+        raise ValueError(f"text {empty + 1} of {len(texts)} is empty; there is nothing to classify")
+    assert not any(tokenizer.eot_id in row for row in rows)
+    return rows, sum(len(row) > context_length for row in whole)
+
+
+def encode_rows(
+    texts: Sequence[str],
+    labels: Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    context_length: int,
+    class_names: Sequence[str],
+) -> Rows:
+    """Return labelled texts as rows; raise ValueError for a label that is no class."""
+    unknown = sorted(set(labels) - set(class_names))
+    if unknown:
+        raise ValueError(f"unknown label {unknown[0]!r}; the classes are {', '.join(class_names)}")
+    ids, n_cut = encode(texts, tokenizer, context_length)
+    place = {name: index for index, name in enumerate(class_names)}
+    return Rows(ids, np.array([place[label] for label in labels], dtype=np.int64), n_cut)
+
+
+def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
+    """Return row indices with as many rows of each class as of the smallest or the largest.
+
+    Undersampling drops rows at random. Oversampling repeats a class whole as often as it
+    fits and adds rows at random. Indices come out sorted.
+    """
+    if how not in get_args(Balance):
+        raise ValueError(f"balance is {how!r}; allowed are {', '.join(get_args(Balance))}")
+    if how == "none":
+        return np.arange(len(labels))
+    generator = np.random.default_rng(seed)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    sizes = [len(rows) for rows in classes]
+    size = min(sizes) if how == "undersample" else max(sizes)
+    chosen = [
+        np.concatenate(
+            [np.tile(rows, size // len(rows)), generator.permutation(rows)[: size % len(rows)]]
+        )
+        for rows in classes
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def set_trainable(model: GPTClassifier, part: Trainable) -> None:
+    """Freeze all but the part named: the head; last blocks, final norm and head; or all."""
+    if part not in get_args(Trainable):
+        raise ValueError(f"trainable is {part!r}; allowed are {', '.join(get_args(Trainable))}")
+    model.requires_grad_(part == "all")
+    model.score.requires_grad_(True)
+    blocks = _TRAINED_BLOCKS.get(part, 0)
+    if blocks:
+        model.transformer.ln_f.requires_grad_(True)
+        for block in list(model.transformer.h)[-blocks:]:
+            block.requires_grad_(True)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters are trained, and how many there are."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+
+def batch(rows: Rows, indices: Indices, *, pad_id: int) -> Batch:
+    """Return the rows at `indices` as (ids (B, T), last (B,), labels (B,))."""
+    chosen = rows.take(indices)
+    return (*_padded(chosen.ids, pad_id), torch.from_numpy(chosen.labels))
+
+
+def class_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the sum of cross-entropies, nats, of a batch (ids (B, T), last (B,), labels (B,))."""
+    ids, last, labels = batch
+    return F.cross_entropy(model(ids, last), labels, reduction="sum")
+
+
+CLASSES = Objective(loss=class_loss, count=lambda batch: len(batch[0]))
+"""The class's loss; each row is one target."""
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, rows: Sequence[Ids], *, batch_size: int, pad_id: int, device: str
+) -> npt.NDArray[np.float64]:
+    """Return each row's class probabilities (N, K), in the order of the rows.
+
+    Computed in float32 on every device, as Hugging Face's class does with the saved folder.
+    """
+    out: list[Tensor] = [torch.empty(0)] * len(rows)
+    for chosen in by_length([len(row) for row in rows], batch_size):
+        ids, last = _padded([rows[index] for index in chosen], pad_id)
+        scores = model(ids.to(device), last.to(device))  # (B, K)
+        for index, row in zip(chosen, scores.double().softmax(dim=-1).cpu(), strict=True):
+            out[index] = row
+    return torch.stack(out).numpy()
+
+
+def measure(probabilities: npt.NDArray[np.float64], labels: Indices) -> dict[str, float]:
+    """Return the loss in nats and the accuracy of class probabilities (N, K)."""
+    right = probabilities[np.arange(len(labels)), labels]
+    right = np.maximum(right, np.finfo(np.float64).tiny)  # a sure mistake costs much, not infinity
+    hits = probabilities.argmax(axis=1) == labels
+    return {"val/loss": float(-np.log(right).mean()), "val/accuracy": float(hits.mean())}
+
+
+def _padded(rows: Sequence[Ids], pad_id: int) -> tuple[Tensor, Tensor]:
+    return pad(rows, pad_id), torch.tensor([len(row) - 1 for row in rows])

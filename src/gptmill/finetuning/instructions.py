@@ -1,0 +1,160 @@
+"""Instructions and answers: the prompt, the batches, the answers given.
+
+Training rows, answers and what a server asks are all written by the chat template of the base
+(`gptmill.chat`), which is saved with what is trained: a model asked in another form than it was
+trained in does worse without any sign of it. A base without a template gets the one below.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from gptmill.data.batching import Ids, Indices, pad
+from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.model.gpt import GPT
+from gptmill.model.objectives import IGNORE, Batch
+from gptmill.tokenizer.chat_template import Template
+from gptmill.tokenizer.tokenizer import Tokenizer
+
+# The Alpaca template (https://github.com/tatsu-lab/stanford_alpaca), with one opening for rows
+# with and without an input.
+TEMPLATE: dict[str, str] = {
+    "opening": "Below is an instruction that describes a task."
+    " Write a response that appropriately completes the request.",
+    "instruction": "\n\n### Instruction:\n",
+    "input": "\n\n### Input:\n",
+    "response": "\n\n### Response:\n",
+}
+
+
+def user_text(instruction: str, given: str) -> str:
+    """Return what a user says: the instruction and, under its own heading, an input if any."""
+    return instruction + TEMPLATE["input"] + given if given else instruction
+
+
+def messages(record: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what asks for the output of a record, as a chat."""
+    return [{"role": "user", "content": user_text(record["instruction"], record["input"])}]
+
+
+def read_template(folder: Path, tokenizer: Tokenizer) -> Template:
+    """Return the chat template of a folder, or the default one where it has none."""
+    return Template.read(folder) or default_template(tokenizer)
+
+
+def default_template(tokenizer: Tokenizer) -> Template:
+    """Return the Alpaca template, in which the tokenizer's end closes an answer.
+
+    Every turn is a document of its own; there is no place for another role.
+    """
+    return Template(chat_template(), {"eos_token": tokenizer.decode([tokenizer.eos_id])})
+
+
+def chat_template() -> str:
+    """Return the Alpaca template as the Jinja text that a folder holds."""
+    asked = _jinja(TEMPLATE["opening"] + TEMPLATE["instruction"])
+    answered = _jinja(TEMPLATE["response"])
+    return (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}"
+        f"{{{{- {asked} + message['content'] -}}}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{{{{- {answered} + message['content'] + eos_token -}}}}"
+        "{%- else -%}"
+        "{{- raise_exception('allowed roles are user and assistant') -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {answered} -}}}}{{%- endif -%}}"
+    )
+
+
+def _jinja(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Prompts and answers as token ids, without the id that ends an answer."""
+
+    ids: list[Ids]
+    prompt_lengths: list[int]
+    places: list[int]
+    """Which record each row was made of."""
+    n_dropped: int
+    """How many rows did not fit the context with their end, and were left out."""
+
+    @property
+    def lengths(self) -> Indices:
+        """Return each row's number of ids."""
+        return np.array([len(row) for row in self.ids], dtype=np.int64)
+
+
+def encode_rows(
+    records: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    template: Template,
+    context_length: int,
+) -> Rows:
+    """Return rows of instruction, input and output as ids, those left out that do not fit.
+
+    A row cut short would teach an answer that never ends, or an answer to half a question.
+    The model reads all ids but the last, so a row of `context_length` ids and its end fits.
+    """
+    pairs = [
+        template.encode_exchange(
+            tokenizer, [*messages(record), {"role": "assistant", "content": record["output"]}]
+        )
+        for record in records
+    ]
+    fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) - 1 <= context_length]
+    return Rows(
+        [np.array([*pairs[k][0], *pairs[k][1][:-1]], dtype=np.uint32) for k in fitting],
+        [len(pairs[k][0]) for k in fitting],
+        fitting,
+        len(records) - len(fitting),
+    )
+
+
+def collate(
+    rows: Sequence[Sequence[int] | Ids],
+    end_id: int,
+    *,
+    prompt_lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets, both (B, T), each row followed by its end and then padding.
+
+    The end and the padding are the same id; of these only the first is a target, the others
+    are `IGNORE`. With `prompt_lengths` the prompts are no targets either.
+    """
+    ids = pad([[*row, end_id] for row in rows], end_id)  # (B, T + 1)
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].clone()
+    for index, row in enumerate(rows):
+        targets[index, len(row) :] = IGNORE
+        if prompt_lengths is not None:
+            targets[index, : prompt_lengths[index] - 1] = IGNORE
+    return inputs, targets
+
+
+def batch(rows: Rows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
+    """Return the rows at `indices` as (inputs (B, T), targets (B, T))."""
+    prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
+    return collate([rows.ids[index] for index in indices], end_id, prompt_lengths=prompt_lengths)
+
+
+def answers(
+    model: GPT,
+    records: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    template: Template,
+    *,
+    max_new_tokens: int,
+) -> list[str]:
+    """Return the model's answer to each instruction, the likeliest token at every step."""
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
+    prompts = [template.encode(tokenizer, messages(record)) for record in records]
+    new_ids = generate(model, prompts, greedy, stop_ids=template.stop_ids(tokenizer), seed=0)
+    return [tokenizer.decode(ids).strip() for ids in new_ids]

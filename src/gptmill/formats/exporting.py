@@ -1,0 +1,195 @@
+"""Export: a checkpoint folder of ours in the form that another tool opens.
+
+`hf` is a Hugging Face folder in another type of number, `gguf` a file for llama.cpp and its like,
+`book` a `.pth` for the GPTModel of "Build a Large Language Model (From Scratch)".
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptmill.checkpoint.checkpoint import (
+    load_causal_lm,
+    load_classifier,
+    save_causal_lm,
+    save_classifier,
+)
+from gptmill.checkpoint.hf_config import SpecialIds, read_config_file
+from gptmill.checkpoint.layouts import BOOK, GGUF_GPT2, GGUF_LLAMA
+from gptmill.checkpoint.mapping import file_tensors
+from gptmill.checkpoint.model_card import name_commit
+from gptmill.checkpoint.weights import open_folder
+from gptmill.files import atomic_folder
+from gptmill.formats.gguf import ROPE_FACTORS, metadata, rope_factors
+from gptmill.model.gpt import GPT, GPTClassifier
+from gptmill.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+Form = Literal["hf", "gguf", "book"]
+# What a GGUF file calls the type of most of its tensors: llama.cpp's numbers.
+GGUF_FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of token
+
+
+def export_model(
+    folder: Path,
+    out: Path,
+    *,
+    form: Form,
+    dtype: torch.dtype = torch.float32,
+    commit: str | None = None,
+) -> None:
+    """Write the model in `folder` to `out`: a folder for `hf`, else a file, whole or absent.
+
+    Weights are rounded to `dtype`. `commit` is the one that makes the model, for its card. Raises
+    ValueError where the form cannot hold the model.
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(Form))}")
+    if dtype not in GGUF_FILE_TYPES:
+        raise ValueError(f"weights are not exported as {dtype}; allowed are float32, float16, bf16")
+    is_classifier = "score.weight" in open_folder(folder).shapes
+    if form == "gguf" and is_classifier:
+        raise ValueError(f"{folder} is a classifier, which GGUF has no form for; allowed: hf, book")
+    model: GPT | GPTClassifier
+    class_names: Sequence[str] = ()
+    if is_classifier:
+        model, class_names = load_classifier(folder, dtype=dtype, mapped=True)
+    else:
+        model = load_causal_lm(folder, dtype=dtype, mapped=True)
+    if form == "hf":
+        _export_folder(folder, out, model, class_names, dtype, commit)
+    elif form == "book":
+        _export_book(out, model)
+    elif isinstance(model, GPT):
+        _export_gguf(folder, out, model, dtype)
+
+
+def _export_folder(
+    folder: Path,
+    out: Path,
+    model: GPT | GPTClassifier,
+    class_names: Sequence[str],
+    dtype: torch.dtype,
+    commit: str | None,
+) -> None:
+    tokenizer, ids = Tokenizer.from_folder(folder), _ids(folder)
+    with atomic_folder(out) as partial:
+        if isinstance(model, GPT):
+            template = tokenizer.chat_template
+            save_causal_lm(partial, model, tokenizer, chat_template=template, dtype=dtype, ids=ids)
+        else:
+            save_classifier(
+                partial, model, tokenizer, class_names=class_names, dtype=dtype, ids=ids
+            )
+        if (folder / "README.md").is_file():
+            shutil.copyfile(folder / "README.md", partial / "README.md")
+            if commit is not None:
+                name_commit(partial, commit)
+
+
+def _ids(folder: Path) -> SpecialIds:
+    given = read_config_file(folder / "config.json")
+    return SpecialIds(*(given[f"{role}_token_id"] for role in ("bos", "eos", "pad")))
+
+
+def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
+    """Write a state dict that the book's own code loads, its causal masks included."""
+    if model.config.llama is not None:
+        raise ValueError("the book's GPTModel is a GPT-2, and this model is a Llama; allowed: hf")
+    tensors = {name: t.contiguous() for name, t in file_tensors(BOOK, model).items()}
+    length = model.config.context_length
+    mask = torch.ones(length, length).triu(diagonal=1)  # one for all: a file keeps it once
+    for layer in range(model.config.n_layers):
+        tensors[f"trf_blocks.{layer}.att.mask"] = mask
+    partial = _partial(out)
+    torch.save(tensors, partial)
+    partial.replace(out)
+
+
+def _export_gguf(folder: Path, out: Path, model: GPT, dtype: torch.dtype) -> None:
+    """Write a GGUF file: what it says of the model, its tokenizer, its tensors."""
+    from gguf import GGUFWriter
+
+    config = model.config
+    layout = GGUF_GPT2 if config.llama is None else GGUF_LLAMA
+    partial = _partial(out)
+    writer = GGUFWriter(partial, "gpt2" if config.llama is None else "llama")
+    writer.add_name(folder.resolve().name)
+    writer.add_file_type(GGUF_FILE_TYPES[dtype])
+    for name, value in metadata(config).items():
+        _add(writer, name, value)
+    _add_tokenizer(writer, Tokenizer.from_folder(folder), config.vocab_size)
+    tensors = file_tensors(layout, model)
+    factors = rope_factors(config)
+    if factors is not None:
+        tensors[ROPE_FACTORS] = factors
+    _write_tensors(writer, tensors, dtype)
+    partial.replace(out)
+
+
+def _add(writer: "GGUFWriter", name: str, value: float | str) -> None:
+    if isinstance(value, str):
+        writer.add_string(name, value)
+    elif isinstance(value, int):
+        writer.add_uint32(name, value)
+    else:
+        writer.add_float32(name, value)
+
+
+def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Add vocabulary, merges, special tokens and chat template.
+
+    A model with more rows than tokens gets unused ones, since readers count them.
+    """
+    vocabulary = tokenizer.vocabulary
+    spare = [f"<|unused_{index}|>" for index in range(tokenizer.n_vocab, vocab_size)]
+    tokens = [*vocabulary.tokens, *spare]
+    kinds = [CONTROL if token in vocabulary.special else NORMAL for token in vocabulary.tokens]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm" if vocabulary.digits else "gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([*kinds, *[UNUSED] * len(spare)])
+    writer.add_token_merges([" ".join(merge) for merge in vocabulary.merges])
+    writer.add_bos_token_id(tokenizer.bos_id)
+    writer.add_eos_token_id(tokenizer.eos_id)
+    writer.add_pad_token_id(tokenizer.pad_id)
+    writer.add_add_bos_token(False)
+    writer.add_add_space_prefix(False)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _write_tensors(writer: "GGUFWriter", tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Write tensors one by one; vectors stay in 32 bits, as readers of GGUF have them."""
+    from gguf import GGMLQuantizationType
+
+    kinds = {
+        torch.float32: GGMLQuantizationType.F32,
+        torch.float16: GGMLQuantizationType.F16,
+        torch.bfloat16: GGMLQuantizationType.BF16,
+    }
+    types = {name: dtype if t.ndim > 1 else torch.float32 for name, t in tensors.items()}
+    for name, tensor in tensors.items():
+        size = tensor.numel() * types[name].itemsize
+        kind = np.dtype(np.float16 if types[name].itemsize == 2 else np.float32)
+        writer.add_tensor_info(name, tensor.shape, kind, size, kinds[types[name]])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, tensor in tensors.items():
+        stored = tensor.to(types[name]).contiguous()
+        writer.write_tensor_data(stored.view(torch.uint8).numpy())
+    writer.close()
+
+
+def _partial(out: Path) -> Path:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out.with_name(f".{out.name}.partial")

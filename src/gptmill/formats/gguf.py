@@ -1,0 +1,226 @@
+"""GGUF files, the format of llama.cpp: metadata, tokenizer and tensors in one.
+
+The `gguf` package parses them and gives quantized tensors their values back. Here is how their
+metadata says the shape of a model, in both directions.
+
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptmill.checkpoint.layouts import GGUF_GPT2, GGUF_LLAMA, Layout
+from gptmill.checkpoint.weights import Shape, Taken, Tensors
+from gptmill.model.gpt import GPTConfig, Llama
+from gptmill.model.rope import RopeScaling, frequencies
+
+ROPE_FACTORS = "rope_freqs.weight"  # what llama3's scaling divides each frequency by
+HEAD, EMBEDDING = "output.weight", "token_embd.weight"
+# The scalings that Llama 3.1, 3.2 and 3.3 came with; the file holds no more than their result.
+LLAMA3_FACTORS = (8.0, 32.0)
+LLAMA3_CONTEXT = 8192
+# What a file calls what GPTConfig holds, after the name of its architecture.
+SIZES = {
+    "context_length": "context_length",
+    "emb_dim": "embedding_length",
+    "n_layers": "block_count",
+    "n_heads": "attention.head_count",
+    "hidden_dim": "feed_forward_length",
+}
+NORM_EPS = {"gpt2": "attention.layer_norm_epsilon", "llama": "attention.layer_norm_rms_epsilon"}
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file that was opened: what it says, the model's shape, the tensors."""
+
+    fields: Mapping[str, Any]
+    config: GPTConfig
+    layout: Layout
+    tensors: Tensors
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Open a GGUF file of a GPT-2 or a Llama; raise ValueError where it is another thing."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path, "c")
+    except (ValueError, IndexError, OSError) as error:
+        raise ValueError(f"{path} is not a whole GGUF file: {error}") from None
+    fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
+    found = {tensor.name: tensor for tensor in reader.tensors}
+
+    def take(name: str) -> Taken:
+        return _values(found[name])
+
+    shapes = {name: tuple(map(int, reversed(t.shape.tolist()))) for name, t in found.items()}
+    factors = take(ROPE_FACTORS).tensor if shapes.pop(ROPE_FACTORS, None) else None
+    try:
+        config = _config(fields, shapes, factors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    layout = GGUF_GPT2 if config.llama is None else GGUF_LLAMA
+    return GgufFile(fields, config, layout, Tensors(path, shapes, take))
+
+
+def _values(tensor: Any) -> Taken:
+    """Return the values of a tensor: the file's pages, or what its quantized blocks stand for."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        return Taken(torch.from_numpy(tensor.data), mapped=True)
+    if tensor.tensor_type == GGMLQuantizationType.BF16:
+        return Taken(torch.from_numpy(tensor.data).view(torch.bfloat16), mapped=True)
+    return Taken(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)), mapped=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return a float as it was written: the file keeps 32 bits of 1e-05."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _config(
+    fields: Mapping[str, Any], shapes: Mapping[str, Shape], factors: Tensor | None
+) -> GPTConfig:
+    family = fields.get("general.architecture")
+    if family not in NORM_EPS:
+        raise ValueError(f"architecture is {family!r}; allowed are 'gpt2' and 'llama'")
+
+    def field(name: str) -> Any:
+        value = fields.get(f"{family}.{name}")
+        if not isinstance(value, int | float):
+            raise ValueError(f"{family}.{name} is {value!r}; allowed is one number")
+        return value
+
+    sizes = {ours: field(theirs) for ours, theirs in SIZES.items()}
+    if EMBEDDING not in shapes:
+        raise ValueError(f"{EMBEDDING} is missing; every model of this family has one")
+    gpt2 = family == "gpt2"
+    if gpt2 and sizes["hidden_dim"] == 4 * sizes["emb_dim"]:
+        sizes["hidden_dim"] = None
+    return GPTConfig(
+        **sizes,
+        vocab_size=shapes[EMBEDDING][0],
+        drop_rate=0.1 if gpt2 else 0.0,
+        qkv_bias=gpt2,
+        tie_weights=HEAD not in shapes,
+        norm_eps=field(NORM_EPS[family]),
+        llama=None if gpt2 else _llama(fields, sizes, factors),
+    )
+
+
+def _llama(fields: Mapping[str, Any], sizes: Mapping[str, int], factors: Tensor | None) -> Llama:
+    heads = sizes["n_heads"]
+    head_dim = sizes["emb_dim"] // heads
+    for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        if fields.get(f"llama.{name}", head_dim) != head_dim:
+            raise ValueError(f"llama.{name} is {fields[f'llama.{name}']}; allowed is {head_dim}")
+    theta = float(fields.get("llama.rope.freq_base", 10_000.0))
+    scaling = _scaling(fields, sizes["context_length"])
+    if factors is not None:
+        scaling = _llama3_scaling(factors, head_dim, theta)
+    return Llama(
+        n_kv_heads=fields.get("llama.attention.head_count_kv", heads),
+        rope_theta=theta,
+        rope_scaling=scaling,
+    )
+
+
+def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | None:
+    """Return the scaling that the metadata says, if any."""
+    rope = {
+        name.removeprefix("llama.rope.scaling."): value
+        for name, value in fields.items()
+        if name.startswith("llama.rope.scaling.")
+    }
+    kind = rope.get("type", "none")
+    if kind == "none":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise ValueError(f"llama.rope.scaling.type is {kind!r}; allowed are none, linear and yarn")
+    for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+        if rope.get(name, 1.0) != 1.0:
+            raise ValueError(f"llama.rope.scaling.{name} is {rope[name]}; allowed is 1")
+    return RopeScaling(
+        kind=kind,
+        factor=rope.get("factor", 1.0),
+        original_context_length=rope.get("original_context_length", context_length),
+        beta_fast=rope.get("yarn_beta_fast", 32.0),
+        beta_slow=rope.get("yarn_beta_slow", 1.0),
+    )
+
+
+def rope_factors(config: GPTConfig) -> Tensor | None:
+    """Return what a llama3 scaling divides each frequency by, (D / 2,); None for any other."""
+    llama = config.llama
+    if llama is None or llama.rope_scaling is None or llama.rope_scaling.kind != "llama3":
+        return None
+    plain = frequencies(config.head_dim, llama.rope_theta, None)
+    return plain / frequencies(config.head_dim, llama.rope_theta, llama.rope_scaling)
+
+
+def _llama3_scaling(factors: Tensor, head_dim: int, theta: float) -> RopeScaling:
+    """Find the scaling that has these factors among those that Llama 3 came with."""
+    plain = frequencies(head_dim, theta, None)
+    for factor in LLAMA3_FACTORS:
+        scaling = RopeScaling(
+            kind="llama3",
+            factor=factor,
+            original_context_length=LLAMA3_CONTEXT,
+            beta_fast=4.0,
+            beta_slow=1.0,
+        )
+        scaled = plain / factors.float()
+        if torch.allclose(scaled, frequencies(head_dim, theta, scaling), rtol=1e-5, atol=0):
+            return scaling
+    raise ValueError(
+        f"{ROPE_FACTORS} is of a scaling that the file does not name; allowed are those of "
+        "Llama 3.1 and 3.2: import the Hugging Face folder instead"
+    )
+
+
+def metadata(config: GPTConfig) -> dict[str, int | float | str]:
+    """Return what a file says about the shape of a model; raise ValueError where it cannot."""
+    family = "gpt2" if config.llama is None else "llama"
+    out: dict[str, int | float | str] = {
+        f"{family}.{theirs}": getattr(config, ours) for ours, theirs in SIZES.items()
+    }
+    out[f"{family}.feed_forward_length"] = config.ff_dim
+    out[f"{family}.{NORM_EPS[family]}"] = config.norm_eps
+    if config.llama is None:
+        return out
+    out["llama.vocab_size"] = config.vocab_size
+    out["llama.attention.head_count_kv"] = config.n_kv_heads
+    out["llama.rope.dimension_count"] = config.head_dim
+    out["llama.rope.freq_base"] = config.llama.rope_theta
+    return out | _scaling_metadata(config.llama.rope_scaling)
+
+
+def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, int | float | str]:
+    if scaling is None or scaling.kind == "llama3":  # that one is a tensor of factors
+        return {}
+    if scaling.kind == "yarn" and not math.isclose(
+        scaling.magnitude, 0.1 * math.log(scaling.factor) + 1
+    ):
+        raise ValueError(
+            f"attention_factor is {scaling.attention_factor}; readers of GGUF know none but "
+            "0.1 ln(factor) + 1: export in another format"
+        )
+    prefix = "llama.rope.scaling"
+    out: dict[str, int | float | str] = {
+        f"{prefix}.type": scaling.kind,
+        f"{prefix}.factor": scaling.factor,
+        f"{prefix}.original_context_length": scaling.original_context_length,
+    }
+    if scaling.kind == "yarn":
+        out[f"{prefix}.yarn_beta_fast"] = scaling.beta_fast
+        out[f"{prefix}.yarn_beta_slow"] = scaling.beta_slow
+    return out

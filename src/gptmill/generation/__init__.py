@@ -1,0 +1,1 @@
+"""Decoding: sampling, beams, the KV cache of a batch, quantized weights, text."""

@@ -1,0 +1,172 @@
+"""The decoder: new ids for prompts, one position at a time, whole at the end or as they come.
+
+What a prompt continues with depends on the model, the prompt, the config and the seed alone:
+each prompt draws from a random stream of its own, and rows of a batch do not see each other.
+"""
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from gptmill.generation.beams import beam_search
+from gptmill.generation.reader import Reader, Reading
+from gptmill.generation.sampling import GenerationConfig, choose
+from gptmill.model.gpt import GPT
+
+__all__ = ["Batch", "GenerationConfig", "Row", "generate", "stream"]
+
+ROWS_AT_ONCE = 32  # prompts decoded together; bounds the memory of the cache
+
+
+@dataclass
+class Row(Reading):
+    """A prompt and what follows it so far, how that is chosen, and how it ended."""
+
+    config: GenerationConfig = field(kw_only=True)
+    stop_ids: frozenset[int] = frozenset()
+    draws: torch.Generator = field(default_factory=torch.Generator)
+    n_prompt: int = 0
+    ended: Literal["", "stop", "length"] = ""
+
+    @classmethod
+    def begin(
+        cls,
+        prompt: Sequence[int],
+        config: GenerationConfig,
+        *,
+        stop_ids: Collection[int],
+        seed: int,
+        index: int = 0,
+    ) -> "Row":
+        """Return the row of a prompt; `index` tells rows of one seed apart.
+
+        Raises ValueError for a prompt without ids.
+        """
+        if not prompt:
+            raise ValueError(
+                "a prompt has no ids: it must have at least one, such as <|endoftext|>"
+            )
+        draws = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        return cls(
+            list(prompt),
+            config=config,
+            stop_ids=frozenset(stop_ids),
+            draws=draws,
+            n_prompt=len(prompt),
+        )
+
+    @property
+    def new_ids(self) -> list[int]:
+        """Return what follows the prompt, without the id that stopped it."""
+        return self.ids[self.n_prompt :]
+
+    def take(self, chosen: int) -> bool:
+        """Append a chosen id and return whether that was one to show, and not one that stops."""
+        if chosen in self.stop_ids:
+            self.ended = "stop"
+            return False
+        self.ids.append(chosen)
+        if len(self.ids) - self.n_prompt >= self.config.max_new_tokens:
+            self.ended = "length"
+        return True
+
+
+class Batch(Reader[Row]):
+    """Rows that are decoded together, each by its own config; they may join at any step."""
+
+    def step(self) -> list[tuple[Row, int]]:
+        """Choose the next id of each row that is ready; return those with a new id to show.
+
+        Rows that have ended leave.
+        """
+        logits = self.next_logits()
+        rows = self.rows[: self.n_ready]
+        chosen = choose(
+            logits,
+            [row.config for row in rows],
+            [row.ids for row in rows],
+            [row.draws for row in rows],
+        )
+        found = [(row, new) for row, new in zip(rows, chosen, strict=True) if row.take(new)]
+        for row in rows:
+            if row.ended:
+                self.leave(row)
+        return found
+
+    def run(self, rows: Sequence[Row]) -> None:
+        """Decode rows to their ends, each joining as soon as there is room."""
+        waiting = deque(sorted(rows, key=lambda row: len(row.ids)))
+        while waiting or self.rows:
+            room = min(self.n_rows - len(self.rows), len(waiting))
+            self.join([waiting.popleft() for _ in range(room)])
+            self.step()
+
+
+def generate(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    stop_ids: Collection[int],
+    seed: int,
+) -> list[list[int]]:
+    """Return the ids that continue each prompt, up to a stop id, which is not among them.
+
+    What is read of a row that outgrows the context is said in reader.py.
+    """
+    rows = _rows(prompts, config, stop_ids, seed)
+    if config.beams > 1:
+        return [beam_search(model, row.ids, config, stop_ids=row.stop_ids) for row in rows]
+    if rows:
+        Batch(model, min(len(rows), ROWS_AT_ONCE), _longest(rows)).run(rows)
+    return [row.new_ids for row in rows]
+
+
+def stream(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    *,
+    stop_ids: Collection[int],
+    seed: int,
+) -> Iterator[list[int | None]]:
+    """Yield, step by step, the new id of each prompt, or None for one that has ended.
+
+    Together these are what `generate` returns. All prompts are decoded at once. Raises
+    ValueError for a beam search, whose first id is known at its end only.
+    """
+    if config.beams > 1:
+        raise ValueError(f"beams is {config.beams}: a beam search cannot be streamed, set it to 1")
+    rows = _rows(prompts, config, stop_ids, seed)
+    return _steps(model, rows)
+
+
+def _steps(model: GPT, rows: list[Row]) -> Iterator[list[int | None]]:
+    if not rows:
+        return
+    batch = Batch(model, len(rows), _longest(rows))
+    batch.join(rows)
+    while batch.rows:
+        found = {id(row): new for row, new in batch.step()}
+        if found:
+            yield [found.get(id(row)) for row in rows]
+
+
+def _rows(
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    stop_ids: Collection[int],
+    seed: int,
+) -> list[Row]:
+    return [
+        Row.begin(prompt, config, stop_ids=stop_ids, seed=seed, index=index)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _longest(rows: Sequence[Row]) -> int:
+    """Return how many positions a row may need."""
+    return max(len(row.ids) + row.config.max_new_tokens for row in rows)

@@ -1,0 +1,1 @@
+"""The network, its attention, LoRA layers and losses."""

@@ -1,0 +1,163 @@
+"""How much arithmetic training is, and how much a device could do in the same time.
+
+Their ratio, over the time taken, is model FLOP utilisation (MFU): PaLM, appendix B,
+https://arxiv.org/abs/2204.02311. A multiplication and an addition count as two.
+
+Letters: T positions, C width, L layers, V vocabulary, N weights.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from gptmill.device import Precision
+from gptmill.model.gpt import GPTConfig
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Outputs, inputs and width of the matmuls that are timed. A CPU is fastest where the operands
+# stay in its caches, which is another size on each: GPT-2 small's wide layer, and a cube.
+# A GPU needs large ones to fill it.
+CPU_SHAPES = ((1024, 768, 3072), (2048, 2048, 2048))
+GPU_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many numbers each part of a GPT holds; a tied head holds none of its own."""
+
+    token_embedding: int
+    positions: int
+    attention: int
+    feed_forward: int
+    norms: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """Return the size of the model."""
+        return self.token_embedding + self.positions + self.non_embedding + self.head
+
+    @property
+    def non_embedding(self) -> int:
+        """Return the size of the blocks and the last norm, the same whether tied or not."""
+        return self.attention + self.feed_forward + self.norms
+
+
+def parameters(config: GPTConfig) -> Parameters:
+    """Count the parameters of `GPT(config)` without building it."""
+    width, layers = config.emb_dim, config.n_layers
+    table = config.vocab_size * width
+    return Parameters(
+        token_embedding=table,
+        positions=config.context_length * width,
+        attention=layers * (4 * width**2 + (4 if config.qkv_bias else 1) * width),
+        feed_forward=layers * (8 * width**2 + 5 * width),
+        norms=(2 * layers + 1) * 2 * width,
+        head=0 if config.tie_weights else table,
+    )
+
+
+def train_flops_per_token(config: GPTConfig, length: int) -> int:
+    """Return the arithmetic that training takes per token, in rows of `length` positions.
+
+    6N + 12LCT, after PaLM's appendix B. N = 12LC^2 + VC are the weights that a position is
+    multiplied with: the blocks' matrices and the head, which a tied model multiplies with
+    just as well. Embeddings are looked up, and biases and norms are too small to count. Each
+    of these weights costs 2 in the forward pass and 4 in the backward pass. 12LCT are
+    attention's two products, counted over all T positions although a causal mask needs half
+    of them, as in the paper, so that numbers compare with those of others. What is computed
+    twice to save memory counts once: utilisation is about the model, not about how it is run.
+    """
+    width, layers = config.emb_dim, config.n_layers
+    weights = 12 * layers * width**2 + config.vocab_size * width
+    return 6 * weights + 12 * layers * width * length
+
+
+class Peak(NamedTuple):
+    """What NVIDIA states for the GPUs whose whole name, as torch gives it, fits the pattern."""
+
+    name: str
+    flops: float
+    source: str
+
+
+_PAGE = "https://www.nvidia.com/en-us/data-center"
+_AMPERE = (
+    "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+)
+_ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+
+# FLOP/s of dense bf16 matmuls that sum in fp32. Where the page states the rate with sparsity
+# only, it is halved. The T4 has no bf16: its rate is fp16's. Only whole names are in the table,
+# since a laptop's or a cut-down chip's name often begins with the desktop's, and a MIG slice's
+# with the whole GPU's.
+DATASHEET = (
+    Peak(r"NVIDIA B200", 2250e12, f"{_PAGE}/hgx/"),
+    Peak(r"NVIDIA H200", 1979e12 / 2, f"{_PAGE}/h200/"),
+    Peak(r"NVIDIA H200 NVL", 1671e12 / 2, f"{_PAGE}/h200/"),
+    Peak(r"NVIDIA H100 80GB HBM3", 1979e12 / 2, f"{_PAGE}/h100/"),
+    Peak(r"NVIDIA H100 NVL", 1671e12 / 2, f"{_PAGE}/h100/"),
+    Peak(r"NVIDIA H100 PCIe", 1513e12 / 2, f"{_PAGE}/h100/"),
+    Peak(r"(NVIDIA )?A100(-SXM4|-PCIE)?[- ](40|80)GB( PCIe)?", 312e12, f"{_PAGE}/a100/"),
+    Peak(r"NVIDIA L40S", 362.05e12, f"{_PAGE}/l40s/"),
+    Peak(r"NVIDIA L4", 242e12 / 2, f"{_PAGE}/l4/"),
+    Peak(r"NVIDIA A10", 125e12, f"{_PAGE}/products/a10-gpu/"),
+    Peak(r"(NVIDIA |Tesla )T4", 65e12, f"{_PAGE}/tesla-t4/"),
+    Peak(r"(NVIDIA )?GeForce RTX 4090", 165.2e12, _ADA),
+    Peak(r"(NVIDIA )?GeForce RTX 3090", 71e12, _AMPERE),
+)
+
+
+def datasheet_peak(device_name: str) -> float | None:
+    """Return the stated bf16 FLOP/s of a GPU by its name in torch; None for one not listed."""
+    peaks = [peak.flops for peak in DATASHEET if re.fullmatch(peak.name, device_name)]
+    assert len(peaks) <= 1
+    return peaks[0] if peaks else None
+
+
+@torch.no_grad()
+def measured_peak(device: str, precision: Precision, seconds: float = 0.5) -> float:
+    """Return the FLOP/s of the fastest matmul found in about `seconds`, under torch's settings.
+
+    A step of training cannot do better, which cannot be said of a datasheet's rate: that one
+    holds at a clock that few GPUs keep. It takes up to 400 MB on a GPU in bf16, twice that in
+    fp32, and 50 MB on a CPU, and draws nothing from the global random state.
+    """
+    shapes = CPU_SHAPES if device == "cpu" else GPU_SHAPES
+    return max(_matmul_rate(device, precision, shape, seconds / len(shapes)) for shape in shapes)
+
+
+def _matmul_rate(
+    device: str, precision: Precision, shape: tuple[int, int, int], seconds: float
+) -> float:
+    rows, inner, outer = shape
+    generator = torch.Generator(device).manual_seed(0)
+    # random numbers, since a GPU clocks higher on constant ones than on any real work
+    x, weight = (
+        torch.randn(size, inner, device=device, dtype=DTYPES[precision], generator=generator)
+        for size in (rows, outer)
+    )
+    _timed(x, weight)  # the first call sets things up
+    best = _timed(x, weight)
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        best = min(best, _timed(x, weight))
+    return 2 * rows * inner * outer / best
+
+
+def _timed(x: torch.Tensor, weight: torch.Tensor) -> float:
+    _wait(x.device)
+    start = time.perf_counter()
+    F.linear(x, weight)
+    _wait(x.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

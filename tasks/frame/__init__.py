@@ -1,0 +1,1 @@
+"""What every stage gets: checked inputs, a run, resuming, several ranks."""

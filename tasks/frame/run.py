@@ -1,0 +1,219 @@
+"""A stage's hands: where it reads and writes, and how it reports."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gptmill.device import Device, RuntimeConfig, pick
+from gptmill.files import write_json
+from gptmill.training.distributed import SOLO, World
+from gptmill.training.state.store import StateStore
+from tasks.frame import resume
+from tasks.processes.progress import Meter
+from tasks.processes.receipt import tell
+from tasks.project import graph
+from tasks.project.environment import ROOT
+from tasks.project.params import checked
+from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE, StageRun
+
+if TYPE_CHECKING:
+    from tasks.tracking.models import Kind
+
+Metrics = dict[str, float | int | str]
+
+
+class Reader:
+    """Where a stage reads, and the seed: what its data are a function of, besides its params."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seed: int = checked(int, "seed")
+
+    def input(self, stage: str) -> Path:
+        """Return the folder that an earlier stage wrote; it must be among this stage's deps."""
+        return self.path(f"artifacts/{stage}")
+
+    def data(self, name: str) -> Path:
+        """Return a path below data/; it must be among this stage's deps."""
+        return self.path(f"data/{name}")
+
+    def path(self, path: str) -> Path:
+        """Return a path of the project; it must be among this stage's deps in dvc.yaml."""
+        declared = graph.inputs(self.name)
+        assert any(path == dep or path.startswith(dep + "/") for dep in declared), (
+            f"{self.name} reads {path}, which is not among its deps in dvc.yaml"
+        )
+        return ROOT / path
+
+
+class Run(Reader):
+    """A stage's hands: where it reads and writes, and how it reports."""
+
+    def __init__(
+        self,
+        tracking: StageRun | None,
+        training: resume.Training,
+        *,
+        runtime: RuntimeConfig,
+        world: World = SOLO,
+    ) -> None:
+        super().__init__(training.stage)
+        self.out = Path()
+        self.runtime = runtime
+        self.world = world
+        self._training = training
+        self._recorded = tracking
+        self._meter = Meter(training.stage)
+        self._device: Device | None = None
+
+    @property
+    def _tracking(self) -> StageRun:
+        assert self._recorded is not None, "a follower has no MLflow run"
+        return self._recorded
+
+    def device(self, *, flops: float = 0.0, one_shape: bool = False) -> Device:
+        """Return the device and precision that params.yaml's `runtime` asks for, recorded.
+
+        The first call decides; `flops` is how much training is to come, `one_shape` whether all
+        its batches have the same.
+        """
+        if self._device is None:
+            picked = pick(self.runtime, flops=flops / self.world.size, one_shape=one_shape)
+            size, sharded = self.world.size, self.world.sharded
+            self._device = replace(picked, processes=size, sharded=sharded)
+            self._tell_device(self._device.record())
+        return self._device
+
+    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+        self._tracking.params({f"device.{name}": value for name, value in record.items()})
+        self.say(", ".join(f"{name} {value}" for name, value in record.items()))
+
+    def lead(self) -> None:
+        """Go on in the first rank alone, which now has what all have made together."""
+
+    def store(self) -> StateStore:
+        """Return where this stage's training keeps its state, and what it goes on from."""
+        return self._training.store(checked(resume.ResumeConfig, "resume"), self._tracking.id)
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keep JSON beside the training's state and with the MLflow run, not in the outputs."""
+        path = self._training.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+        self._tracking.mlflow.log_artifact(str(path), str(Path(name).parent))
+
+    def tag(self, name: str, value: str) -> None:
+        """Record a plain word on the MLflow run."""
+        self._tracking.tag(name, value)
+
+    def say(self, text: str) -> None:
+        """Print one line to the log."""
+        self._meter.close()
+        print(text, flush=True)
+
+    def step(
+        self,
+        step: int,
+        steps: int,
+        figures: Mapping[str, float],
+        *,
+        costs: Mapping[str, float] | None = None,
+        note: str = "",
+        replayed: bool = False,
+    ) -> None:
+        """Record figures at a step, and show how far the stage is and how long it still takes.
+
+        `costs` are what a step took (rates, seconds, memory): of these the first is shown. A
+        step that was done before this process began is recorded where it is missing, not shown.
+        """
+        costs = costs or {}
+        self._tracking.metrics(figures, step)
+        self._tracking.metrics(costs, step, once=True)
+        if replayed:
+            return
+        shown = [f"{name} {_short(value)}" for name, value in figures.items()]
+        shown += [f"{value:,.0f} {name}" for name, value in list(costs.items())[:1]]
+        text = "  ".join([*shown, note]).rstrip()
+        tell("step", step=step, steps=steps, text=text)
+        line = self._meter.update(step, steps, text)
+        if line is not None:
+            print(line, flush=True)
+
+    def show(self, title: str, content: str | pd.DataFrame) -> None:
+        """Put a table or markdown on the run's page, in Prefect and in MLflow."""
+        text = content if isinstance(content, str) else markdown_table(content)
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        self._tracking.mlflow.log_text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
+        tell("show", title=title, text=text)
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keep a plot with the MLflow run; pixels are no artifact of ours."""
+        self._tracking.mlflow.log_figure(figure, f"plots/{name}.png")
+        tell("figure", name=name)
+
+    def log_model(self, kind: "Kind", folder: Path) -> None:
+        """Log a checkpoint folder as a model that MLflow loads and serves.
+
+        Of a sweep's many trials one is adopted: its model is logged then.
+        """
+        from tasks.tracking.models import log_model
+
+        if SWEEP_VARIABLE in os.environ:
+            self.tag(MODEL_TAG, kind)
+            return
+
+        if self._tracking.continued:
+            self._tracking.forget_models(self.name)
+        log_model(kind, folder, name=self.name)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self._meter.close()
+
+
+class FollowerDone(Exception):  # noqa: N818, nothing is wrong
+    """The rest of the stage is the first rank's alone."""
+
+
+class Follower(Run):
+    """The hands of every rank behind the first: they read, and report nothing."""
+
+    def say(self, text: str) -> None:
+        """Say nothing: the first rank does."""
+
+    def step(self, *figures: Any, **more: Any) -> None:
+        """Record nothing: the first rank does."""
+
+    def tag(self, name: str, value: str) -> None:
+        """Record nothing: the first rank does."""
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keep nothing: the first rank does."""
+
+    def lead(self) -> None:
+        """Leave: raises FollowerDone."""
+        raise FollowerDone
+
+    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+        pass
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:.3f}"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table as markdown; a cell never breaks out of its row."""
+
+    def cell(value: object) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell(value) for value in row) + " |" for row in rows)

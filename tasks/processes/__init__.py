@@ -1,0 +1,1 @@
+"""Process groups, locks, progress, and the receipt a stage leaves for its flow."""

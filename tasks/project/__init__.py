@@ -1,0 +1,1 @@
+"""The project's own files: where they are, the graph, params.yaml."""

@@ -1,0 +1,89 @@
+"""The model card of each checkpoint that a stage writes: what a stage knows, put into words once.
+
+No time, path of a machine or commit is in one: equal inputs give equal bytes. `gptmill export`
+keeps the card, and adds the commit that makes these bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gptmill.checkpoint.model_card import Card, Task, write_card
+from gptmill.files import sha256
+from gptmill.origins import Origin, read_origins
+from tasks.frame.run import Reader
+
+CLASSIFIER = (
+    "Telling apart the classes that are named in config.json, in texts like those it was trained "
+    "on.",
+    "Trained on one small labelled set; what lies outside of it gets a class and a probability "
+    "all the same. Look at artifacts/evaluate for its errors and intervals.",
+)
+# summary, intended use, limits
+TEXTS: Mapping[str, tuple[str, str, str]] = {
+    "pretrain": (
+        "A GPT trained from random weights on the text of this project's data/text.",
+        "Learning how such a model is made, and a base for fine-tuning.",
+        "It continues text in the manner of what it read, true or not, and follows no "
+        "instructions.",
+    ),
+    "load_gpt2": (
+        "The language model that fine-tuning starts from, read from the files below.",
+        "A base for fine-tuning.",
+        "What was not known when its weights were made it does not know; biases of its own "
+        "training data are in it. Weights from a 4-bit file are those after rounding.",
+    ),
+    "classify": ("A classifier of texts: a head, and the last layers of the base.", *CLASSIFIER),
+    "lora": ("A classifier of texts: low-rank additions, merged into the base.", *CLASSIFIER),
+    "instruct": (
+        "An assistant: the base, fine-tuned on instructions and answers.",
+        "Answering short instructions of the kinds that it was trained on, in its chat template.",
+        "Answers may be false and are not checked; nothing was done to make it safe. Look at "
+        "artifacts/evaluate for how often it is right.",
+    ),
+}
+
+
+def stage_card(
+    stage: str,
+    folder: Path,
+    *,
+    read: Sequence[Path],
+    origins: Sequence[Origin],
+    metrics: Mapping[str, float | int | str],
+    base: str | None = None,
+    licence: str | None = None,
+) -> None:
+    """Write the card of what `stage` made in `folder`, of files whose raw data are `origins`."""
+    summary, intended_use, limits = TEXTS[stage]
+    task: Task = "text-classification" if stage in ("classify", "lora") else "text-generation"
+    card = Card(
+        name=f"gptmill {stage}",
+        task=task,
+        summary=summary,
+        intended_use=intended_use,
+        limits=limits,
+        base=base,
+        licence=licence,
+        read={path.name: f"sha256:{sha256(path)}" for path in read},
+        origins=tuple(origins),
+        metrics=metrics,
+    )
+    write_card(folder, card)
+
+
+def tuned_card(
+    stage: str, folder: Path, run: Reader, rows: str, metrics: Mapping[str, float | int | str]
+) -> None:
+    """Write the card of a model that was fine-tuned on a file of `split`'s."""
+    kind = rows.partition("_")[0]
+    stage_card(
+        stage,
+        folder,
+        read=[run.input("split") / rows],
+        origins=[
+            *read_origins(run.input("load_gpt2") / "origins.json"),
+            *read_origins(run.input("split") / f"{kind}_origins.json"),
+        ],
+        metrics=metrics,
+        base="artifacts/load_gpt2",
+    )

@@ -1,0 +1,159 @@
+"""What both ways of training a classifier share: rows, training, predictions on the test part."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pydantic import Field
+
+from gptmill.checkpoint.hf_config import read_config
+from gptmill.data.batching import Indices, RowOrder
+from gptmill.data.splits import PARTS
+from gptmill.files import write_csv
+from gptmill.finetuning.classification import (
+    CLASSES,
+    Balance,
+    Rows,
+    balanced,
+    batch,
+    count_parameters,
+    encode_rows,
+    measure,
+    predict,
+)
+from gptmill.model.gpt import GPTClassifier
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.frame.run import Metrics, Reader, Run
+from tasks.shared.training import TrainingSection, train
+
+DIGITS = 6
+"""Probabilities are written with so many decimals: more would tell of rounding alone."""
+
+
+class ClassifierTraining(TrainingSection):
+    """How a classifier is trained, whichever part of it."""
+
+    balance: Balance = Field(description="rows of each class in training: as few, as many, as is")
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The parts of the labelled set as tables and as rows of ids; classes in sorted order."""
+
+    tables: dict[str, pd.DataFrame]
+    rows: dict[str, Rows]
+    class_names: list[str]
+    pad_id: int
+
+    @classmethod
+    def read(cls, split: Path, tokenizer: Tokenizer, context_length: int) -> Self:
+        """Read what the stage `split` wrote; a text longer than the context loses its end."""
+        tables = {
+            part: pd.read_csv(split / f"labelled_{part}.csv", dtype=str, keep_default_na=False)
+            for part in PARTS
+        }
+        class_names = sorted(set(tables["train"]["label"]))
+        rows = {
+            part: encode_rows(
+                list(table["text"]),
+                list(table["label"]),
+                tokenizer=tokenizer,
+                context_length=context_length,
+                class_names=class_names,
+            )
+            for part, table in tables.items()
+        }
+        return cls(tables, rows, class_names, tokenizer.eot_id)
+
+
+def order_of(
+    params: ClassifierTraining, run: Reader, data: Labelled
+) -> tuple[Rows, RowOrder, Indices]:
+    """Return the training rows, balanced, the order they are read in, and their first places."""
+    kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
+    rows = data.rows["train"].take(kept)
+    return rows, RowOrder(rows.lengths, params.batch_size, run.seed), kept
+
+
+def ledger(params: ClassifierTraining, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+    """Return what says which rows of labelled_train.csv a batch holds, counted from 0."""
+    folder = run.path("artifacts/load_gpt2")
+    length = read_config(folder).context_length
+    data = Labelled.read(run.input("split"), Tokenizer.from_folder(folder), length)
+    _, order, kept = order_of(params, run, data)
+    texts, labels = (list(data.tables["train"][name]) for name in ("text", "label"))
+    return lambda number: [
+        {"row": int(row), "label": labels[row], "text": texts[row]}
+        for row in kept[order.rows(number)]
+    ]
+
+
+def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled) -> Metrics:
+    """Train what of the model is trainable, in place; return what it was trained on."""
+    rows, order, kept = order_of(params, run, data)
+    validation = data.rows["validation"]
+
+    def evaluate() -> dict[str, float]:
+        return measure(
+            _probabilities(params, run, model, data=data, part="validation"), validation.labels
+        )
+
+    trained = train(
+        run,
+        model,
+        CLASSES,
+        lambda step: batch(rows, order.rows(step), pad_id=data.pad_id),
+        plan=params.plan(
+            run,
+            steps=params.epochs * order.steps_per_epoch,
+            evaluate_every=order.steps_per_epoch,
+        ),
+        evaluate=evaluate,
+        describe=lambda number: ledger(params, run)(number),
+    )
+    n_trainable, n_parameters = count_parameters(model)
+    return {
+        "train_rows": len(kept),
+        "rows_cut_to_the_context": sum(part.n_cut for part in data.rows.values()),
+        "trainable_parameters": n_trainable,
+        "parameters": n_parameters,
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped,
+        "validation_loss": trained.evaluation["val/loss"],
+        "validation_accuracy": trained.evaluation["val/accuracy"],
+    }
+
+
+def predict_test(
+    params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled
+) -> Metrics:
+    """Predict the test part, write predictions.csv and show some of it; return its figures."""
+    rows, table = data.rows["test"], data.tables["test"]
+    probabilities = _probabilities(params, run, model, data=data, part="test").round(DIGITS)
+    columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(data.class_names)}
+    predictions = pd.DataFrame({"label": table["label"], **columns})
+    write_csv(run.out / "predictions.csv", predictions)
+    predicted = [data.class_names[k] for k in probabilities.argmax(axis=1)]
+    shown = pd.DataFrame({"text": table["text"], "label": table["label"], "predicted": predicted})
+    run.show("test rows", shown.head(5))
+    run.show("mistakes", shown[shown["label"] != shown["predicted"]].head(5))
+    figures = measure(probabilities, rows.labels)
+    return {"test_rows": len(table), "test_accuracy": figures["val/accuracy"]}
+
+
+def _probabilities(
+    params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled, part: str
+) -> npt.NDArray[np.float64]:
+    return predict(
+        model,
+        data.rows[part].ids,
+        batch_size=params.batch_size,
+        pad_id=data.pad_id,
+        device=run.device().device,
+    )

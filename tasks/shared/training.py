@@ -1,0 +1,209 @@
+"""What the stages that train share: their settings, resuming, and what they report."""
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from pydantic import Field
+from torch import nn
+
+from gptmill.device import peak_memory
+from gptmill.files import write_csv
+from gptmill.model.objectives import Batch, Objective
+from gptmill.training.flops import datasheet_peak, measured_peak
+from gptmill.training.guard import GuardConfig
+from gptmill.training.optimizers import OptimizerConfig
+from gptmill.training.plan import Plan, Step, StoppingConfig
+from gptmill.training.trainer import Trainer
+from tasks.frame.run import Run
+from tasks.frame.stage import Section
+from tasks.tracking import plots
+
+Steps = Generator[Step, None, None]
+
+
+class TrainingSection(Section):
+    """What every stage that trains is told of its course."""
+
+    learning_rate: float = Field(gt=0, description="the peak, after warmup")
+    optimizer: OptimizerConfig
+    stopping: StoppingConfig
+    guard: GuardConfig
+
+    def plan(self, run: Run, *, steps: int, evaluate_every: int, sample_every: int = 0) -> Plan:
+        """Return the course of a training of so many steps."""
+        micro_batch = run.runtime.micro_batch
+        return Plan(
+            steps=steps,
+            learning_rate=self.learning_rate,
+            optimizer=self.optimizer,
+            seed=run.seed,
+            evaluate_every=evaluate_every,
+            sample_every=sample_every,
+            stopping=self.stopping,
+            guard=self.guard,
+            micro_batch=None if micro_batch == "auto" else micro_batch,
+        )
+
+
+@dataclass
+class Report:
+    """Reports each step of a training as it comes, and holds the table of them."""
+
+    run: Run
+    steps: int
+    ceilings: Mapping[str, float]
+    """FLOP/s that the share of the device's speed is taken of, by name."""
+    flops_per_token: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    costs: list[dict[str, float]] = field(default_factory=list)
+    samples: dict[int, str] = field(default_factory=dict)
+    _begun: tuple[float, int] | None = None
+
+    def add(self, step: Step) -> None:
+        """Record a step; after a rollback, those that it undid are taken out."""
+        del self.rows[step.step - 1 :], self.costs[step.step - 1 :]
+        figures = {
+            "train/loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "grad_norm": step.grad_norm,
+            **(step.evaluation or {}),
+        }
+        costs = self._costs(step)
+        skipped = {} if step.fault is None else {"skipped": 1.0}
+        self.run.step(step.step, self.steps, figures | skipped, costs=costs, replayed=step.replayed)
+        named = {name.replace("/", "_"): value for name, value in figures.items()}
+        fault = step.fault or ""
+        data = {"batch_number": step.batch_number, "batch": step.batch}
+        self.rows.append({"step": step.step, **named, **data, "fault": fault})
+        self.costs.append({"step": step.step, **costs})
+        if step.sample is not None:
+            self.samples[step.step] = step.sample
+
+    def _costs(self, step: Step) -> dict[str, float]:
+        """Return what a step took; these figures differ from run to run, and are no artifact."""
+        rate = step.tokens_per_second
+        costs = {"tokens_per_second": rate, "data_wait": step.data_wait}
+        costs["micro_batch"] = step.micro_batch
+        for name, ceiling in self.ceilings.items():
+            costs[name] = rate * self.flops_per_token / ceiling
+        if not step.replayed:
+            costs["peak_memory_gb"] = peak_memory() / 1e9
+            now = time.monotonic()
+            self._begun = self._begun or (now, step.step)
+            done = step.step - self._begun[1]
+            if done:
+                costs["seconds_left"] = (now - self._begun[0]) / done * (self.steps - step.step)
+        return costs
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves besides its weights."""
+
+    table: pd.DataFrame
+    """A row a step, of what is the same however often it is trained."""
+    samples: list[str]
+    evaluation: dict[str, float]
+    """Of the weights that were kept."""
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps there were, which early stopping makes fewer."""
+        return len(self.table)
+
+    @property
+    def skipped(self) -> int:
+        """Return how many of them changed no weight."""
+        return int((self.table["fault"] != "").sum())
+
+
+def train(
+    run: Run,
+    model: nn.Module,
+    objective: Objective,
+    batches: Callable[[int], Batch],
+    *,
+    plan: Plan,
+    evaluate: Callable[[], dict[str, float]],
+    describe: Callable[[int], Any],
+    sample: Callable[[int], str] | None = None,
+    flops_per_token: float = 0.0,
+) -> Trained:
+    """Train to the end, reporting each step; write training.csv.
+
+    Goes on from the state of the same training, if one was cut off.
+    """
+    store = None if run.world.rank else run.store()
+    trainer = Trainer(
+        model,
+        objective,
+        batches,
+        plan=plan,
+        device=run.device(),
+        evaluate=evaluate,
+        sample=sample,
+        describe=describe,
+        store=store,
+        world=run.world,
+    )
+    for note in store.notes if store is not None else ():
+        run.say(note)
+    if trainer.resumed_at:
+        run.say(f"goes on from step {trainer.resumed_at:,} of {plan.steps:,}")
+        run.tag("resumed_at", str(trainer.resumed_at))
+    ceilings = _ceilings(run) if flops_per_token else {}
+    report = Report(run, plan.steps, ceilings, flops_per_token)
+    with closing(trainer.steps()) as steps:
+        for step in _with_bad_batches(run, trainer, steps):
+            report.add(step)
+    run.lead()
+    table = pd.DataFrame(report.rows)
+    write_csv(run.out / "training.csv", table)
+    run.figure("training", plots.curves(table))
+    run.figure("learning_rate", plots.line(table, "learning_rate"))
+    run.figure("throughput", plots.line(pd.DataFrame(report.costs), "tokens_per_second"))
+    return Trained(table, list(report.samples.values()), trainer.evaluation())
+
+
+def _with_bad_batches(
+    run: Run, trainer: Trainer, steps: Generator[Step, None, None]
+) -> Generator[Step]:
+    """Pass the steps on; keep each bad batch, with its documents, where it can be looked at."""
+    kept = 0
+
+    def keep() -> None:
+        nonlocal kept
+        for bad in trainer.bad_batches[kept:]:
+            run.keep(
+                f"bad_batches/step-{bad['step']:09d}-batch-{bad['batch_number']:09d}.json", bad
+            )
+            run.say(f"step {bad['step']:,} changed no weight: {bad['fault']}; its batch is kept")
+        kept = len(trainer.bad_batches)
+        if kept:
+            run.tag("bad_batches", str(kept))
+
+    try:
+        for step in steps:
+            keep()
+            yield step
+    finally:
+        keep()
+
+
+def _ceilings(run: Run) -> dict[str, float]:
+    """Return the FLOP/s that the devices reach in a matrix product, and those they are sold with.
+
+    The first rank measures its own; the others are taken to be like it.
+    """
+    if run.world.rank:
+        return {}
+    device = run.device()
+    found = {"mfu": measured_peak(device.device, device.precision)}
+    sold = datasheet_peak(device.model)
+    if sold is not None:
+        found["mfu_datasheet"] = sold
+    return {name: flops * run.world.size for name, flops in found.items()}

@@ -1,0 +1,1 @@
+"""MLflow: runs, logged models, plots. Nothing here can change an artifact."""

@@ -1,0 +1,119 @@
+"""Checkpoint folders as MLflow models: loaded with `mlflow.pyfunc`, served with `mlflow models`.
+
+A logged model is the folder, gptmill's code and one `served_*.py` file, which MLflow runs to
+load it. Nothing in it is a pickle.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import mlflow
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+
+from gptmill.checkpoint.checkpoint import read_class_names
+from gptmill.records import content_hash
+from tasks.project.environment import ROOT
+from tasks.tracking.runs import MODEL_TAG, maker
+
+Kind = Literal["generator", "classifier", "assistant"]
+
+CODE = ROOT / "src" / "gptmill"
+# What a served file and gptmill import when they only predict; mlflow adds itself.
+PACKAGES = ("jinja2", "numpy", "pandas", "tiktoken", "tokenizers", "torch")
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a kind of model takes and returns."""
+
+    inputs: Schema
+    outputs: Callable[[Path], Schema]
+    params: ParamSchema
+    example: pd.DataFrame | tuple[pd.DataFrame, dict[str, int]]
+
+
+def _columns(*names: str, optional: tuple[str, ...] = ()) -> Schema:
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, name, required=name not in optional)
+        for name in (*names, *optional)
+    ]
+    return Schema(columns)
+
+
+def _classes(folder: Path) -> Schema:
+    shares = [ColSpec(DataType.double, f"p_{name}") for name in read_class_names(folder)]
+    return Schema([ColSpec(DataType.string, "label"), *shares])
+
+
+_TOKENS = ParamSpec("max_new_tokens", DataType.long, 64)
+_SHORT = {"max_new_tokens": 8}  # MLflow runs the example when it logs: a proof, and not a slow one
+SERVED: dict[Kind, Served] = {
+    "classifier": Served(
+        inputs=_columns("text"),
+        outputs=_classes,
+        params=ParamSchema([]),
+        example=pd.DataFrame({"text": ["You have won a prize, call now", "See you at lunch"]}),
+    ),
+    "assistant": Served(
+        inputs=_columns("instruction", optional=("input",)),
+        outputs=lambda folder: _columns("answer"),
+        params=ParamSchema([_TOKENS]),
+        example=(
+            pd.DataFrame({"instruction": ["Give a synonym of the word."], "input": ["happy"]}),
+            _SHORT,
+        ),
+    ),
+    "generator": Served(
+        inputs=_columns("prompt"),
+        outputs=lambda folder: _columns("text"),
+        params=ParamSchema(
+            [
+                _TOKENS,
+                ParamSpec("temperature", DataType.double, 0.8),
+                ParamSpec("top_k", DataType.long, 50),
+                ParamSpec("seed", DataType.long, 0),
+            ]
+        ),
+        example=(pd.DataFrame({"prompt": ["In the beginning"]}), _SHORT),
+    ),
+}
+
+
+def log_model(kind: Kind, folder: Path, *, name: str) -> Any:
+    """Log a checkpoint folder as a model of the active MLflow run; return MLflow's record of it."""
+    served = SERVED[kind]
+    return mlflow.pyfunc.log_model(
+        name=name,
+        python_model=str(Path(__file__).with_name(f"served_{kind}.py")),
+        artifacts={"checkpoint": str(folder)},
+        code_paths=[str(CODE)],
+        pip_requirements=requirements(),
+        signature=ModelSignature(served.inputs, served.outputs(folder), served.params),
+        input_example=served.example,
+    )
+
+
+def requirements() -> list[str]:
+    """Return what a served model needs, in the versions installed here.
+
+    A build's own suffix such as "+cpu" is left out: package indexes know the plain version.
+    """
+    return [f"{package}=={version(package).split('+')[0]}" for package in PACKAGES]
+
+
+def log_adopted(stage: str) -> None:
+    """Log the model in a stage's folder with the run that made it, where a trial left that out."""
+    folder = ROOT / "artifacts" / stage
+    run = maker({f"artifacts/{stage}": content_hash(folder)})
+    if run is None:
+        return
+    kind = mlflow.MlflowClient().get_run(run).data.tags.get(MODEL_TAG)
+    if kind is not None:
+        with mlflow.start_run(run_id=run):
+            log_model(cast("Kind", kind), folder, name=stage)
+            mlflow.delete_tag(MODEL_TAG)

@@ -1,0 +1,107 @@
+"""Figures of what `evaluate` found. They go to MLflow; the numbers behind them are artifacts."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+
+def losses(table: pd.DataFrame) -> Figure:
+    """Plot each language model's loss as a bar."""
+    figure = Figure(figsize=(6, 2.5), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(table["model"], table["loss"])
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel("validation loss, nats per token (less is better)")
+    return figure
+
+
+def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Plot how often each class was taken for each, one panel a model."""
+    figure = Figure(figsize=(3.2 * len(tables), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(tables), squeeze=False)[0]
+    for axes, (model, table) in zip(panels, tables.items(), strict=True):
+        names = sorted({*table["actual"], *table["predicted"]})
+        counts = pd.crosstab(table["actual"], table["predicted"])
+        _matrix(axes, counts.reindex(index=names, columns=names, fill_value=0))
+        axes.set_title(model.replace("_", " "))
+    return figure
+
+
+def _matrix(axes: Axes, counts: pd.DataFrame) -> None:
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    places = np.arange(len(counts))
+    axes.set_xticks(places, counts.columns)
+    axes.set_yticks(places, counts.index)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    for (row, column), count in np.ndenumerate(counts.to_numpy()):
+        dark = shares[row, column] > 0.5
+        axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
+
+
+def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
+    """Plot the ROC curves of all models."""
+    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for model, curve in curves.items():
+        axes.plot(
+            curve["false_positive_rate"], curve["true_positive_rate"], label=model.replace("_", " ")
+        )
+    axes.set_xlabel(f"share of other rows taken for {positive}")
+    axes.set_ylabel(f"share of {positive} rows found")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def exact_matches(table: pd.DataFrame) -> Figure:
+    """Plot exact answers by kind of question beside the most frequent answer's, with intervals."""
+    figure = Figure(figsize=(7, 0.6 + 0.6 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(table))
+    for offset, column, label in (
+        (-0.27, "exact_match", "assistant"),
+        (0, "before_exact_match", "before fine-tuning"),
+        (0.27, "baseline_exact_match", "most frequent answer"),
+    ):
+        value = table[column].to_numpy()
+        below = value - table[f"{column}_low"].to_numpy()
+        above = table[f"{column}_high"].to_numpy() - value
+        reach = np.maximum(np.stack([below, above]), 0)  # at 0 and 1 rounding leaves -1e-17
+        axes.barh(places + offset, value, height=0.25, xerr=reach, label=label, capsize=2)
+    axes.set_yticks(places, table["kind"])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of answers that match exactly, with 95 % interval")
+    axes.legend()
+    return figure
+
+
+def curves(table: pd.DataFrame) -> Figure:
+    """Plot the losses over steps and, where it was measured, the accuracy beside them."""
+    names = ["loss", "accuracy"] if "val_accuracy" in table else ["loss"]
+    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for column in (f"train_{name}", f"val_{name}"):
+            if column in table:
+                measured = table[["step", column]].dropna()
+                axes.plot(measured["step"], measured[column], label=column.replace("_", " "))
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.legend()
+    return figure
+
+
+def line(table: pd.DataFrame, column: str) -> Figure:
+    """Plot one column over steps."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(table["step"], table[column])
+    axes.set_xlabel("step")
+    axes.set_ylabel(column.replace("_", " "))
+    return figure

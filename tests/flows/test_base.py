@@ -1,0 +1,96 @@
+"""`make base`: other weights to fine-tune from, by params.yaml and sources.toml alone."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.commands.data import base
+from flows.commands.data.data import read_table
+from tasks.project import graph
+from tasks.project.environment import ROOT
+from tests.support.project import Project, copy_tree
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return copy_tree(tmp_path_factory.mktemp("base"))
+
+
+def enabled(root: Path) -> list[str]:
+    return [source.name for source in read_table(root / "sources.toml")]
+
+
+def content(root: Path) -> object:
+    return YAML(typ="safe").load(root / "params.yaml")
+
+
+def test_every_base_says_what_the_others_say() -> None:
+    keys = {name: set(base.read(name).params) for name in base.names()}
+    assert keys["smollm2"] == keys["pretrain"]
+    assert len(set(map(frozenset, keys.values()))) == 1, "going from one to another leaves nothing"
+
+
+def test_the_committed_params_are_those_of_our_own_base() -> None:
+    for key, value in base.read("pretrain").params.items():
+        found = graph.params()
+        for part in key.split("."):
+            found = found[part]
+        assert found == value, key
+
+
+def test_the_sources_of_the_bases_are_in_the_table() -> None:
+    table = tomllib.loads((ROOT / "sources.toml").read_text(encoding="utf-8"))
+    targets = {row["name"]: row["target"] for row in table["source"]}
+    for name in base.names():
+        found = base.read(name)
+        if found.source is not None:
+            assert found.params["load_gpt2.weights"] == f"data/{targets[found.source]}"
+
+
+def test_a_base_is_taken_and_given_back(tree: Project) -> None:
+    before = content(tree.root)
+    assert "smollm2" not in enabled(tree.root)
+    done = tree.python("-m", "flows", "base", "smollm2")
+    assert done.returncode == 0, done.stderr
+    assert "sources.toml: smollm2 is switched on" in done.stdout
+    assert "weights data/weights/smollm2" in done.stdout
+    assert "weights: data/weights/smollm2" in (tree.root / "params.yaml").read_text()
+    assert "smollm2" in enabled(tree.root)
+    again = tree.python("-m", "flows", "base", "smollm2")
+    assert again.stdout == "the base is smollm2: `make pipeline` runs what rests on it\n"
+    back = tree.python("-m", "flows", "base", "pretrain")
+    assert back.returncode == 0, back.stderr
+    assert content(tree.root) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "source: null\nparams: {lora.epoch: 1}\n",
+            "base-mine.yaml: params.yaml has no lora.epoch",
+        ),
+        ("source: null\nparams: {lora.epochs: 0}\n", "lora.epochs: input should be greater than 0"),
+        ("source: nobody\nparams: {lora.epochs: 1}\n", "sources.toml has no source nobody"),
+        ("params: {lora.epochs: 1}\n", "base-mine.yaml: source is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_changes_nothing(
+    tree: Project, text: str, message: str
+) -> None:
+    before = (tree.root / "params.yaml").read_bytes()
+    (tree.root / "base-mine.yaml").write_text(text)
+    done = tree.python("-m", "flows", "base", "mine")
+    (tree.root / "base-mine.yaml").unlink()
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tree.root / "params.yaml").read_bytes() == before
+
+
+def test_an_unknown_base_is_named_beside_those_there_are(tree: Project) -> None:
+    done = tree.python("-m", "flows", "base", "gpt9")
+    assert done.returncode == 2
+    assert done.stderr == "there is no base-gpt9.yaml: the bases are pretrain, smollm2\n"

@@ -1,0 +1,88 @@
+import pytest
+
+from gptmill.data.documents import Document, read_documents, split_documents
+
+
+def put(folder, **files):
+    for name, content in files.items():
+        (folder / f"{name}.txt").write_bytes(content)
+
+
+def test_every_text_below_the_folder_is_read_in_order_of_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    put(tmp_path, c=b"three", a=b"one")
+    put(tmp_path / "b", z=b"two")
+    (tmp_path / "note.md").write_text("not a document", encoding="utf-8")
+    names = [document.name for document in read_documents(tmp_path)]
+    assert names == ["a.txt", "b/z.txt", "c.txt"]
+
+
+def test_a_text_is_the_same_whichever_system_wrote_it(tmp_path):
+    put(tmp_path, windows=b"\xef\xbb\xbfone\r\ntwo\r\n", unix=b"one\ntwo\n", mac=b"one\rtwo\r")
+    assert {document.text for document in read_documents(tmp_path)} == {"one\ntwo\n"}
+
+
+def test_any_unicode_survives(tmp_path):
+    text = "na\u00efve \u65e5\u672c\u8a9e \U0001f600 \u2028"
+    put(tmp_path, a=text.encode())
+    assert read_documents(tmp_path)[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"bad\.txt is empty"),
+        (b" \n\t", r"bad\.txt is empty"),
+        (b"text\0more", r"bad\.txt is no plain text: it has a NUL byte at offset 4"),
+        ("text".encode("utf-16"), r"bad\.txt is no plain text"),
+        (b"caf\xc3\xa9 caf\xe9", r"bad\.txt is not UTF-8: byte 0xe9 at offset 9"),
+        (b"cut \xe2\x82", r"bad\.txt is not UTF-8: byte 0xe2 at offset 4"),
+        (b"\xed\xb2\x80 a lone surrogate", r"bad\.txt is not UTF-8: byte 0xed at offset 0"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_name(tmp_path, content, message):
+    put(tmp_path, good=b"good", bad=content)
+    with pytest.raises(ValueError, match=message):
+        read_documents(tmp_path)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"has no \.txt file"):
+        read_documents(tmp_path)
+
+
+def documents(count):
+    return [Document(f"{place}.txt", f"text {place}") for place in range(count)]
+
+
+def test_the_split_is_by_hash_near_the_fraction_and_loses_nothing():
+    given = documents(2000)
+    train, validation = split_documents(given, 0.1)
+    assert sorted([*train, *validation], key=lambda d: d.name) == sorted(
+        given, key=lambda d: d.name
+    )
+    assert 150 < len(validation) < 250
+
+
+def test_a_document_keeps_its_part_when_others_come_and_names_change():
+    _, before = split_documents(documents(200), 0.1)
+    renamed = [Document(f"new/{one.name}", one.text) for one in documents(300)]
+    _, after = split_documents(renamed, 0.1)
+    assert {one.text for one in before} < {one.text for one in after}
+
+
+def test_equal_texts_stay_together():
+    twins = [Document(f"{place}-{copy}", f"text {place}") for place in range(50) for copy in "ab"]
+    train, validation = split_documents(twins, 0.3)
+    assert not {one.text for one in train} & {one.text for one in validation}
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
+def test_each_part_has_a_document_even_of_two(fraction):
+    train, validation = split_documents(documents(2), fraction)
+    assert (len(train), len(validation)) == (1, 1)
+
+
+def test_one_text_cannot_be_split():
+    with pytest.raises(ValueError, match="give at least 2 files"):
+        split_documents([Document("a", "same"), Document("b", "same")], 0.1)

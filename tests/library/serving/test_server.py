@@ -1,0 +1,441 @@
+"""The server as a process of its own, asked by the real `openai` client and by raw requests."""
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from gptmill.finetuning.instructions import encode_rows
+from gptmill.generation.completion import Speaker
+from gptmill.generation.decoder import GenerationConfig
+from tests.support.talkers import (
+    Server,
+    make_models,
+    mistake,
+    serving,
+)
+
+post = partial(httpx.post, timeout=100)
+HELLO: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What jumps?"}]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def server(models: Path) -> Iterator[Server]:
+    with serving(models / "assistant") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def speaker(models: Path) -> Speaker:
+    return Speaker.open(models / "assistant")
+
+
+def said(speaker: Speaker, ids: list[int], **changes: Any) -> tuple[str, int]:
+    """Return what the library says to a prompt, and how many tokens that took."""
+    stops = changes.pop("stops", ())
+    config = {"max_new_tokens": 24, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
+    pieces = list(speaker.speak(ids, GenerationConfig(**(config | changes)), stops=stops, seed=3))
+    return "".join(p.text for p in pieces), sum(p.id is not None for p in pieces)
+
+
+def ask(client: openai.OpenAI, **changes: Any) -> Any:
+    asked = {"model": "assistant", "messages": HELLO, "max_tokens": 24, "temperature": 0}
+    return client.chat.completions.create(**(asked | changes))
+
+
+def refused(client: openai.OpenAI, **changes: Any) -> openai.BadRequestError:
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, **changes)
+    return caught.value
+
+
+# ---- answers
+
+
+def test_the_models_are_listed(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["assistant"]
+    assert client.models.retrieve("assistant").owned_by == "gptmill"
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.models.retrieve("another")
+
+
+def test_an_answer_is_the_librarys_to_the_prompt_of_the_training_rows(
+    client: openai.OpenAI, speaker: Speaker
+) -> None:
+    assert speaker.template is not None
+    record = {"instruction": "What jumps?", "input": "", "output": "the fox"}
+    rows = encode_rows([record], speaker.tokenizer, speaker.template, 512)
+    ids = rows.ids[0][: rows.prompt_lengths[0]].tolist()
+    text, n_new = said(speaker, ids)
+    found = ask(client)
+    assert found.choices[0].message.content == text
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage.model_dump(include={"prompt_tokens", "completion_tokens"}) == {
+        "prompt_tokens": len(ids),
+        "completion_tokens": n_new,
+    }
+    assert found.usage.total_tokens == len(ids) + n_new
+
+
+def test_a_conversation_is_rendered_whole(client: openai.OpenAI, speaker: Speaker) -> None:
+    turns = [
+        {"role": "user", "content": "What jumps?"},
+        {"role": "assistant", "content": "the fox"},
+        {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+    ]
+    plain = [*turns[:2], {"role": "user", "content": "Why?"}]
+    assert speaker.template is not None
+    ids = speaker.template.encode(speaker.tokenizer, plain)  # type: ignore[arg-type]
+    assert ask(client, messages=turns).choices[0].message.content == said(speaker, ids)[0]
+
+
+@pytest.mark.parametrize("drawn", [{"temperature": 0}, {"temperature": 1.3, "top_p": 0.9}])
+def test_a_stream_says_what_a_whole_answer_says(client: openai.OpenAI, drawn: Any) -> None:
+    whole = ask(client, seed=11, **drawn)
+    events = list(
+        ask(client, seed=11, stream=True, stream_options={"include_usage": True}, **drawn)
+    )
+    spoken = [event.choices[0] for event in events if event.choices]
+    text = "".join(choice.delta.content or "" for choice in spoken)
+    assert text == whole.choices[0].message.content
+    assert spoken[0].delta.role == "assistant"
+    assert [choice.finish_reason for choice in spoken if choice.finish_reason] == [
+        whole.choices[0].finish_reason
+    ]
+    assert events[-1].usage == whole.usage
+    assert events[-1].choices == []
+    assert len(spoken) > 5
+    assert len({event.id for event in events}) == 1
+
+
+def test_equal_seeds_give_equal_texts_and_others_do_not(client: openai.OpenAI) -> None:
+    texts = [
+        ask(client, temperature=1, **seed).choices[0].message.content
+        for seed in ({"seed": 5}, {"seed": 5}, {"seed": 6}, {}, {})
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 4
+
+
+def test_answers_do_not_depend_on_who_else_asks(client: openai.OpenAI) -> None:
+    alone = [ask(client, seed=k, temperature=1).choices[0].message.content for k in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda k: ask(client, seed=k, temperature=1), range(6))
+        assert [answer.choices[0].message.content for answer in found] == alone
+
+
+def test_stop_strings_end_an_answer_before_them(client: openai.OpenAI, speaker: Speaker) -> None:
+    whole = ask(client).choices[0].message.content
+    stop = whole[5:8]
+    for given in (stop, [stop, "never said"]):
+        found = ask(client, stop=given).choices[0]
+        assert found.message.content == whole[: whole.index(stop)]
+        assert found.finish_reason == "stop"
+        streamed = list(ask(client, stop=given, stream=True))
+        text = "".join(event.choices[0].delta.content or "" for event in streamed)
+        assert text == found.message.content
+        assert streamed[-1].choices[0].finish_reason == "stop"
+
+
+def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
+    found = ask(client, n=3, temperature=1, seed=4)
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in found.choices]
+    assert len(set(texts)) == 3
+    assert texts[0] == ask(client, temperature=1, seed=4).choices[0].message.content
+    streamed = ["", "", ""]
+    for event in ask(client, n=3, temperature=1, seed=4, stream=True):
+        streamed[event.choices[0].index] += event.choices[0].delta.content or ""
+    assert streamed == texts
+
+
+def test_completions_take_texts_and_ids(client: openai.OpenAI, speaker: Speaker) -> None:
+    ids = speaker.tokenizer.encode("The quick")
+    expected, _ = said(speaker, ids, max_new_tokens=16)
+
+    def complete(given: Any, **more: Any) -> Any:
+        return client.completions.create(model="assistant", prompt=given, temperature=0, **more)
+
+    for given in ("The quick", ids, ["The quick"], [ids]):
+        found = complete(given)
+        assert found.choices[0].text == expected
+        assert found.choices[0].finish_reason == "length"
+        assert found.usage.completion_tokens == 16
+    two = complete(["The quick", "The lazy dog"])
+    assert [choice.text for choice in two.choices] == [
+        complete(one).choices[0].text for one in ("The quick", "The lazy dog")
+    ]
+    streamed = "".join(event.choices[0].text for event in complete("The quick", stream=True))
+    assert streamed == expected
+    new_document = complete("")
+    assert new_document.usage.prompt_tokens == 1
+    assert complete([speaker.tokenizer.eot_id]).choices[0].text == new_document.choices[0].text
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "param"),
+    [
+        ({"temperature": 3}, "temperature: .* less than or equal to 2", "temperature"),
+        ({"temperature": "hot"}, "temperature: ", "temperature"),
+        ({"top_p": 1.5}, "top_p", "top_p"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens"),
+        ({"max_tokens": 5000}, "max_tokens is 5000; after a prompt of", "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "mean the same", "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop holds up to 4", "stop"),
+        ({"stop": ""}, "none of them empty", "stop"),
+        ({"n": 9}, "at most 8", "n"),
+        ({"logprobs": True}, "logprobs is not offered", "logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not offered", "presence_penalty"),
+        ({"tools": [{"type": "function"}]}, "tools is not offered", "tools"),
+        ({"messages": []}, "messages", "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "messages"),
+        ({"messages": [{"role": "user"}]}, "you must provide messages.0.content", ""),
+        ({"messages": [{"role": "system", "content": "x"}]}, "allowed roles", "messages"),
+        ({"messages": [{"role": "user", "content": "word " * 900}]}, "at most 511 fit", "messages"),
+        ({"extra_body": {"frobnicate": 1}}, "Unrecognized request argument", "frobnicate"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    client: openai.OpenAI, changes: dict[str, Any], message: str, param: str
+) -> None:
+    error = refused(client, **changes)
+    assert error.type == "invalid_request_error"
+    assert not param or error.param == param
+    with pytest.raises(openai.BadRequestError, match=message):
+        raise error
+
+
+def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
+    idle = {"user": "me", "presence_penalty": 0, "logprobs": False, "tool_choice": "none", "n": 1}
+    assert ask(client, **idle).choices[0].message == ask(client).choices[0].message
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1]", b'{"model": "\xff"}', b'{"a": NaN}', b"{" * 9000]
+)
+def test_a_body_that_is_no_request(server: Server, body: bytes) -> None:
+    for path in ("chat/completions", "completions"):
+        found = post(f"{server.url}/v1/{path}", content=body)
+        assert found.status_code == 400
+        assert found.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_half_a_character_in_a_message_is_refused(server: Server) -> None:
+    body = b'{"model": "assistant", "messages": [{"role": "user", "content": "\\ud800"}]}'
+    found = post(f"{server.url}/v1/chat/completions", content=body)
+    assert found.status_code == 400
+
+
+def test_large_bodies_are_not_read(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\n"
+    with socket.create_connection((host, int(port))) as announced:
+        announced.sendall(f"{head}Content-Length: {5 * 2**20}\r\n\r\n".encode())
+        assert b"request_too_large" in read_all(announced)
+    with socket.create_connection((host, int(port))) as endless:
+        endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        piece = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+        with suppress(ConnectionError):  # closed before all was sent
+            for _ in range(100):
+                endless.sendall(piece)
+        with suppress(ConnectionResetError):
+            endless.settimeout(60)
+            assert b"413" in endless.recv(2**16)
+    assert server.health()["status"] == "ok"
+
+
+def test_other_paths_and_methods_are_told_in_the_same_form(server: Server) -> None:
+    for path, status in (("/v1/embeddings", 404), ("/docs", 404), ("/openapi.json", 404)):
+        found = httpx.get(f"{server.url}{path}")
+        assert (found.status_code, "error" in found.json()) == (status, True)
+    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+
+
+def test_another_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="this server has 'assistant'"):
+        ask(client, model="gpt-4")
+
+
+def test_names_of_other_machines_and_other_sites_are_refused(server: Server) -> None:
+    def status(**headers: str) -> int:
+        return httpx.get(f"{server.url}/v1/models", headers=headers).status_code
+
+    port = server.url.rsplit(":", 1)[1]
+    assert status(Host="evil.example") == 403
+    assert status(Host=f"localhost:{port}") == 200
+    assert status(Host=f"[::1]:{port}") == 200
+    assert status(Origin="http://evil.example") == 403
+    assert status(Origin="null") == 403
+    assert status(Host="") == 403
+    assert status(Origin=server.url) == 200
+    found = httpx.options(f"{server.url}/v1/models", headers={"Origin": server.url})
+    assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+def test_a_model_without_a_template_does_not_chat(models: Path) -> None:
+    with (
+        serving(models / "lm") as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="-") as client,
+    ):
+        with pytest.raises(openai.BadRequestError, match=r"no chat template.*/v1/completions"):
+            ask(client, model="lm")
+        found = client.completions.create(model="lm", prompt="The", max_tokens=5)
+        assert found.usage is not None
+        assert found.usage.completion_tokens == 5
+
+
+# ---- keys
+
+
+def test_with_a_key_nothing_below_v1_opens_without_it(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
+    ways = {
+        "from-a-file": (["--api-key-file", str(tmp_path / "key")], {}),
+        "s3cret": (["--api-key-env", "GPTMILL_KEY"], {"GPTMILL_KEY": "s3cret"}),
+    }
+    for key, (words, extra) in ways.items():
+        with serving(models / "assistant", *words, **extra) as server:
+            url = f"{server.url}/v1"
+            for wrong in ("wrong", key + "x", "\u00e9"):
+                headers = {"Authorization": f"Bearer {wrong}".encode()}
+                assert httpx.get(f"{url}/models", headers=headers).status_code == 401
+            assert httpx.get(f"{url}/models").json()["error"]["code"] == "invalid_api_key"
+            with openai.OpenAI(base_url=url, api_key=key) as client:
+                assert ask(client).usage.completion_tokens == 24
+            assert httpx.get(server.url).status_code == 200
+            assert server.health()["status"] == "ok"
+
+
+def test_other_machines_need_a_key_or_a_word(models: Path) -> None:
+    model = models / "assistant"
+    assert "--api-key-env" in mistake("serve", model, "--host", "0.0.0.0")
+    assert "holds no key" in mistake("serve", model, "--api-key-env", "GPTMILL_NO_SUCH_KEY")
+    assert "No such file" in mistake("serve", model, "--api-key-file", "/no/such/file")
+    with serving(model, "--host", "0.0.0.0", "--no-key") as server:
+        port = server.url.rsplit(":", 1)[1]
+        found = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"Host": "any.example"})
+        assert found.status_code == 200
+
+
+# ---- load, leaving, ending
+
+
+@pytest.fixture
+def narrow(models: Path) -> Iterator[Server]:
+    """A server that answers one request at a time and lets one wait."""
+    with serving(models / "endless", "--at-once", "1", "--max-waiting", "1") as server:
+        yield server
+
+
+def begin(server: Server, *, stream: bool = True, n: int = 4) -> socket.socket:
+    """Ask for more text than a test waits for, and do not read it."""
+    asked = {
+        "model": "endless",
+        "prompt": "the",
+        "max_tokens": 8000,
+        "temperature": 0,
+        "n": n,
+        "stream": stream,
+    }
+    body = json.dumps(asked)
+    host, port = server.url.removeprefix("http://").split(":")
+    asked_at = socket.create_connection((host, int(port)))
+    asked_at.sendall(
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return asked_at
+
+
+def test_a_full_line_is_an_error_and_a_client_that_leaves_makes_room(narrow: Server) -> None:
+    for stream in (True, False):
+        with begin(narrow, stream=stream):
+            narrow.until(active=1, waiting=0)
+            with (
+                begin(narrow, stream=stream),
+                openai.OpenAI(base_url=f"{narrow.url}/v1", api_key="-", max_retries=0) as client,
+            ):
+                narrow.until(active=1, waiting=1)
+                with pytest.raises(openai.InternalServerError, match="waiting already") as full:
+                    client.completions.create(model="endless", prompt="the")
+                assert full.value.status_code == 503
+                assert full.value.response.headers["retry-after"] == "1"
+            narrow.until(active=1, waiting=0)  # the one that waited has left
+        narrow.until(active=0, waiting=0)  # so has the one that was answered
+    found = post(f"{narrow.url}/v1/completions", json={"model": "endless", "prompt": "the"})
+    assert found.json()["usage"]["completion_tokens"] == 16
+
+
+def test_a_short_answer_does_not_wait_for_a_long_one(models: Path) -> None:
+    with serving(models / "endless", "--at-once", "2") as server, begin(server, n=1):
+        server.until(active=1, waiting=0)
+        found = post(f"{server.url}/v1/completions", json={"model": "endless", "prompt": "the"})
+        assert found.status_code == 200
+        assert server.health()["active"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_and_what_is_under_way(narrow: Server, number: int) -> None:
+    with begin(narrow) as first, begin(narrow, stream=False) as second:
+        narrow.until(active=1, waiting=1)
+        start = time.monotonic()
+        narrow.process.send_signal(number)
+        assert narrow.process.wait(10) == 0
+        assert time.monotonic() - start < 5
+        assert b"the server is being stopped" in read_all(first)
+        assert b"503" in read_all(second)
+
+
+def read_all(asked: socket.socket) -> bytes:
+    parts = []
+    while part := asked.recv(2**16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_limits_of_the_servers_own(models: Path) -> None:
+    words = ["--max-prompt-tokens", "8", "--max-new-tokens", "10", "--name", "mine"]
+    with serving(models / "lm", *words) as server:
+
+        def status(prompt: str, **more: Any) -> tuple[int, str]:
+            body = {"model": "mine", "prompt": prompt, **more}
+            found = post(f"{server.url}/v1/completions", json=body)
+            return found.status_code, found.text
+
+        assert status("the")[0] == 200
+        assert status("the", max_tokens=10)[0] == 200
+        assert "at most 10 are allowed" in status("the", max_tokens=11)[1]
+        assert "at most 8 fit" in status("the quick brown fox jumps over the lazy dog")[1]
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_not_here(models: Path, server: Server) -> None:
+    port = server.url.rsplit(":", 1)[1]
+    assert "Address already in use" in mistake("serve", models / "lm", "--port", port)
+    assert "allowed is 0 to 65535" in mistake("serve", models / "lm", "--port", "70000")
+    assert "cannot listen" in mistake("serve", models / "lm", "--host", "192.0.2.1", "--no-key")

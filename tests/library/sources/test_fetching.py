@@ -1,0 +1,407 @@
+"""The table of sources, archives, and fetching: what is wrong stops, naming itself."""
+
+import errno
+import hashlib
+import io
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+import threading
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptmill.sources.archive import read_members
+from gptmill.sources.build import MAKES, Made, add_files, make_files
+from gptmill.sources.fetch import fetch
+from gptmill.sources.table import Place, Source, parse, table_key
+
+ROOT = Path(__file__).resolve().parents[3]
+GOOD: dict[str, Any] = {
+    "name": "books",
+    "target": "text/books",
+    "licence": "mine",
+    "place": [{"kind": "path", "path": "books"}],
+}
+HASH = "ab" * 32
+PIP = {"kind": "pip", "package": "a-b", "version": "1.0", "file": "a_b-1.0-py3-none-any.whl"}
+PIP |= {"sha256": HASH, "bytes": 10, "members": ["*.txt"]}  # type: ignore[dict-item]
+
+
+def source(**changes: Any) -> Source:
+    """Return the one source of a table that differs from a good one by `changes`."""
+    (read,) = parse({"source": [GOOD | changes]}, makers=MAKES)
+    return read
+
+
+def place(**fields: Any) -> Place:
+    """Return one place, read as from the table."""
+    return source(place=[fields]).places[0]
+
+
+def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
+    table = tomllib.loads((ROOT / "sources.toml").read_text(encoding="utf-8"))
+    sources = parse(table, makers=MAKES)
+    assert {one.places[0].kind for one in sources} == {"pip"}
+    assert {one.target.split("/")[0] for one in sources} == {
+        "bpe",
+        "text",
+        "labelled",
+        "instructions",
+    }
+    everything = parse(
+        {"source": [row | {"enabled": True} for row in table["source"]]}, makers=MAKES
+    )
+    assert {at.kind for one in everything for at in one.places} == {"pip", "npm", "apt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Books!"}, "source Books!: name is 'Books!'; it must be lower-case letters"),
+        ({"target": "artifacts/x"}, "target is 'artifacts/x'; it must be a folder in data/ that"),
+        ({"target": "text/../../x"}, "target is 'text/../../x'; it must be a folder in data/"),
+        ({"licence": 3}, "licence is 3; it must be a line of text"),
+        ({"colour": "red"}, "source books has the unknown field colour; known are name, target"),
+        ({"enabled": "no"}, "enabled is 'no'; it must be true or false"),
+        ({"files": {"a": "12"}}, "files, a: sha256 is '12'; it must be 64 hexadecimal digits"),
+        ({"place": []}, "source books has no place to come from"),
+        ({"place": [{"kind": "ftp"}]}, "place 1: kind is 'ftp'; it must be one of pip, npm, apt"),
+        ({"place": [{"kind": "path"}]}, "place 1 has no path; it needs kind, path"),
+        ({"place": [PIP | {"bytes": "10"}]}, "bytes is '10'; it must be a whole number"),
+        ({"place": [PIP | {"members": []}]}, "has no members; name the files in the archive"),
+        ({"place": [PIP | {"package": "--index-url"}]}, "package is '--index-url'; it must be"),
+        ({"place": [PIP | {"version": ">=1"}]}, "version is '>=1'; it must be one exact version"),
+        ({"place": [PIP | {"make": "soup"}]}, "make is 'soup'; it must be one of copy, bpe"),
+        ({"place": [PIP | {"options": {"seed": 1}}]}, "options are seed; copy needs none"),
+        ({"place": [PIP | {"make": "exercises"}]}, "options are none; exercises needs seed, rows"),
+        (
+            {"place": [{"kind": "hub", "repo": "a/b", "revision": "main"}]},
+            "revision is 'main'; it must be a commit's 40 hexadecimal digits",
+        ),
+        ({"place": [{"kind": "http", "url": "file:///x", "sha256": HASH}]}, "url is 'file:///x'"),
+    ],
+)
+def test_a_wrong_table_names_source_field_and_remedy(changes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        source(**changes)
+
+
+@pytest.mark.parametrize("table", [{}, {"source": []}, {"source": {}}, {"sources": [GOOD]}])
+def test_a_table_without_sources_is_refused(table: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be a list of \[\[source\]\] entries"):
+        parse(table, makers=MAKES)
+
+
+def test_missing_fields_and_equal_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="source books has no licence; it needs name, target"):
+        parse({"source": [{key: GOOD[key] for key in ("name", "target", "place")}]}, makers=MAKES)
+    with pytest.raises(ValueError, match="source books: two sources have this name"):
+        parse({"source": [GOOD, GOOD]}, makers=MAKES)
+
+
+def test_the_tables_key_changes_with_what_it_says_only() -> None:
+    other = dict(reversed(GOOD.items()))
+    off = GOOD | {"name": "more", "enabled": False}
+    key = table_key(parse({"source": [GOOD]}, makers=MAKES))
+    assert table_key(parse({"source": [other, off]}, makers=MAKES)) == key
+    assert table_key([source(target="text/x")]) != key
+
+
+def tar_of(path: Path, members: dict[str, bytes], *, link: str = "") -> Path:
+    """Write a .tar.gz with these members and perhaps a symbolic link out of it."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        if link:
+            info = tarfile.TarInfo("package/link.txt")
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            archive.addfile(info)
+    return path
+
+
+def zip_of(path: Path, members: dict[str, bytes]) -> Path:
+    """Write a zip file, which a wheel is."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def deb_of(path: Path, members: dict[str, bytes]) -> Path:
+    """Build a Debian package with the tool that Debian builds them with."""
+    folder = path.parent / "deb"
+    (folder / "DEBIAN").mkdir(parents=True)
+    control = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n"
+    (folder / "DEBIAN" / "control").write_text(control, encoding="utf-8")
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    subprocess.run(["dpkg-deb", "--build", str(folder), str(path)], check=True, capture_output=True)
+    return path
+
+
+MEMBERS = {"package/a.txt": b"one", "package/b.txt": b"two", "package/c.md": b"three"}
+
+
+def test_members_come_from_every_kind_of_archive(tmp_path: Path) -> None:
+    archives = [tar_of(tmp_path / "x.tgz", MEMBERS), zip_of(tmp_path / "x.whl", MEMBERS)]
+    if shutil.which("dpkg-deb"):
+        archives.append(deb_of(tmp_path / "x.deb", MEMBERS))
+    folder = tmp_path / "folder"
+    for name, content in MEMBERS.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    for archive in [*archives, folder]:
+        read = read_members(archive, ["package/*.txt"])
+        assert read == {"package/a.txt": b"one", "package/b.txt": b"two"}
+        with pytest.raises(ValueError, match=r"has no member package/d\.txt"):
+            read_members(archive, ["package/*.txt", "package/d.txt"])
+
+
+def test_no_member_is_written_outside_the_data_folder(tmp_path: Path) -> None:
+    bad = {"../../escaped.txt": b"bad", "/abs/escaped2.txt": b"bad"}
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret", encoding="utf-8")
+    for archive in (
+        tar_of(tmp_path / "bad.tgz", bad, link=str(secret)),
+        zip_of(tmp_path / "bad.zip", bad),
+    ):
+        at = place(**PIP | {"members": ["*escaped*.txt"]})
+        made = make_files(source(), at, archive)
+        assert set(made) == {"escaped.txt", "escaped2.txt"}
+        with pytest.raises(ValueError, match="has no member"):
+            read_members(archive, ["package/link.txt"])
+    add_files(tmp_path / "data", "text", made)
+    found = {path.name for path in (tmp_path / "data" / "text").iterdir()}
+    assert found == {"escaped.txt", "escaped2.txt"}
+    assert not (tmp_path.parent / "escaped.txt").exists()
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tgz").write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"x\.tgz is no zip, tar or Debian archive"):
+        read_members(tmp_path / "x.tgz", ["*"])
+
+
+def test_a_file_with_another_hash_than_the_table_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one")
+    at = place(kind="path", path=str(tmp_path / "a.txt"))
+    right = hashlib.sha256(b"one").hexdigest()
+    assert make_files(source(files={"a.txt": right}), at, tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=rf"gives a\.txt with SHA-256 {right}, the table says ab"):
+        make_files(source(files={"a.txt": HASH}), at, tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"gives b\.txt with SHA-256 no such file"):
+        make_files(source(files={"b.txt": HASH}), at, tmp_path / "a.txt")
+
+
+def test_two_sources_join_json_lists_and_nothing_else(tmp_path: Path) -> None:
+    first: Made = {"a.json": b'[{"x": 1}]', "a.txt": b"one"}
+    add_files(tmp_path, "instructions", first)
+    add_files(tmp_path, "instructions", {"a.json": b'[{"x": 2}]'})
+    joined = (tmp_path / "instructions" / "a.json").read_text(encoding="utf-8")
+    assert joined == '[\n {\n  "x": 1\n },\n {\n  "x": 2\n }\n]\n'
+    with pytest.raises(ValueError, match=r"two sources make instructions/a\.txt"):
+        add_files(tmp_path, "instructions", {"a.txt": b"two"})
+
+
+CONTENT = b"0123456789" * 1000
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves CONTENT: whole, cut short, or from a byte on."""
+
+    cut = 0
+    ranges: list[str]
+
+    def do_GET(self) -> None:
+        self.ranges.append(self.headers.get("Range", ""))
+        if self.path != "/books.txt":
+            self.send_error(404)
+            return
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        self.wfile.write(CONTENT[start : self.cut or None])
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Handler.cut, Handler.ranges = 0, []
+    with HTTPServer(("127.0.0.1", 0), Handler) as served:
+        threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+def http_place(server: str, name: str = "books.txt", content: bytes = CONTENT) -> Place:
+    return place(kind="http", url=f"{server}/{name}", sha256=hashlib.sha256(content).hexdigest())
+
+
+def test_a_download_is_kept_under_its_hash(server: str, tmp_path: Path) -> None:
+    at = http_place(server)
+    first = fetch(at, tmp_path, root=tmp_path)
+    assert first.read_bytes() == CONTENT
+    assert first.name == at.at["sha256"]
+    assert fetch(at, tmp_path, root=tmp_path) == first
+    assert len(Handler.ranges) == 1, "the second time nothing is asked for"
+    first.write_bytes(b"broken by hand")
+    assert fetch(at, tmp_path, root=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_that_ended_early_goes_on(server: str, tmp_path: Path) -> None:
+    Handler.cut = 4000
+    with pytest.raises(ConnectionError, match="ended after 4000 of 10000 bytes"):
+        fetch(http_place(server), tmp_path, root=tmp_path)
+    assert [path.name[-8:] for path in tmp_path.iterdir()] == [".partial"]
+    Handler.cut = 0
+    assert fetch(http_place(server), tmp_path, root=tmp_path).read_bytes() == CONTENT
+    assert Handler.ranges[-1] == "bytes=4000-"
+
+
+def test_wrong_bytes_are_not_kept(server: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has the wrong bytes: SHA-256 .* nothing of it was used"):
+        fetch(http_place(server, content=b"other"), tmp_path, root=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_server_and_no_file_are_errors(server: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="404"):
+        fetch(http_place(server, "other.txt"), tmp_path, root=tmp_path)
+    with pytest.raises(OSError, match="refused"):
+        fetch(http_place("http://127.0.0.1:9"), tmp_path, root=tmp_path)
+    with pytest.raises(ValueError, match="is not there"):
+        fetch(place(kind="path", path="nowhere"), tmp_path, root=tmp_path)
+
+
+SETUP = "import pathlib; pathlib.Path({mark!r}).touch()\nfrom setuptools import setup; setup()\n"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder that pip takes for its only index."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return folder
+
+
+def pip_place(archive: Path, **changes: Any) -> Place:
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    fields = PIP | {"file": archive.name, "sha256": digest, "bytes": archive.stat().st_size}
+    return place(**fields | changes)
+
+
+def test_pip_fetches_an_sdist_and_runs_none_of_it(index: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "setup.py was run"
+    members = {"setup.py": SETUP.format(mark=str(mark)).encode(), "PKG-INFO": b"Name: a-b\n"}
+    members |= {"data/a.txt": b"one"}
+    archive = tar_of(
+        index / "a_b-1.0.tar.gz", {f"a_b-1.0/{name}": text for name, text in members.items()}
+    )
+    fetched = fetch(pip_place(archive), tmp_path / "downloads", root=tmp_path)
+    assert read_members(fetched, ["*.txt"]) == {"a_b-1.0/data/a.txt": b"one"}
+    assert not mark.exists()
+    assert [path.name for path in (tmp_path / "downloads").iterdir()] == [fetched.name]
+
+
+def test_pip_fetches_a_wheel_or_says_why_not(index: Path, tmp_path: Path) -> None:
+    metadata = b"Metadata-Version: 2.1\nName: a-b\nVersion: 1.0\n"
+    wheel = {"a_b/a.txt": b"one", "a_b-1.0.dist-info/METADATA": metadata}
+    wheel |= {"a_b-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n"}
+    archive = zip_of(index / "a_b-1.0-py3-none-any.whl", wheel)
+    downloads = tmp_path / "downloads"
+    assert read_members(fetch(pip_place(archive), downloads, root=tmp_path), ["*.txt"])
+    with pytest.raises(ValueError, match=r"pip a-b==1.0 has the wrong bytes"):
+        fetch(pip_place(archive, sha256=HASH), downloads, root=tmp_path)
+    with pytest.raises(ValueError, match=r"pip a-b==2.0 could not be fetched: ERROR: .*a-b==2.0"):
+        fetch(pip_place(archive, sha256=HASH, version="2.0"), downloads, root=tmp_path)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the only folder on PATH: what is written there is npm or apt-get."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def tool(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        ("npm", "npm", "--ignore-scripts --pack-destination FOLDER @x/y@1.0"),
+        ("apt", "apt-get", "download --quiet @x/y=1.0"),
+    ],
+)
+def test_npm_and_apt_are_asked_for_one_archive(
+    kind: str, name: str, expected: str, tools: Path, tmp_path: Path
+) -> None:
+    archive = tar_of(tmp_path / "x.tgz", MEMBERS)
+    at = place(
+        kind=kind,
+        package="@x/y",
+        version="1.0",
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+        bytes=archive.stat().st_size,
+        members=["*"],
+    )
+    with pytest.raises(ValueError, match=f"needs {name}, which is not on this machine"):
+        fetch(at, tmp_path / "downloads", root=tmp_path)
+    tool(tools / name, "echo 'npm error code ENOTFOUND' >&2; echo 'E: cannot' >&2; exit 1")
+    with pytest.raises(ValueError, match=r"could not be fetched: .*\(is there a network\?\)"):
+        fetch(at, tmp_path / "downloads", root=tmp_path)
+    tool(tools / name, "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
+    with pytest.raises(OSError, match="No space left on device") as full:
+        fetch(at, tmp_path / "downloads", root=tmp_path)
+    assert full.value.errno == errno.ENOSPC
+    assert list((tmp_path / "downloads").iterdir()) == []
+    tool(tools / name, f'echo "$@" > {tmp_path}/asked; /bin/cp {archive} "$PWD/x.tgz"')
+    fetched = fetch(at, tmp_path / "downloads", root=tmp_path)
+    assert set(read_members(fetched, ["*"])) == set(MEMBERS)
+    asked = (tmp_path / "asked").read_text(encoding="utf-8").strip()
+    assert asked.endswith(expected.replace("FOLDER", f"{fetched}.partial"))
+
+
+HUB = """
+from pathlib import Path
+def snapshot_download(repo, *, repo_type, revision, local_dir, allow_patterns):
+    assert not __import__("os").environ.get("HF_HUB_OFFLINE") == "1"
+    text = f"{repo_type} {repo} {revision} {allow_patterns}"
+    Path(local_dir, "config.json").write_text(text)
+"""
+
+
+def test_a_hub_repository_comes_at_its_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "huggingface_hub.py").write_text(HUB, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    at = place(kind="hub", repo="datasets/x/y", revision="a" * 40, members=["*.json"])
+    for _ in range(2):
+        fetched = fetch(at, tmp_path / "downloads", root=tmp_path)
+    (made,) = make_files(source(), at, fetched).values()
+    assert isinstance(made, Path)
+    assert made.read_text(encoding="utf-8") == f"dataset x/y {'a' * 40} ['*.json']"

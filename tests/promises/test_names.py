@@ -1,0 +1,115 @@
+"""One name, everywhere: what is written in two places is compared as a set."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from tasks.frame.stage import load
+from tasks.project.environment import QUIET, ROOT
+from tasks.project.graph import (
+    ancestors,
+    lock,
+    params,
+    read_yaml,
+    stages,
+    upstream,
+)
+
+SHARED = {"seed", "runtime", "resume"}
+
+
+def modules(folder: str) -> set[str]:
+    return {path.stem for path in ROOT.glob(f"{folder}/[!_]*.py")}
+
+
+def test_modules_stages_and_sections_have_the_same_names() -> None:
+    assert modules("tasks") == set(stages()) == set(params()) - SHARED
+
+
+def test_every_stage_has_a_test_file() -> None:
+    files = {
+        path.stem.removeprefix("test_") for path in (ROOT / "tests" / "tasks").glob("test_*.py")
+    }
+    assert set(stages()) <= files
+
+
+@pytest.mark.parametrize("name", list(stages()))
+def test_a_stage_is_named_once(name: str) -> None:
+    stage = stages()[name]
+    assert load(name).name == name
+    assert stage["cmd"] == f"exec python -m tasks {name}"
+    assert stage["outs"] == [f"artifacts/{name}"]
+    assert set(stage["params"]) - SHARED == {name}
+    assert issubclass(load(name).section, BaseModel)
+    assert load(name).params() is not None  # params.yaml as it stands is valid
+
+
+def test_make_lists_every_stage_and_every_command() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = set(re.findall(r"^  ([\w-]+) ", done.stdout, re.MULTILINE))
+    assert set(stages()) <= listed
+    assert modules("flows/commands/*") - {"stage"} <= listed
+
+
+def test_readme_lists_the_stages_in_the_graph_s_order() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(stages())
+
+
+def test_metrics_are_declared_for_every_stage() -> None:
+    content = read_yaml(ROOT / "dvc.yaml")
+    assert content["metrics"] == [f"artifacts/{name}/metrics.json" for name in stages()]
+
+
+# pygtrie, through which DVC keeps its paths, warns of a change of its own
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
+def test_the_graph_is_dvc_s() -> None:
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        graph = repo.index.graph
+        for stage in repo.index.stages:
+            if stage.addressing in stages():
+                reads = {found.addressing for found in graph.successors(stage)}
+                assert reads - {"data.dvc"} == set(upstream(stage.addressing))
+
+
+def test_ancestors_come_before_in_the_file() -> None:
+    order = list(stages())
+    for name in order:
+        assert all(order.index(before) < order.index(name) for before in ancestors(name))
+
+
+def test_the_folder_mlflow_does_not_shadow_the_package() -> None:
+    import mlflow
+
+    assert list((ROOT / "mlflow").glob("*.py")) == []
+    assert Path(mlflow.__file__).parent != ROOT / "mlflow"
+
+
+def test_dvc_lock_is_of_these_stages() -> None:
+    assert set(lock()) <= set(stages())
+
+
+def test_no_tool_reports_home() -> None:
+    assert QUIET["DO_NOT_TRACK"] == QUIET["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert QUIET["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false"
+    assert "analytics = false" in (ROOT / ".dvc" / "config").read_text(encoding="utf-8")
+
+
+def test_no_param_has_a_name_that_dvc_leaves_out_of_its_keys() -> None:
+    """DVC drops `size` and `nfiles` from a run's key wherever they stand, params too.
+
+    Two runs that differ in such a param only would be one, and the second be given the
+    outputs of the first.
+    """
+
+    def names(content: object) -> set[str]:
+        if not isinstance(content, dict):
+            return set()
+        return set(content).union(*(names(value) for value in content.values()))
+
+    assert names(params()).isdisjoint({"size", "nfiles"})

@@ -1,0 +1,129 @@
+"""The whole pipeline on a tiny configuration, through its doors, with equal bytes behind each."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.project.graph import stages
+from tests.support.project import Project, commit, tiny_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return tiny_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def first(project: Project) -> str:
+    """Return what the first `make pipeline` of the project printed."""
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def lock(project: Project) -> dict[str, str]:
+    """Return the hash of every output."""
+    content = YAML(typ="safe").load(project.root / "dvc.lock")["stages"]
+    return {out["path"]: out["md5"] for stage in content.values() for out in stage["outs"]}
+
+
+def test_every_stage_runs_once_and_shows_its_figure(project: Project, first: str) -> None:
+    assert set(lock(project)) == {f"artifacts/{stage}" for stage in stages()}
+    assert "ran tokenize, sample, pretrain" in first
+    assert "step 12/12" in first  # a stage's output is live in the flow's log
+
+
+def test_second_run_executes_nothing_and_says_so(project: Project, first: str) -> None:
+    before = lock(project)
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 0, done.stderr
+    for stage in stages():
+        assert f"Task run '{stage}' - Finished in state Cached('unchanged" in done.stderr
+    assert "nothing ran" in done.stdout
+    assert lock(project) == before
+
+
+def test_dvc_repro_in_a_second_clone_makes_the_same_bytes(
+    project: Project, first: str, tmp_path: Path
+) -> None:
+    clone = Project(tmp_path / "clone")
+    assert project.run("git", "clone", "-q", str(project.root), str(clone.root)).returncode == 0
+    done = clone.run("cp", "-r", str(project.root / "data"), str(clone.root / "data"))
+    assert done.returncode == 0
+    done = clone.run("dvc", "repro")  # the line of the README, without Prefect
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lock(clone) == lock(project)
+
+
+def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first: str) -> None:
+    runs = {run["name"]: run for run in project.runs()}
+    assert {run["status"] for run in runs.values()} == {"FINISHED"}
+    parents = [run["id"] for run in project.runs() if run["name"].startswith("pipeline-")]
+    hashes = lock(project)
+    for stage in stages():
+        tags = project.tags(runs[stage]["id"])
+        assert tags["mlflow.parentRunId"] in parents
+        assert tags[f"dvc.out.artifacts/{stage}"] == hashes[f"artifacts/{stage}"]
+    assert project.tags(parents[0])["stage.pretrain"] == f"ran:{runs['pretrain']['id']}"
+
+
+def test_artifacts_hold_no_place_and_no_partial_file(project: Project, first: str) -> None:
+    files = [path for path in (project.root / "artifacts").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert ".partial" not in path.name
+        assert str(project.root).encode() not in path.read_bytes(), path
+
+
+def test_a_changed_param_runs_what_rests_on_it_and_no_more(project: Project, first: str) -> None:
+    project.params({"lora": {"learning_rate": 0.002}})
+    commit(project, "another learning rate")
+    done = project.python("-m", "flows", "stage", "evaluate")
+    assert done.returncode == 2
+    assert "`make lora` first" in done.stderr
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 0, done.stderr
+    assert "ran lora, evaluate" in done.stdout
+
+
+def test_one_stage_alone_refuses_inputs_that_are_not_the_recorded_ones(
+    project: Project, first: str
+) -> None:
+    file = project.root / "artifacts" / "split" / "labelled_test.csv"
+    kept = file.read_bytes()
+    file.write_bytes(kept + b"ham,one more\n")
+    done = project.python("-m", "flows", "stage", "classify")
+    file.write_bytes(kept)
+    assert done.returncode == 2
+    assert "artifacts/split/labelled_test.csv is not what split wrote" in done.stderr
+    assert "`make split`" in done.stderr
+
+
+def test_changed_raw_data_is_refused_also_by_dvc_repro(project: Project, first: str) -> None:
+    file = project.root / "data" / "text" / "00.txt"
+    kept, pinned = file.read_bytes(), (project.root / "data.dvc").read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(kept + b" and more")
+    done = project.run("dvc", "repro", "tokenize")
+    file.write_bytes(kept)
+    (project.root / "data.dvc").write_bytes(pinned)
+    assert done.returncode != 0
+    assert "data/text/00.txt is not what data/manifest.json records" in done.stderr + done.stdout
+
+
+@pytest.fixture
+def worktree(project: Project, first: str, tmp_path: Path) -> Iterator[Project]:
+    tree = Project(tmp_path / "tree")
+    assert project.run("git", "worktree", "add", "-q", str(tree.root)).returncode == 0
+    yield tree
+    project.run("git", "worktree", "remove", "--force", str(tree.root))
+
+
+def test_a_worktree_runs_its_own_source(worktree: Project) -> None:
+    source = worktree.root / "src" / "gptmill" / "files.py"
+    source.write_text("raise ValueError('this tree is used')\n", encoding="utf-8")
+    done = worktree.python("-m", "tasks", "sample")
+    assert done.returncode == 2
+    assert "this tree is used" in done.stderr

@@ -1,0 +1,194 @@
+"""Prefect over DVC over a stage: real processes, real signals, on stages that only wait."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.project import Project, commit, copy_tree
+
+STAGE = '''
+"""NAME: a stage that waits."""
+
+import os
+import time
+
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
+
+
+class Waits(Section):
+    steps: int
+    ends: str
+
+
+@stage
+def NAME(params: Waits, run: Run) -> Metrics:
+    for step in range(params.steps):
+        run.step(step + 1, params.steps, {"train/loss": 1.0})
+        time.sleep(0.1)
+    if params.ends == "mistake":
+        raise ValueError("the text is too short: 3 tokens are missing")
+    if params.ends == "killed":
+        os.kill(os.getpid(), 9)
+    (run.out / "written.txt").write_text(params.ends)
+    return {"steps": params.steps}
+'''
+
+GRAPH = """
+stages:
+  tokenize:
+    desc: waits
+    cmd: exec python -m tasks tokenize
+    deps: [tasks/tokenize.py]
+    params: [tokenize]
+    outs: [artifacts/tokenize]
+    meta: {main: steps}
+  sample:
+    desc: waits too
+    cmd: exec python -m tasks sample
+    deps: [tasks/sample.py, artifacts/tokenize]
+    params: [sample]
+    outs: [artifacts/sample]
+    meta: {main: steps}
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = copy_tree(tmp_path_factory.mktemp("seam"))
+    for name in ("tokenize", "sample"):
+        code = STAGE.replace("NAME", name)
+        (project.root / "tasks" / f"{name}.py").write_text(code, encoding="utf-8")
+    (project.root / "dvc.yaml").write_text(GRAPH, encoding="utf-8")
+    path = project.root / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    sections = "tokenize: {steps: 1, ends: well}\nsample: {steps: 1, ends: well}\n"
+    rest = text[: text.index("tokenize:")] + text[text.index("pretrain:") :]
+    path.write_text(rest + sections, encoding="utf-8")
+    commit(project, "stages that wait")
+    return project
+
+
+def ends(project: Project, how: str, steps: int = 1) -> None:
+    project.params({"sample": {"steps": steps, "ends": how}})
+
+
+def test_a_mistake_fails_task_flow_and_run_with_the_stage_s_own_words(project: Project) -> None:
+    ends(project, "mistake")
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 1
+    words = "the text is too short: 3 tokens are missing"
+    assert f"Task run 'sample' - Finished in state Failed('{words}')" in done.stderr
+    assert f"Finished in state Failed('{words}')" in done.stderr.split("Flow run")[-1]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "NoneType" not in done.stdout + done.stderr
+    assert [run["status"] for run in project.runs()] == ["FAILED", "FINISHED", "FAILED"]
+    assert not (project.root / "artifacts" / "sample").exists()
+
+
+def test_a_killed_stage_is_reported_by_its_signal(project: Project) -> None:
+    ends(project, "killed")
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 1
+    assert "sample was killed by SIGKILL" in done.stdout
+    assert [run["status"] for run in project.runs()][-2:] == ["FAILED", "KILLED"]
+
+
+@pytest.fixture
+def flow(project: Project) -> Iterator[subprocess.Popen[str]]:
+    """Start a pipeline whose second stage takes minutes, and wait until it is at work."""
+    ends(project, "well", steps=3000)
+    process = project.start("python", "-m", "flows", "pipeline")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 1/3000" in line:
+            break
+    yield process
+    process.kill()
+    process.stdout.close()
+    process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_flow_ends_everything(
+    project: Project, flow: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert any("tasks sample" in line for line in project.processes())
+    flow.send_signal(number)
+    deadline = time.monotonic() + 60
+    while project.processes() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert project.processes() == []
+    assert [run["status"] for run in project.runs()][-2:] == ["KILLED", "KILLED"]
+    assert not (project.root / "artifacts" / "sample").exists()
+    assert not (project.root / "artifacts" / ".sample.partial").exists() or number == 9
+
+
+def test_the_next_run_closes_what_a_killed_flow_left_open(project: Project) -> None:
+    ends(project, "well")
+    done = project.python("-m", "flows", "pipeline")
+    assert done.returncode == 0, done.stderr
+    assert list((project.root / ".state" / "flows").glob("*.json")) == []
+    assert "RUNNING" not in {run["status"] for run in project.runs()}
+
+
+def test_one_stage_alone_prints_to_the_terminal_and_obeys_ctrl_c(project: Project) -> None:
+    ends(project, "well", steps=3001)
+    process = subprocess.Popen(
+        ["python", "-m", "flows", "stage", "sample"],
+        cwd=project.root,
+        env=project.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert any("step 1/3001" in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert project.processes() == []
+    assert project.runs()[-1] == {**project.runs()[-1], "name": "sample", "status": "KILLED"}
+
+
+def test_accept_takes_new_code_and_keeps_the_bytes(project: Project) -> None:
+    ends(project, "well")
+    assert project.python("-m", "flows", "stage", "sample").returncode == 0
+    code = project.root / "tasks" / "sample.py"
+    code.write_text(code.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
+    done = project.python("-m", "flows", "accept", "sample")
+    assert done.returncode == 0, done.stderr
+    status = project.run("dvc", "status", "--json")
+    assert json.loads(status.stdout) == {}
+
+
+@pytest.mark.parametrize("words", [["nonsense"], [], ["sample", "more"]])
+def test_a_wrong_stage_is_one_sentence(project: Project, words: list[str]) -> None:
+    done = project.python("-m", "tasks", *words)
+    assert done.returncode == 2
+    assert "one of tokenize, sample" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_tracking_server_is_one_sentence(project: Project) -> None:
+    extra = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    done = project.python("-m", "tasks", "sample", extra=extra)
+    assert done.returncode == 2
+    assert "MLFLOW_TRACKING_URI is http://127.0.0.1:9" in done.stderr
+    assert time.monotonic() - started < 60
+
+
+def test_a_missing_input_names_the_command(project: Project, tmp_path: Path) -> None:
+    (project.root / "artifacts" / "tokenize").rename(tmp_path / "tokenize")
+    done = project.python("-m", "flows", "stage", "sample")
+    (tmp_path / "tokenize").rename(project.root / "artifacts" / "tokenize")
+    assert done.returncode == 2
+    assert "artifacts/tokenize is missing: `make tokenize`" in done.stderr

@@ -1,0 +1,210 @@
+"""A whole project of its own in a temporary folder: this tree's files, tiny data, tiny params."""
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from gptmill.files import sha256
+from tasks.project.environment import ROOT
+from tests.support.tiny import tiny_bpe
+
+PROSE = "the king and his people went up to the great city by the sea in peace"
+ADVERTISEMENT = "win a free prize now call cash claim urgent reply"
+WORDS, SPAM = PROSE.split(), ADVERTISEMENT.split()
+
+# what makes the pipeline small; everything else is as in params.yaml
+TINY: dict[str, Any] = {
+    "runtime": {"device": "cpu", "precision": "fp32", "compile": False},
+    "resume": {"every_seconds": 0},
+    "tokenize": {"validation_fraction": 0.3},
+    "sample": {"windows": {"max_length": 256, "stride": 256}},
+    "pretrain": {
+        "shape": {"emb_dim": 16, "n_layers": 2, "n_heads": 2},
+        "steps": 12,
+        "batch_tokens": 1024,
+        "evaluate_every": 6,
+        "sample_every": 6,
+        "evaluate_windows": 4,
+        "final_windows": 8,
+        "generation": {"max_new_tokens": 4},
+    },
+    "lora": {"epochs": 1},
+    "classify": {"epochs": 1},
+    "instruct": {"epochs": 1, "max_new_tokens": 4},
+    "evaluate": {"windows": 8, "resamples": 20, "generation": {"max_new_tokens": 4}},
+}
+
+
+class Project:
+    """A project folder and how a user works in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(
+        self, *command: str, extra: dict[str, str] | None = None, timeout: float = 280
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as a user would, the environment's tools first on PATH."""
+        return subprocess.run(
+            command,
+            cwd=self.root,
+            env={**self.environment(), **(extra or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    def python(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run this interpreter."""
+        return self.run(sys.executable, *words, **options)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command and go on."""
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of a fresh shell: none of pytest's, none that names a server."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PREFECT", "MLFLOW", "DVC", "GPTMILL", "PYTEST", "PYTHONPATH"))
+        }
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+
+    def params(self, changes: dict[str, Any]) -> None:
+        """Merge changes into params.yaml."""
+        yaml = YAML()
+        path = self.root / "params.yaml"
+        content = yaml.load(path)
+        _merge(content, changes)
+        yaml.dump(content, path)
+
+    def runs(self) -> list[dict[str, str]]:
+        """Return the MLflow runs, oldest first: id, name, status."""
+        with sqlite3.connect(self.root / "mlflow" / "mlflow.db") as store:
+            rows = store.execute("select run_uuid, name, status from runs order by start_time")
+            return [dict(zip(("id", "name", "status"), row, strict=True)) for row in rows]
+
+    def tags(self, run: str) -> dict[str, str]:
+        """Return an MLflow run's tags."""
+        with sqlite3.connect(self.root / "mlflow" / "mlflow.db") as store:
+            return dict(store.execute("select key, value from tags where run_uuid = ?", (run,)))
+
+    def processes(self) -> list[str]:
+        """Return the command lines of processes that work in this folder."""
+        import psutil
+
+        found = []
+        for process in psutil.process_iter(["cwd", "cmdline", "status"]):
+            if process.info["cwd"] == str(self.root) and process.info["status"] != "zombie":
+                found.append(" ".join(process.info["cmdline"] or []))
+        return found
+
+
+def _merge(content: Any, changes: dict[str, Any]) -> None:
+    for name, value in changes.items():
+        # a shape is either a name or a shape: taken whole
+        if isinstance(value, dict) and isinstance(content.get(name), dict):
+            _merge(content[name], value)
+        else:
+            content[name] = value
+
+
+def copy_tree(root: Path) -> Project:
+    """Copy this tree's files (tracked and new ones) into `root`, a git repository of its own."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).exists() and name not in ("data.dvc", "dvc.lock"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, root / name)
+    project = Project(root)
+    done = project.run("git", "init", "-q")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def commit(project: Project, message: str) -> None:
+    """Commit everything that is there."""
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    for words in (("add", "-A"), (*who, "commit", "-q", "-m", message)):
+        done = project.run("git", *words)
+        assert done.returncode == 0, done.stderr
+
+
+def tiny_project(root: Path) -> Project:
+    """Make a project whose whole pipeline takes a minute."""
+    project = copy_tree(root)
+    project.params(TINY)
+    write_tiny_data(root / "data")
+    done = project.python("-m", "dvc", "add", "data")
+    assert done.returncode == 0, done.stderr
+    commit(project, "a tiny project")
+    return project
+
+
+def write_tiny_data(data: Path) -> None:
+    """Write texts, vocabulary, labelled rows, instructions and their manifest."""
+    rng = random.Random(5)
+    for name in ("text", "labelled", "instructions"):
+        (data / name).mkdir(parents=True)
+    tiny_bpe(data / "bpe")
+    for number in range(12):
+        words = [rng.choice(WORDS) for _ in range(900)]
+        (data / "text" / f"{number:02d}.txt").write_text(" ".join(words), encoding="utf-8")
+    rows = [f"{label},{_sentence(rng, words)} {k}" for k in range(60) for label, words in KINDS]
+    table = "\n".join(["label,text", *rows]) + "\n"
+    (data / "labelled" / "sms.csv").write_text(table, encoding="utf-8")
+    exercises = [_exercise(k) for k in range(80)]
+    text = json.dumps(exercises)
+    (data / "instructions" / "instructions.json").write_text(text, encoding="utf-8")
+    write_tiny_manifest(data)
+
+
+def write_tiny_manifest(data: Path) -> None:
+    """Write what is known of the files of data/: all are of one source."""
+    files = {
+        path.relative_to(data).as_posix(): {
+            "sha256": sha256(path),
+            "bytes": path.stat().st_size,
+            "sources": ["tiny"],
+        }
+        for path in sorted(data.rglob("*"))
+        if path.is_file()
+    }
+    sources = {"tiny": {"licence": "CC0-1.0", "attribution": "these tests"}}
+    manifest = json.dumps({"files": files, "sources": sources}, sort_keys=True)
+    (data / "manifest.json").write_text(manifest, encoding="utf-8")
+
+
+KINDS = (("ham", WORDS), ("spam", SPAM))
+
+
+def _sentence(rng: random.Random, words: list[str]) -> str:
+    return " ".join(rng.choice(words) for _ in range(6))
+
+
+def _exercise(number: int) -> dict[str, str]:
+    word = f"{WORDS[number % len(WORDS)]}{number}"
+    return {
+        "instruction": "Say the word class.",
+        "input": word,
+        "output": "noun" if number % 2 else "verb",
+        "kind": "word class",
+    }

@@ -1,0 +1,49 @@
+"""A signal that asks a process to end does so at any moment."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tasks.project.environment import ROOT
+
+PROGRAM = """
+import os, signal, sys, time, weakref
+from tasks.processes.process import Terminated, raise_on_sigterm
+
+class Thing:
+    def __del__(self):
+        if how == "del":
+            hit()
+
+def hit(*_):
+    os.kill(os.getpid(), number)
+    sum(range(100))  # the handler runs here, where nothing can be raised
+
+how, number = sys.argv[1], int(sys.argv[2])
+raise_on_sigterm()
+try:
+    thing = Thing()
+    reference = weakref.ref(thing, hit) if how == "weak reference" else None
+    del thing
+    print("went on", flush=True)
+    time.sleep(60)
+except (Terminated, KeyboardInterrupt) as stop:
+    print("ended by", type(stop).__name__)
+"""
+
+
+@pytest.mark.parametrize("how", ["del", "weak reference"])
+@pytest.mark.parametrize(("number", "name"), [(15, "Terminated"), (2, "KeyboardInterrupt")])
+def test_a_signal_that_meets_a_moment_when_nothing_can_be_raised_is_not_lost(
+    how: str, number: int, name: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how, str(number)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.split("\n") == ["went on", f"ended by {name}", ""]
+    assert done.stderr == ""

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from gptmill.data.documents import read_documents, split_documents
+from gptmill.data.token_file import TokenFile
+from gptmill.files import read_json
+from gptmill.origins import read_origins
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.tokenize import Tokenize, tokenize
+from tests.support.fakes import FakeRun
+from tests.support.project import write_tiny_manifest
+from tests.support.tiny import tiny_bpe, tiny_tokenizer
+
+PARAMS = Tokenize(validation_fraction=0.25)
+PARTS = ("train", "validation")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    tiny_bpe(tmp_path / "data" / "bpe")
+    (tmp_path / "data" / "text").mkdir()
+    for place in range(12):
+        text = f"Document {place}: the na\u00efve quick fox, and <|endoftext|> spelled out.\n"
+        (tmp_path / "data" / "text" / f"{place:02}.txt").write_text(text, encoding="utf-8")
+    write_tiny_manifest(tmp_path / "data")
+    return tmp_path
+
+
+def body(project: Path, name: str = "tokenize") -> FakeRun:
+    run = FakeRun(project, project / "artifacts" / name)
+    tokenize.body(PARAMS, run)
+    return run
+
+
+def test_the_files_hold_every_document_once_in_order_of_names(project):
+    run = body(project)
+    tokenizer = tiny_tokenizer()
+    documents = read_documents(project / "data" / "text")
+    for part, expected in zip(PARTS, split_documents(documents, 0.25), strict=True):
+        tokens = TokenFile.open(run.out / f"{part}.bin")
+        ids: list[int] = []
+        for place, document in enumerate(expected):
+            ids += [tokenizer.eot_id] * (place > 0) + tokenizer.encode(document.text)
+        assert tokens.ids.tolist() == ids
+        assert tokens.names == tuple(document.name for document in expected)
+        assert tokens.fingerprint == tokenizer.fingerprint
+
+
+def test_it_is_written_down_where_the_text_comes_from(project):
+    (origin,) = read_origins(body(project).out / "origins.json")
+    known = (origin.name, origin.licence, origin.attribution, origin.files)
+    assert known == ("tiny", "CC0-1.0", "these tests", 12)
+
+
+def test_an_end_of_text_that_is_spelled_out_ends_no_document(project):
+    tokens = TokenFile.open(body(project).out / "train.bin")
+    ends = (tokens.ids == tiny_tokenizer().eot_id).sum()
+    assert ends == len(tokens.names) - 1
+
+
+def test_statistics_count_the_text_that_was_tokenized(project):
+    run = body(project)
+    statistics = read_json(run.out / "statistics.json")
+    texts = [document.text for document in read_documents(project / "data" / "text")]
+    for name, expected in (
+        ("documents", 12),
+        ("characters", sum(len(text) for text in texts)),
+        ("bytes", sum(len(text.encode()) for text in texts)),
+    ):
+        assert sum(statistics[part][name] for part in PARTS) == expected
+    for part in PARTS:
+        assert statistics[part]["tokens"] == len(TokenFile.open(run.out / f"{part}.bin"))
+
+
+def test_the_tokenizer_goes_with_the_ids(project):
+    found = Tokenizer.from_folder(body(project).out / "tokenizer")
+    assert found.fingerprint == tiny_tokenizer().fingerprint
+
+
+def test_two_runs_write_the_same_bytes(project):
+    one, other = body(project, "one"), body(project, "two")
+    files = sorted(path.relative_to(one.out) for path in one.out.rglob("*") if path.is_file())
+    assert len(files) >= 8
+    for file in files:
+        assert (one.out / file).read_bytes() == (other.out / file).read_bytes()
+
+
+def test_bad_text_stops_before_anything_is_written(project):
+    (project / "data" / "text" / "99.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"99\.txt is not UTF-8"):
+        body(project)
+    assert not list((project / "artifacts" / "tokenize").iterdir())
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1])
+def test_the_fraction_leaves_both_parts_something(fraction):
+    with pytest.raises(ValidationError):
+        Tokenize(validation_fraction=fraction)
