@@ -1,4 +1,4 @@
-"""classify: artifacts/load_gpt2, artifacts/split -> artifacts/classify (a classifier)."""
+"""classify: load_gpt2, split/labelled -> artifacts/classify (a classifier)."""
 
 import torch
 
@@ -29,7 +29,7 @@ def classify(params: Classify, run: Run) -> Metrics:
     """Train a class head and the last layers under it on balanced classes."""
     folder = run.input("load_gpt2")
     base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
-    data = Labelled.read(run.input("split"), tokenizer, base.config.context_length)
+    data = Labelled.read(run.input("split/labelled"), tokenizer, base.config.context_length)
 
     head = torch.Generator().manual_seed(run.seed)
     model = GPTClassifier.from_gpt(base, len(data.class_names), generator=head)
@@ -38,6 +38,6 @@ def classify(params: Classify, run: Run) -> Metrics:
 
     save_classifier(run.out, model, tokenizer, class_names=data.class_names)
     metrics = trained | predict_test(params, run, model, data=data)
-    tuned_card("classify", run.out, run, "labelled_train.csv", metrics)
+    tuned_card("classify", run.out, run, run.input("split/labelled") / "train.csv", metrics)
     run.log_model("classifier", run.out)
     return metrics

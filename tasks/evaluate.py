@@ -40,11 +40,11 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     """Score the pretrained model, the classifiers and the assistant on what none was trained on."""
     device = run.device().device
     predictions = {name: run.input(name) / "predictions.csv" for name in CHECKPOINTS}
-    classifiers = Classifiers.read(run.input("split"), predictions)
+    classifiers = Classifiers.read(run.input("split/labelled"), predictions)
     for name, place in CHECKPOINTS.items():
         classifiers.check(name, run.input(name) / place, rows=params.checked_rows, device=device)
     answers = pd.DataFrame(read_json(run.input("instruct") / "answers.json"))
-    taught = pd.DataFrame(read_json(run.input("split") / "instructions_train.json"))
+    taught = pd.DataFrame(read_json(run.input("split/instructions") / "train.json"))
 
     tables = {
         "language_model": score_language_models(

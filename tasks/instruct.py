@@ -1,4 +1,4 @@
-"""instruct: artifacts/load_gpt2, artifacts/split -> artifacts/instruct (an assistant)."""
+"""instruct: load_gpt2, split/instructions -> artifacts/instruct (an assistant)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     folder = run.input("load_gpt2")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
-    records = {part: read_json(run.input("split") / f"instructions_{part}.json") for part in PARTS}
+    split = run.input("split/instructions")
+    records = {part: read_json(split / f"{part}.json") for part in PARTS}
     length = model.config.context_length
     rows = {part: encode_rows(records[part], tokenizer, template, length) for part in PARTS}
     for part in ("train", "validation"):
@@ -91,17 +92,17 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
     }
-    tuned_card("instruct", run.out, run, "instructions_train.json", metrics)
+    tuned_card("instruct", run.out, run, split / "train.json", metrics)
     run.log_model("assistant", run.out)
     return metrics
 
 
 def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
-    """Return what says which records of instructions_train.json a batch holds, from 0 on."""
+    """Return what says which records of instructions/train.json a batch holds, from 0 on."""
     folder = run.input("load_gpt2")
     length = read_config(folder).context_length
     tokenizer = Tokenizer.from_folder(folder)
-    records = read_json(run.input("split") / "instructions_train.json")
+    records = read_json(run.input("split/instructions") / "train.json")
     rows = encode_rows(records, tokenizer, read_template(folder, tokenizer), length)
     order = RowOrder(rows.lengths, params.batch_size, run.seed)
     return lambda number: [

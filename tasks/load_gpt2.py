@@ -8,7 +8,7 @@ from pydantic import Field
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.formats.importing import import_model
 from gptmill.model.gpt import GPT
-from gptmill.origins import Origin, manifest_origins, read_origins, write_origins
+from gptmill.origins import Origin, read_origins, write_origins
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
 from tasks.shared.cards import stage_card
@@ -49,7 +49,12 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
     origins, licence = origins_of(params.weights, run)
     write_origins(run.out / "origins.json", origins)
     stage_card(
-        "load_gpt2", run.out, read=weights, origins=origins, metrics=metrics, licence=licence
+        "load_gpt2",
+        run.out,
+        read={path.name: path for path in weights},
+        origins=origins,
+        metrics=metrics,
+        licence=licence,
     )
     return metrics
 
@@ -63,7 +68,7 @@ def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
     top, _, below = weights.partition("/")
     if top == "artifacts":
         return read_origins(run.input("tokenize") / "origins.json"), None
-    found = manifest_origins(run.data("manifest.json"), below) if top == "data" else []
+    found = run.origins(below) if top == "data" else []
     return found, found[0].licence if len(found) == 1 else None
 
 

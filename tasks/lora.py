@@ -1,4 +1,4 @@
-"""lora: artifacts/load_gpt2, artifacts/split -> artifacts/lora (an adapter, and it merged)."""
+"""lora: load_gpt2, split/labelled -> artifacts/lora (an adapter, and it merged)."""
 
 import torch
 
@@ -32,7 +32,7 @@ def lora(params: Lora, run: Run) -> Metrics:
     """Train a class head and low-rank additions to the frozen base on balanced classes."""
     folder = run.path(BASE)
     base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
-    data = Labelled.read(run.input("split"), tokenizer, base.config.context_length)
+    data = Labelled.read(run.input("split/labelled"), tokenizer, base.config.context_length)
 
     generator = torch.Generator().manual_seed(run.seed)
     model = GPTClassifier.from_gpt(base, len(data.class_names), generator=generator)
@@ -43,6 +43,6 @@ def lora(params: Lora, run: Run) -> Metrics:
     merge(model)
     save_classifier(run.out / "merged", model, tokenizer, class_names=data.class_names)
     metrics = trained | predict_test(params, run, model, data=data)
-    tuned_card("lora", run.out / "merged", run, "labelled_train.csv", metrics)
+    tuned_card("lora", run.out / "merged", run, run.input("split/labelled") / "train.csv", metrics)
     run.log_model("classifier", run.out / "merged")
     return metrics

@@ -207,7 +207,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     stage_card(
         "pretrain",
         run.out,
-        read=[text / "train.bin"],
+        read={"train.bin": text / "train.bin"},
         origins=read_origins(text / "origins.json"),
         metrics=metrics,
     )

@@ -2,11 +2,12 @@
 
 import pandas as pd
 
+from gptmill.data.tables import markdown_table
 from gptmill.data.token_file import TokenFile
 from gptmill.data.windows import WindowConfig, WindowIndex
 from gptmill.files import write_json, write_text
 from gptmill.tokenizer.tokenizer import Tokenizer
-from tasks.frame.run import Metrics, Run, markdown_table
+from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
 
 SHOWN = 4  # windows of the first batch that are shown as text

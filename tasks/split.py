@@ -12,7 +12,7 @@ from gptmill.data.splits import (
     split_labelled,
 )
 from gptmill.files import write_csv, write_json
-from gptmill.origins import manifest_origins, write_origins
+from gptmill.origins import write_origins
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
 
@@ -35,13 +35,13 @@ def split(params: Parts, run: Run) -> Metrics:
     instructions = split_instructions(
         instruction_rows, params.instructions_fractions, seed=run.seed
     )
-    for part in PARTS:
-        write_csv(run.out / f"labelled_{part}.csv", labelled.parts[part])
-        rows = instructions.parts[part].to_dict("records")
-        write_json(run.out / f"instructions_{part}.json", rows)
     for name, path in (("labelled", params.labelled), ("instructions", params.instructions)):
-        origins = manifest_origins(run.data("manifest.json"), path.removeprefix("data/"))
-        write_origins(run.out / f"{name}_origins.json", origins)
+        (run.out / name).mkdir()
+        write_origins(run.out / name / "origins.json", run.origins(path.removeprefix("data/")))
+    for part in PARTS:
+        write_csv(run.out / "labelled" / f"{part}.csv", labelled.parts[part])
+        rows = instructions.parts[part].to_dict("records")
+        write_json(run.out / "instructions" / f"{part}.json", rows)
     run.show("labels by part", _counts(labelled.parts, "label"))
     run.show("kinds of instruction by part", _counts(instructions.parts, "kind"))
     counts = {"labelled": labelled.counts, "instructions": instructions.counts}

@@ -6,7 +6,7 @@ from pydantic import Field
 from gptmill.data.documents import Document, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import write_json
-from gptmill.origins import manifest_origins, write_origins
+from gptmill.origins import write_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -39,7 +39,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     (run.out / "tokenizer").mkdir()
     tokenizer.save(run.out / "tokenizer", context_length=CONTEXT_LENGTH)
     write_json(run.out / "statistics.json", statistics)
-    write_origins(run.out / "origins.json", manifest_origins(run.data("manifest.json"), "text"))
+    write_origins(run.out / "origins.json", run.origins("text"))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
 

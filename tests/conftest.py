@@ -1,10 +1,15 @@
 """Every test runs without telemetry and leaves the machine's own settings alone."""
 
+import os
 import signal
 
 from tasks.project.environment import set_environment
 
 set_environment()
+
+# Tests run side by side, and share the cores: torch's default would have each take all of them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit
 # that: the tests that press Ctrl-C would then wait for ever. A handler does not survive exec.

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from gptmill.files import md5, read_json, sha256
+from gptmill.files import md5, sha256
+from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
 from gptmill.sources.archive import visible_files
-from gptmill.sources.build import MANIFEST
 
 META = "made_from"
 
@@ -81,22 +81,16 @@ def matches(root: Path, pin: Pin) -> bool:
 
 
 def altered(root: Path) -> list[str]:
-    """Name the files of data/ that are not what data/manifest.json says."""
+    """Name the files of data/ that are not what data/manifest/ says."""
     made = made_here(root)
-    paths = (path.relative_to(root / "data").as_posix() for path in visible_files(root / "data"))
-    found = {name: sha256(root / "data" / name) for name in paths if name != MANIFEST}
+    found = {name: sha256(path) for name, path in raw_files(root).items()}
     return sorted(name for name in {*made, *found} if made.get(name) != found.get(name))
 
 
 def unsaved(root: Path) -> list[str]:
     """Name the files of data/ whose bytes DVC's cache does not hold: to replace is to lose them."""
     made = made_here(root)
-    unknown = [
-        path
-        for path in visible_files(root / "data")
-        if path.relative_to(root / "data").as_posix() != MANIFEST
-        and made.get(path.relative_to(root / "data").as_posix()) != sha256(path)
-    ]
+    unknown = [path for name, path in raw_files(root).items() if made.get(name) != sha256(path)]
     return [
         path.relative_to(root).as_posix()
         for path in unknown
@@ -106,10 +100,15 @@ def unsaved(root: Path) -> list[str]:
 
 def made_here(root: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of data/ as its own manifest tells; empty without one."""
-    manifest = root / "data" / MANIFEST
-    if not manifest.exists():
-        return {}
-    return {name: entry["sha256"] for name, entry in read_json(manifest)["files"].items()}
+    files = read_manifest(root / "data")["files"]
+    return {name: entry["sha256"] for name, entry in files.items()}
+
+
+def raw_files(root: Path) -> dict[str, Path]:
+    """Return the files of data/ by their paths below it, short of its manifest."""
+    paths = visible_files(root / "data")
+    files = {path.relative_to(root / "data").as_posix(): path for path in paths}
+    return {name: path for name, path in files.items() if not name.startswith(f"{MANIFEST}/")}
 
 
 def restore(root: Path, pin: Pin) -> str:

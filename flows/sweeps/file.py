@@ -26,12 +26,14 @@ from flows.dvc.pins import read_pin
 from flows.sweeps.params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
-from gptmill.records import content_hash
+from gptmill.records import file_hashes
 from tasks.frame.stage import load
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import validated
 
+FILE = "configs/sweeps/short.yaml"
+"""The sweep file that `make sweep` takes where none is named."""
 PROBES = 2000  # combinations that a sampler's space is tried on before any work
 A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
 
@@ -182,7 +184,7 @@ class Sweep:
     def name(self) -> str:
         """Name the file, and what its trials rest on: changed code or data is a new sweep."""
         text = json.dumps(self.facts, sort_keys=True)
-        return f"{self.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"sweep-{self.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def folder(self) -> Path:
@@ -196,7 +198,7 @@ def read(file: str) -> Sweep:
     if not path.is_relative_to(ROOT):
         raise ValueError(f"{file} lies outside {ROOT}; FILE names a sweep file of this project")
     if not path.is_file():
-        raise ValueError(f"{file} is missing; FILE names a sweep file like sweep.yaml")
+        raise ValueError(f"{file} is missing; FILE names a sweep file like {FILE}")
     search = parse(graph.read_yaml(path), file)
     return Sweep(search, path.stem, _facts(search))
 
@@ -291,6 +293,8 @@ def refusal(changes: Changes) -> str | None:
     """Return why the stages' own sections refuse these params; None where they take them."""
     shared: dict[str, type] = {"seed": int, "runtime": RuntimeConfig}
     for name in sorted({key.split(".")[0] for key in changes}):
+        if name not in shared and name not in graph.stages():
+            return f"{name} is no section that a stage reads: name the stage's own value"
         # a copy through JSON: the params themselves stay
         section = {name: json.loads(_section_text(name))}
         put(section, {key: value for key, value in changes.items() if key.split(".")[0] == name})
@@ -316,7 +320,9 @@ def _facts(search: Search) -> dict[str, Any]:
         stage = graph.stages()[name]
         facts[f"dvc.yaml {name}"] = {key: stage[key] for key in ("cmd", "deps", "params", "outs")}
         for path in set(stage["deps"]) - set(graph.inputs(name)):
-            facts[path] = content_hash(ROOT / path) if (ROOT / path).exists() else None
+            if (ROOT / path).exists():
+                below = file_hashes(ROOT / path)
+                facts |= {(Path(path) / file).as_posix(): below[file] for file in below}
         for section in stage["params"]:
             facts.update(_params_facts(section, search))
     return facts

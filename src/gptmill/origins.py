@@ -1,15 +1,20 @@
 """Where raw data came from: sources, with licence and hash, handed on from stage to stage.
 
-`make data` knows them (data/manifest.json). A stage that reads raw data writes down which, beside
-its outputs, and model cards name all that went into the weights.
+`make data` records them in data/manifest/, one file for each folder of data/, so that a stage
+depends on what it reads alone. A stage that reads raw data writes its sources beside its outputs,
+and model cards name all that went into the weights.
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gptmill.files import read_json, write_json
+
+MANIFEST = "manifest"
+"""The folder of data/ whose file KIND.json records the files below data/KIND and their sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +30,28 @@ class Origin:
     """The algorithm, a colon, the digest: `sha256:...`."""
 
 
-def manifest_origins(manifest: Path, below: str) -> list[Origin]:
+def manifest_of(data: Path, path: str) -> Path:
+    """Return the file of data/manifest/ that records a path relative to data/."""
+    return data / MANIFEST / f"{path.partition('/')[0]}.json"
+
+
+def read_manifest(data: Path) -> dict[str, dict[str, Any]]:
+    """Return all that data/manifest/ records: `files` by path, `sources` by name."""
+    files: dict[str, Any] = {}
+    sources: dict[str, Any] = {}
+    for path in sorted((data / MANIFEST).glob("*.json")):
+        content = read_json(path)
+        files |= content["files"]
+        sources |= content["sources"]
+    return {"files": files, "sources": sources}
+
+
+def manifest_origins(data: Path, below: str) -> list[Origin]:
     """Return the sources of a file of data/, or of all files below a folder of it.
 
     `LC_ALL=C sha256sum FILES | sha256sum`, run in data/, prints the hash of several files.
     """
-    content = read_json(manifest)
+    content = read_json(manifest_of(data, below))
     hashes: dict[str, dict[str, str]] = {}
     for name, entry in content["files"].items():
         if name == below or name.startswith(f"{below}/"):

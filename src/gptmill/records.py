@@ -8,27 +8,38 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 from gptmill.files import md5
+
+IGNORED = ("__pycache__", "*.pyc", "*.partial")
+"""Names of files and folders that do not count; .dvcignore names the same for DVC."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files of a folder that count, in order of their names."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
+        if path.is_file() and not any(map(_is_ignored, path.relative_to(folder).parts)):
             yield path
+
+
+def _is_ignored(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in IGNORED)
+
+
+def file_hashes(path: Path) -> dict[str, str]:
+    """Return the MD5 of each file below a folder by its relative path; of a file, under "."."""
+    files = [path] if path.is_file() else files_below(path)
+    return {file.relative_to(path).as_posix(): md5(file) for file in files}
 
 
 def content_hash(path: Path) -> str:
     """Return the hash that DVC gives a file or a folder."""
     if path.is_file():
         return md5(path)
-    entries = [
-        {"md5": md5(file), "relpath": file.relative_to(path).as_posix()}
-        for file in files_below(path)
-    ]
-    entries.sort(key=lambda entry: entry["relpath"])
+    hashes = file_hashes(path)
+    entries = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 

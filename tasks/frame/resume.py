@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
-from gptmill.files import md5, read_json, write_json
+from gptmill.files import read_json, write_json
+from gptmill.records import content_hash, file_hashes
 from gptmill.training.state.store import StateStore, progress
 from tasks.processes.locks import take
 from tasks.processes.progress import duration
@@ -54,6 +55,8 @@ class Training:
 
     stage: str
     entry: dict[str, Any]
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The MD5 of each file of the code that it depends on, by dep and by path below it."""
 
     @property
     def key(self) -> str:
@@ -74,8 +77,13 @@ class Training:
     def store(self, config: ResumeConfig, run: str) -> StateStore:
         """Open its states, and note whose they are."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / NOTE, {"entry": self.entry, "run": run})
+        self.note(run)
         return StateStore(self.folder, every=config.every_seconds, keep=config.keep)
+
+    def note(self, run: str) -> None:
+        """Note beside the states whose they are, and the MLflow run that they belong to."""
+        content = {"entry": self.entry, "code": self.code, "run": run}
+        write_json(self.folder / NOTE, content)
 
 
 def claim(stage: str) -> None:
@@ -103,9 +111,10 @@ def training(stage: str, hashes: Mapping[str, str]) -> Training:
     """Return the training that a stage with inputs of these hashes is, as things stand now."""
     described = graph.stages()[stage]
     deps = [
-        {"path": path, "hash": "md5", "md5": hashes.get(path) or md5(ROOT / path)}
+        {"path": path, "hash": "md5", "md5": hashes.get(path) or content_hash(ROOT / path)}
         for path in sorted(described["deps"])
     ]
+    code = {dep: file_hashes(ROOT / dep) for dep in described["deps"] if dep not in hashes}
     params = {name: graph.params().get(name) for name in described["params"]}
     return Training(
         stage,
@@ -115,6 +124,7 @@ def training(stage: str, hashes: Mapping[str, str]) -> Training:
             "params": {"params.yaml": params},
             "outs": sorted(described["outs"]),
         },
+        code,
     )
 
 
@@ -167,7 +177,7 @@ def others(found: Training, config: ResumeConfig) -> Iterator[str]:
         done = progress(folder)
         if done is not None:
             lost = f"{duration(done.seconds)} of training ({done.step:,} steps)"
-            differs = "; ".join(differences(read_json(folder / NOTE)["entry"], found.entry))
+            differs = "; ".join(differences(read_json(folder / NOTE), found))
             if done.seconds > 60 * config.protect_minutes:
                 raise ValueError(
                     f"{found.stage}: {lost} would be lost, since this has changed: {differs}. Put "
@@ -179,17 +189,31 @@ def others(found: Training, config: ResumeConfig) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what two entries differ in: files, params, the command."""
-    found = [name for name in ("cmd", "outs") if before[name] != now[name]]
-    old, new = ({dep["path"]: dep["md5"] for dep in entry["deps"]} for entry in (before, now))
-    found += [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-    old, new = (flatten(entry["params"]["params.yaml"]) for entry in (before, now))
+def differences(note: Mapping[str, Any], now: Training) -> list[str]:
+    """Name what a training differs in from the one that a note tells of: files, params, command."""
+    before = note["entry"]
+    found = [name for name in ("cmd", "outs") if before[name] != now.entry[name]]
+    old, new = ({dep["path"]: dep["md5"] for dep in entry["deps"]} for entry in (before, now.entry))
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
+            found += _changed_files(path, note.get("code", {}), now.code)
+    old, new = (flatten(entry["params"]["params.yaml"]) for entry in (before, now.entry))
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             was, is_now = (json.dumps(values.get(name)) for values in (old, new))
             found.append(f"{name} was {was}, is {is_now}")
     return found
+
+
+def _changed_files(
+    dep: str, before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Name the files of a dep that changed; the dep itself where its files were not noted."""
+    if dep not in before or dep not in now:
+        return [dep]
+    names = {*before[dep], *now[dep]}
+    changed = sorted(name for name in names if before[dep].get(name) != now[dep].get(name))
+    return [(Path(dep) / name).as_posix() for name in changed]
 
 
 def fresh(stage: str) -> list[str]:
@@ -212,8 +236,7 @@ def adopt(found: Training) -> str | None:
     done, folder = max(with_work, key=lambda pair: pair[0].seconds)
     shutil.rmtree(found.folder, ignore_errors=True)
     folder.rename(found.folder)
-    note = read_json(found.folder / NOTE)
-    write_json(found.folder / NOTE, {**note, "entry": found.entry})
+    found.note(read_json(found.folder / NOTE)["run"])
     return f"{found.stage}: goes on from step {done.step:,}, made before the change"
 
 

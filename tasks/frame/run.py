@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from gptmill.data.tables import markdown_table
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.files import write_json
+from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SOLO, World
 from gptmill.training.state.store import StateStore
 from tasks.frame import resume
@@ -42,6 +44,11 @@ class Reader:
     def data(self, name: str) -> Path:
         """Return a path below data/; it must be among this stage's deps."""
         return self.path(f"data/{name}")
+
+    def origins(self, path: str) -> list[Origin]:
+        """Return the sources of a path below data/; its manifest must be among the stage's deps."""
+        self.path(manifest_of(Path("data"), path).as_posix())
+        return manifest_origins(ROOT / "data", path)
 
     def path(self, path: str) -> Path:
         """Return a path of the project; it must be among this stage's deps in dvc.yaml."""
@@ -206,14 +213,3 @@ class Follower(Run):
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 0.01 and value else f"{value:.3f}"
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table as markdown; a cell never breaks out of its row."""
-
-    def cell(value: object) -> str:
-        text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
-
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(cell(value) for value in row) + " |" for row in rows)

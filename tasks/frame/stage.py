@@ -131,7 +131,8 @@ def _lead(
         tracking.inputs(hashes)
         tracking.tag("dvc.stage_key", training.key)
         metrics = _produce(job, params, hands(tracking, training))
-        tracking.outputs({f"artifacts/{name}": content_hash(ROOT / "artifacts" / name)})
+        outs = graph.stages()[name]["outs"]
+        tracking.outputs({path: content_hash(ROOT / path) for path in outs})
     except BaseException as stop:
         # a launcher that ends this rank for another's sake must not cut off its record
         with uninterrupted():

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gptmill.files import md5, read_json, sha256
+from gptmill.origins import MANIFEST, manifest_of
 from gptmill.records import content_hash, files_below
 from tasks.project.environment import ROOT
 
@@ -34,7 +35,31 @@ def params() -> dict[str, Any]:
     content = read_yaml(ROOT / "params.yaml")
     if not isinstance(content, dict):
         raise ValueError("params.yaml must hold one section a stage, `stage: {name: value}`")
+    _check_shared(content)
     return content
+
+
+def _check_shared(content: dict[str, Any]) -> None:
+    """Raise ValueError for a value of the section `shared` that no stage has.
+
+    DVC's `-S shared.optimizer.warmup=0.2` writes every stage's values out as they were, so that
+    the new one would be without effect, and nobody would know.
+    """
+    for block, shared in (content.get("shared") or {}).items():
+        sections = {name: section for name, section in content.items() if name != "shared"}
+        users = {
+            name: section[block]
+            for name, section in sections.items()
+            if isinstance(section, dict) and block in section
+        }
+        for key, value in shared.items() if isinstance(shared, dict) else [("", shared)]:
+            taken = [own.get(key) if isinstance(shared, dict) else own for own in users.values()]
+            if value not in taken:
+                where = ".".join(filter(None, [block, key]))
+                raise ValueError(
+                    f"params.yaml: shared.{where} is {json.dumps(value)}, and no stage has that "
+                    f"value. `-S` sets a stage's own: -S {next(iter(users), 'STAGE')}.{where}=..."
+                )
 
 
 def _resolve(text: str) -> str:
@@ -151,25 +176,26 @@ def _first_difference(folder: Path, recorded: str) -> str | None:
 
 
 def _check_raw(stage: str, path: str) -> None:
-    """Compare raw files with data/manifest.json, which data.dvc pins.
+    """Compare raw files with their manifest in data/manifest/, which data.dvc pins.
 
     `dvc repro` alone takes changed raw data without a word and rewrites data.dvc, so the
     manifest is asked, which only `make data` writes.
     """
-    manifest = ROOT / DATA / "manifest.json"
-    if not manifest.exists():
-        raise ValueError(f"{stage}: data/manifest.json is missing: `make data` makes it")
-    if ROOT / path == manifest:
+    if path.startswith(f"{DATA}/{MANIFEST}/"):
         return
-    recorded = {name: entry["sha256"] for name, entry in read_json(manifest)["files"].items()}
+    manifest = manifest_of(ROOT / DATA, path.removeprefix(f"{DATA}/"))
+    name = manifest.relative_to(ROOT).as_posix()
+    if not manifest.exists():
+        raise ValueError(f"{stage}: {name} is missing: `make data` makes it")
+    recorded = {file: entry["sha256"] for file, entry in read_json(manifest)["files"].items()}
     root = ROOT / path
     below = files_below(root) if root.is_dir() else [root]
     found = {file.relative_to(ROOT / DATA).as_posix(): sha256(file) for file in below}
     prefix = path.removeprefix(DATA).strip("/")
-    expected = {name for name in recorded if name == prefix or name.startswith(prefix + "/")}
-    for name in sorted(expected | set(found)):
-        if found.get(name) != recorded.get(name):
+    expected = {file for file in recorded if file == prefix or file.startswith(prefix + "/")}
+    for file in sorted(expected | set(found)):
+        if found.get(file) != recorded.get(file):
             raise ValueError(
-                f"{stage}: data/{name} is not what data/manifest.json records: raw data changes "
+                f"{stage}: data/{file} is not what {name} records: raw data changes "
                 "by an edit of sources.toml and `make data`, which pins it"
             )

@@ -47,7 +47,7 @@ def stage_card(
     stage: str,
     folder: Path,
     *,
-    read: Sequence[Path],
+    read: Mapping[str, Path],
     origins: Sequence[Origin],
     metrics: Mapping[str, float | int | str],
     base: str | None = None,
@@ -64,7 +64,7 @@ def stage_card(
         limits=limits,
         base=base,
         licence=licence,
-        read={path.name: f"sha256:{sha256(path)}" for path in read},
+        read={name: f"sha256:{sha256(path)}" for name, path in read.items()},
         origins=tuple(origins),
         metrics=metrics,
     )
@@ -72,17 +72,16 @@ def stage_card(
 
 
 def tuned_card(
-    stage: str, folder: Path, run: Reader, rows: str, metrics: Mapping[str, float | int | str]
+    stage: str, folder: Path, run: Reader, rows: Path, metrics: Mapping[str, float | int | str]
 ) -> None:
-    """Write the card of a model that was fine-tuned on a file of `split`'s."""
-    kind = rows.partition("_")[0]
+    """Write the card of a model that was fine-tuned on `rows`, a file of a folder of `split`'s."""
     stage_card(
         stage,
         folder,
-        read=[run.input("split") / rows],
+        read={f"{rows.parent.name}_{rows.name}": rows},
         origins=[
             *read_origins(run.input("load_gpt2") / "origins.json"),
-            *read_origins(run.input("split") / f"{kind}_origins.json"),
+            *read_origins(rows.parent / "origins.json"),
         ],
         metrics=metrics,
         base="artifacts/load_gpt2",

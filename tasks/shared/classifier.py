@@ -52,10 +52,10 @@ class Labelled:
     pad_id: int
 
     @classmethod
-    def read(cls, split: Path, tokenizer: Tokenizer, context_length: int) -> Self:
-        """Read what the stage `split` wrote; a text longer than the context loses its end."""
+    def read(cls, folder: Path, tokenizer: Tokenizer, context_length: int) -> Self:
+        """Read what `split` wrote of the task; a text longer than the context loses its end."""
         tables = {
-            part: pd.read_csv(split / f"labelled_{part}.csv", dtype=str, keep_default_na=False)
+            part: pd.read_csv(folder / f"{part}.csv", dtype=str, keep_default_na=False)
             for part in PARTS
         }
         class_names = sorted(set(tables["train"]["label"]))
@@ -82,10 +82,10 @@ def order_of(
 
 
 def ledger(params: ClassifierTraining, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
-    """Return what says which rows of labelled_train.csv a batch holds, counted from 0."""
-    folder = run.path("artifacts/load_gpt2")
+    """Return what says which rows of labelled/train.csv a batch holds, counted from 0."""
+    folder = run.input("load_gpt2")
     length = read_config(folder).context_length
-    data = Labelled.read(run.input("split"), Tokenizer.from_folder(folder), length)
+    data = Labelled.read(run.input("split/labelled"), Tokenizer.from_folder(folder), length)
     _, order, kept = order_of(params, run, data)
     texts, labels = (list(data.tables["train"][name]) for name in ("text", "label"))
     return lambda number: [

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from tasks.frame.run import Metrics, markdown_table
+from gptmill.data.tables import markdown_table
+from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
 EXACT = ("exact_match", "before_exact_match", "baseline_exact_match")

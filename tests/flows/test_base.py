@@ -70,20 +70,20 @@ def test_a_base_is_taken_and_given_back(tree: Project) -> None:
     [
         (
             "source: null\nparams: {lora.epoch: 1}\n",
-            "base-mine.yaml: params.yaml has no lora.epoch",
+            "configs/bases/mine.yaml: params.yaml has no lora.epoch",
         ),
         ("source: null\nparams: {lora.epochs: 0}\n", "lora.epochs: input should be greater than 0"),
         ("source: nobody\nparams: {lora.epochs: 1}\n", "sources.toml has no source nobody"),
-        ("params: {lora.epochs: 1}\n", "base-mine.yaml: source is missing"),
+        ("params: {lora.epochs: 1}\n", "configs/bases/mine.yaml: source is missing"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_changes_nothing(
     tree: Project, text: str, message: str
 ) -> None:
     before = (tree.root / "params.yaml").read_bytes()
-    (tree.root / "base-mine.yaml").write_text(text)
+    (tree.root / "configs/bases/mine.yaml").write_text(text)
     done = tree.python("-m", "flows", "base", "mine")
-    (tree.root / "base-mine.yaml").unlink()
+    (tree.root / "configs/bases/mine.yaml").unlink()
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -93,4 +93,4 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(
 def test_an_unknown_base_is_named_beside_those_there_are(tree: Project) -> None:
     done = tree.python("-m", "flows", "base", "gpt9")
     assert done.returncode == 2
-    assert done.stderr == "there is no base-gpt9.yaml: the bases are pretrain, smollm2\n"
+    assert done.stderr == "there is no configs/bases/gpt9.yaml: the bases are pretrain, smollm2\n"

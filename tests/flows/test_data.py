@@ -101,11 +101,11 @@ def test_data_is_made_pinned_and_left_alone(root: Path, capsys: pytest.CaptureFi
     assert "books: path books, 0.0 MB" in said
     assert "added    text/books/one.txt, 5 bytes" in said
     assert f"data.dvc pins {pin.md5}" in said
-    entry = json.loads(made["manifest.json"])["files"]["text/books/one.txt"]
+    entry = json.loads(made["manifest/text.json"])["files"]["text/books/one.txt"]
     digest = hashlib.sha256(b"One.\n").hexdigest()
     assert entry == {"bytes": 5, "sha256": digest, "sources": ["books"]}
     make(root)
-    assert capsys.readouterr().out == "data/ is what data.dvc pins: 5 files, 0.0 MB\n"
+    assert capsys.readouterr().out == "data/ is what data.dvc pins: 4 files, 0.0 MB\n"
     make_again = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--quiet"], cwd=root, check=False
     )
@@ -223,7 +223,7 @@ def test_what_dvc_alone_took_in_is_noticed(root: Path) -> None:
     make(root)
     (root / "data" / "text" / "books" / "one.txt").write_text("Changed.", encoding="utf-8")
     pins.dvc(root, "add", "data")
-    with pytest.raises(ValueError, match=r"data/text/books/one\.txt: not what data/manifest\.json"):
+    with pytest.raises(ValueError, match=r"data/text/books/one\.txt: not what data/manifest/"):
         make(root)
 
 

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.sweeps import file as sweep_file
-from flows.sweeps.file import Search, Sweep, parse, read
+from flows.sweeps.file import FILE, Search, Sweep, parse, read
 from flows.sweeps.params import edited
 from flows.sweeps.search import best, open_study, params_of, record, suggest
 from tasks.project.environment import ROOT
@@ -37,8 +37,8 @@ RATE = "pretrain.learning_rate"
 
 
 def test_the_files_that_come_with_the_project_are_good() -> None:
-    assert read("sweep.yaml").search.n_trials == 6
-    book = read("sweep-book.yaml").search
+    assert read(FILE).search.n_trials == 6
+    book = read("configs/sweeps/book.yaml").search
     whole = book.model_copy(update={"sampler": "grid", "trials": "all"})
     assert len(whole.grid) == 6480
     assert all(sweep_file.refusal(point) is None for point in whole.grid[:200])
@@ -175,7 +175,7 @@ def test_a_grid_s_order_is_the_seed_s_and_holds_each_combination_once() -> None:
 
 
 def write_search(project: Project, **change: Any) -> None:
-    with (project.root / "sweep.yaml").open("w", encoding="utf-8") as file:
+    with (project.root / FILE).open("w", encoding="utf-8") as file:
         YAML().dump({**GOOD, **change}, file)
 
 

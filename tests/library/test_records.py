@@ -4,7 +4,8 @@ import pytest
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.checkpoint.model_card import Card, write_card
-from gptmill.records import recorded_at
+from gptmill.records import content_hash, file_hashes, recorded_at
+from tasks.project.environment import ROOT
 from tests.support.project import Project, commit
 from tests.support.tiny import tiny_gpt, tiny_tokenizer
 
@@ -57,3 +58,15 @@ def test_an_exported_card_names_the_commit(project: Project) -> None:
     assert f"Made by gptmill at commit `{head(project)}`, whose dvc.lock records" in text
     inside = (project.root / "artifacts/first/model/README.md").read_text()
     assert "commit" not in inside  # equal inputs, equal bytes
+
+
+def test_a_folder_s_hash_is_dvc_s_whatever_lies_beside_its_files(project: Project) -> None:
+    folder = project.root / "code"
+    for name in ("b.py", "a/c.py", "a/__pycache__/c.pyc", "d.pyc", "a/.e.py.partial"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (project.root / ".dvcignore").write_bytes((ROOT / ".dvcignore").read_bytes())
+    assert list(file_hashes(folder)) == ["a/c.py", "b.py"]
+    done = project.run("dvc", "add", "code")
+    assert done.returncode == 0, done.stderr
+    assert f"md5: {content_hash(folder)}\n" in (project.root / "code.dvc").read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from gptmill.records import IGNORED
 from tasks.frame.stage import load
 from tasks.project.environment import QUIET, ROOT
 from tasks.project.graph import (
@@ -18,7 +19,7 @@ from tasks.project.graph import (
     upstream,
 )
 
-SHARED = {"seed", "runtime", "resume"}
+SHARED = {"seed", "runtime", "resume", "shared"}
 
 
 def modules(folder: str) -> set[str]:
@@ -41,7 +42,7 @@ def test_a_stage_is_named_once(name: str) -> None:
     stage = stages()[name]
     assert load(name).name == name
     assert stage["cmd"] == f"exec python -m tasks {name}"
-    assert stage["outs"] == [f"artifacts/{name}"]
+    assert all(f"{out}/".startswith(f"artifacts/{name}/") for out in stage["outs"])
     assert set(stage["params"]) - SHARED == {name}
     assert issubclass(load(name).section, BaseModel)
     assert load(name).params() is not None  # params.yaml as it stands is valid
@@ -113,3 +114,18 @@ def test_no_param_has_a_name_that_dvc_leaves_out_of_its_keys() -> None:
         return set(content).union(*(names(value) for value in content.values()))
 
     assert names(params()).isdisjoint({"size", "nfiles"})
+
+
+def test_the_record_is_of_the_values_that_params_yaml_gives_each_stage() -> None:
+    """However params.yaml writes them: shared or not, the values are what a stage depends on."""
+    unchanged = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml", "dvc.lock"]
+    if subprocess.run(unchanged, cwd=ROOT).returncode:
+        pytest.skip("params.yaml or dvc.lock has edits that no run has recorded yet")
+    for name, entry in lock().items():
+        recorded = entry["params"]["params.yaml"]
+        assert recorded == {section: params().get(section) for section in recorded}, name
+
+
+def test_dvc_and_we_leave_out_the_same_files() -> None:
+    lines = (ROOT / ".dvcignore").read_text(encoding="utf-8").split()
+    assert lines == [f"**/{name}" for name in IGNORED]

@@ -91,13 +91,13 @@ def test_a_changed_param_runs_what_rests_on_it_and_no_more(project: Project, fir
 def test_one_stage_alone_refuses_inputs_that_are_not_the_recorded_ones(
     project: Project, first: str
 ) -> None:
-    file = project.root / "artifacts" / "split" / "labelled_test.csv"
+    file = project.root / "artifacts" / "split" / "labelled" / "test.csv"
     kept = file.read_bytes()
     file.write_bytes(kept + b"ham,one more\n")
     done = project.python("-m", "flows", "stage", "classify")
     file.write_bytes(kept)
     assert done.returncode == 2
-    assert "artifacts/split/labelled_test.csv is not what split wrote" in done.stderr
+    assert "artifacts/split/labelled/test.csv is not what split wrote" in done.stderr
     assert "`make split`" in done.stderr
 
 
@@ -110,7 +110,9 @@ def test_changed_raw_data_is_refused_also_by_dvc_repro(project: Project, first: 
     file.write_bytes(kept)
     (project.root / "data.dvc").write_bytes(pinned)
     assert done.returncode != 0
-    assert "data/text/00.txt is not what data/manifest.json records" in done.stderr + done.stdout
+    assert (
+        "data/text/00.txt is not what data/manifest/text.json records" in done.stderr + done.stdout
+    )
 
 
 @pytest.fixture

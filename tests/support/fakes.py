@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gptmill.device import Device, RuntimeConfig, pick
+from gptmill.origins import Origin, manifest_origins
 from gptmill.training.distributed import SOLO
 from gptmill.training.state.store import StateStore
 
@@ -31,6 +32,12 @@ class FakeRun:
 
     def input(self, stage: str) -> Path:
         return self.root / "artifacts" / stage
+
+    def origins(self, path: str) -> list[Origin]:
+        return manifest_origins(self.root / "data", path)
+
+    def path(self, path: str) -> Path:
+        return self.root / path
 
     def data(self, name: str) -> Path:
         return self.root / "data" / name

@@ -1,7 +1,7 @@
 """How far our logits are from transformers', for each form of weights and many shapes.
 
-`PYTHONPATH=src:. python -m tests.support.parity` prints the table; tests/library/formats/test_forms.py holds each to
-1e-4. Weights are random, norms and biases too; a dash is a form that cannot hold the shape.
+`PYTHONPATH=src:. python -m tests.support.parity` prints the table; test_forms.py holds
+each to 1e-4. Weights are random, norms and biases too; a dash is a form that cannot hold the shape.
 """
 
 import sys

@@ -12,7 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from gptmill.files import sha256
+from gptmill.files import sha256, write_json
+from gptmill.sources.table import TARGETS
 from tasks.project.environment import ROOT
 from tests.support.tiny import tiny_bpe
 
@@ -178,7 +179,7 @@ def write_tiny_data(data: Path) -> None:
 
 
 def write_tiny_manifest(data: Path) -> None:
-    """Write what is known of the files of data/: all are of one source."""
+    """Write what is known of the files of data/, kind by kind: all are of one source."""
     files = {
         path.relative_to(data).as_posix(): {
             "sha256": sha256(path),
@@ -189,8 +190,11 @@ def write_tiny_manifest(data: Path) -> None:
         if path.is_file()
     }
     sources = {"tiny": {"licence": "CC0-1.0", "attribution": "these tests"}}
-    manifest = json.dumps({"files": files, "sources": sources}, sort_keys=True)
-    (data / "manifest.json").write_text(manifest, encoding="utf-8")
+    (data / "manifest").mkdir(exist_ok=True)
+    for kind in TARGETS:
+        of_kind = {name: entry for name, entry in files.items() if name.startswith(f"{kind}/")}
+        content = {"files": of_kind, "sources": sources if of_kind else {}}
+        write_json(data / "manifest" / f"{kind}.json", content)
 
 
 KINDS = (("ham", WORDS), ("spam", SPAM))

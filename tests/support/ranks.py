@@ -1,7 +1,7 @@
-"""Trainings by two processes, for tests/tasks/frame/test_ranks.py: each scenario's losses and weights.
+"""Trainings by two processes, for tasks/frame/test_ranks.py: each scenario's losses and weights.
 
-Run as `python -m tests.support.ranks FOLDER NAME ...` with torchrun's variables set, or without them as
-one process, which is the reference.
+Run as `python -m tests.support.ranks FOLDER NAME ...` with torchrun's variables
+set, or without them as one process, which is the reference.
 """
 
 import json

@@ -80,12 +80,12 @@ def body(run: FakeRun, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name in ("tokenize", "split", "instruct"):
-        (tmp_path / name).mkdir()
+    for name in ("tokenize", "split/labelled", "split/instructions", "instruct"):
+        (tmp_path / name).mkdir(parents=True)
     _write_text(tmp_path / "tokenize")
     for name in ("pretrain", "load_gpt2"):
         save_causal_lm(tmp_path / name, tiny_gpt(), tiny_tokenizer())
-    labelled = _write_labelled(tmp_path / "split")
+    labelled = _write_labelled(tmp_path / "split" / "labelled")
     _write_classifier(tmp_path / "classify", tmp_path / "classify", labelled, seed=2)
     _write_classifier(tmp_path / "lora", tmp_path / "lora" / "merged", labelled, seed=3)
     _write_answers(tmp_path)
@@ -113,8 +113,8 @@ def _write_labelled(folder: Path) -> pd.DataFrame:
     labels = generator.permutation(["ham"] * 45 + ["spam"] * 15)
     texts = [" ".join(generator.choice(words[label], size=3)) for label in labels]
     table = pd.DataFrame({"label": labels, "text": texts})
-    write_csv(folder / "labelled_train.csv", table[:40])
-    write_csv(folder / "labelled_test.csv", table[40:])
+    write_csv(folder / "train.csv", table[:40])
+    write_csv(folder / "test.csv", table[40:])
     return table[40:].reset_index(drop=True)
 
 
@@ -140,7 +140,7 @@ def _write_answers(root: Path) -> None:
     train = rows(("antonym", "cold"), ("antonym", "cold"), ("antonym", "hot"), ("synonym", "big"))
     test = rows(*[("antonym", "hot")] * 12, ("synonym", "small"), ("synonym", "big"))
     answers = ["Hot."] * 12 + ["large", "red\n# big"]
-    write_json(root / "split" / "instructions_train.json", train)
+    write_json(root / "split" / "instructions" / "train.json", train)
     given = [
         {**row, "before": "warm", "answer": answer}
         for row, answer in zip(test, answers, strict=True)
@@ -175,7 +175,7 @@ def test_figures_equal_scoring_the_artifacts_with_torch_and_sklearn(root: Path) 
         assert metrics[f"{model}_f1"] == pytest.approx(f1_score(actual, said))
         assert metrics[f"{model}_auc"] == pytest.approx(roc_auc_score(actual, table["p_spam"]))
         assert metrics[f"{model}_accuracy_low"] < metrics[f"{model}_accuracy"]
-    test = pd.read_csv(root / "split" / "labelled_test.csv")
+    test = pd.read_csv(root / "split" / "labelled" / "test.csv")
     assert metrics["majority_accuracy"] == pytest.approx((test["label"] == "ham").mean())
     assert metrics["majority_f1"] == 0
     assert metrics["bag_of_words_accuracy"] > metrics["majority_accuracy"]

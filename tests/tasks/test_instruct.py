@@ -33,11 +33,12 @@ def project(root: Path, *, chatty: bool) -> FakeRun:
     tokenizer = Tokenizer.from_folder(chatty_folder(root / "hub")) if chatty else tiny_tokenizer()
     model = tiny_gpt(tiny_config(context_length=256, vocab_size=tokenizer.n_vocab))
     save_causal_lm(base, model, tokenizer, chat_template=tokenizer.chat_template)
-    (root / "artifacts" / "split").mkdir()
+    split = root / "artifacts" / "split" / "instructions"
+    split.mkdir(parents=True)
     write_origins(base / "origins.json", [])
-    write_origins(root / "artifacts" / "split" / "instructions_origins.json", [])
+    write_origins(split / "origins.json", [])
     for part in ("train", "validation", "test"):
-        write_json(root / "artifacts" / "split" / f"instructions_{part}.json", RECORDS)
+        write_json(split / f"{part}.json", RECORDS)
     return FakeRun(root, root / "artifacts" / "instruct")
 
 

@@ -8,7 +8,7 @@ from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm, save_c
 from gptmill.files import sha256, write_json
 from gptmill.formats.exporting import export_model
 from gptmill.model.gpt import GPTClassifier
-from gptmill.origins import Origin, read_origins, write_origins
+from gptmill.origins import Origin, manifest_origins, read_origins, write_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.load_gpt2 import LoadGpt2, load_gpt2, tensor_table
 from tests.support.tiny import (
@@ -33,8 +33,8 @@ class FakeRun:
     def input(self, stage: str) -> Path:
         return self.root / "artifacts" / stage
 
-    def data(self, name: str) -> Path:
-        return self.root / "data" / name
+    def origins(self, path: str) -> list[Origin]:
+        return manifest_origins(self.root / "data", path)
 
     def show(self, title: str, content: object) -> None:
         self.shown[title] = content
@@ -115,10 +115,11 @@ def test_the_card_names_where_weights_of_data_come_from(run: FakeRun) -> None:
         f"weights/tiny/{path.name}": {"sha256": sha256(path), "sources": ["tiny"]}
         for path in place.iterdir()
     }
-    other = {"text/a.txt": {"sha256": "1", "sources": ["other"]}}
+    other = {"weights/other/a.gguf": {"sha256": "1", "sources": ["other"]}}
     entry = {"licence": "Apache-2.0", "attribution": "these tests"}
     manifest = {"files": {**files, **other}, "sources": {"tiny": entry, "other": entry}}
-    write_json(run.root / "data" / "manifest.json", manifest)
+    (run.root / "data" / "manifest").mkdir()
+    write_json(run.root / "data" / "manifest" / "weights.json", manifest)
     load_gpt2.body(LoadGpt2(weights="data/weights/tiny"), run)  # type: ignore[arg-type]
     words = f"cd {run.root / 'data'} && LC_ALL=C sha256sum weights/tiny/* | sha256sum"
     done = subprocess.run(words, shell=True, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""`make base BASE=x`: fine-tune from other weights, as base-x.yaml says.
+"""`make base BASE=x`: fine-tune from other weights, as configs/bases/x.yaml says.
 
 Writes the file's params into params.yaml and switches its source on in sources.toml, so that
 what runs is what these two say, however it is started. `make pipeline BASE=x` does this first.
@@ -51,12 +51,12 @@ def main(arguments: list[str]) -> int:
 
 def names() -> list[str]:
     """Return the bases that there are files of."""
-    return sorted(path.stem.removeprefix("base-") for path in ROOT.glob("base-*.yaml"))
+    return sorted(path.stem for path in (ROOT / "configs/bases").glob("*.yaml"))
 
 
 def read(name: str) -> Base:
     """Read a base file. Raises ValueError where it does not fit this project."""
-    file = f"base-{name}.yaml"
+    file = f"configs/bases/{name}.yaml"
     if name not in names():
         raise ValueError(f"there is no {file}: the bases are {', '.join(names())}")
     base = validated(Base, graph.read_yaml(ROOT / file), file=file)

@@ -24,12 +24,12 @@ from pathlib import Path
 from flows.dvc import pins
 from flows.dvc.mend import mend
 from flows.dvc.pins import Origin, Pin
-from gptmill.files import atomic_folder, read_json
+from gptmill.files import atomic_folder
+from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
 from gptmill.sources.archive import visible_files
 from gptmill.sources.build import (
     MAKES,
-    MANIFEST,
     Made,
     add_files,
     digest,
@@ -206,7 +206,7 @@ def refuse_unnoticed_edits(root: Path) -> None:
     changed = pins.altered(root)
     if changed:
         raise ValueError(
-            f"{some([f'data/{name}' for name in changed])}: not what data/{MANIFEST} says, though "
+            f"{some([f'data/{name}' for name in changed])}: not what data/{MANIFEST}/ says, though "
             "data.dvc pins it: `dvc repro` alone takes in any change. `git checkout data.dvc` and "
             "`make data` bring the raw data back; changes come in by an entry in sources.toml"
         )
@@ -217,7 +217,7 @@ def refuse_other_bytes(pin: Pin, folder: Path, made: Mapping[str, str]) -> None:
     if content_hash(folder) == pin.md5:
         return
     assert pin.origin is not None
-    described = read_json(folder / MANIFEST)["files"]
+    described = read_manifest(folder)["files"]
     changed = [name for name, found in made.items() if pin.origin.sources.get(name) != found]
     files = [name for name in described if set(described[name]["sources"]) & set(changed)]
     raise ValueError(
@@ -239,7 +239,7 @@ def take(root: Path) -> None:
 
 def report_changes(root: Path, pin: Pin | None, before: Mapping[str, str]) -> None:
     """Print what an edit of the table changed, file by file."""
-    entries = read_json(root / "data" / MANIFEST)["files"]
+    entries = read_manifest(root / "data")["files"]
     lines = [f"  removed  {name}" for name in sorted(set(before) - set(entries))]
     for name, entry in sorted(entries.items()):
         if name not in before:
@@ -249,7 +249,7 @@ def report_changes(root: Path, pin: Pin | None, before: Mapping[str, str]) -> No
             lines.append(f"  changed  {name}, {change}, {entry['bytes']:,} bytes")
     print("\n".join(lines[:SHOWN]) or "  no file changed")
     if len(lines) > SHOWN:
-        print(f"  and {len(lines) - SHOWN} more; data/{MANIFEST} has them all")
+        print(f"  and {len(lines) - SHOWN} more; data/{MANIFEST}/ has them all")
     new = pins.read_pin(root)
     assert new is not None
     print(f"data.dvc pins {new.md5}{f', before {pin.md5}' if pin and pin.md5 != new.md5 else ''}")
@@ -263,7 +263,7 @@ def some(names: Sequence[str]) -> str:
 
 def summary(root: Path) -> str:
     """Say how much data/ holds."""
-    files = visible_files(root / "data")
+    files = pins.raw_files(root).values()
     return f"{count(len(files))}, {sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
 
 

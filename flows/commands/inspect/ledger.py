@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from gptmill.data.tables import markdown_table
 from tasks.frame.ledger import compare, rows, trained
-from tasks.frame.run import markdown_table
 from tasks.project.environment import ROOT
 from tasks.project.graph import check_inputs
 

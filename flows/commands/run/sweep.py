@@ -1,4 +1,4 @@
-"""`make sweep`: the search of sweep.yaml, one trial after the other, each in its own worktree.
+"""`make sweep`: the search of a file of configs/sweeps/, each trial in its own git worktree.
 
 Stopped in any way, the same command goes on: finished trials are kept, the one that was cut
 off is run again from where its stage can resume, and the end is that of a sweep that was
@@ -16,7 +16,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from flows.sweeps import tree
-from flows.sweeps.file import Sweep, read, refusal, require_metric
+from flows.sweeps.file import FILE, Sweep, read, refusal, require_metric
 from flows.sweeps.params import Changes, as_yaml, edited, shown
 from flows.sweeps.record import Record, print_table
 from flows.sweeps.search import best, open_study, params_of, record, suggest
@@ -29,7 +29,6 @@ from tasks.project.graph import stages
 from tasks.tracking import runs
 
 SWEEPS = ROOT / ".state" / "sweeps"
-FILE = "sweep.yaml"
 PATIENCE = 40.0  # seconds that a trial gets to close its records; its own stage has 20 of them
 HOPELESS = 3  # trials that failed, and no other, after which a sweep stops
 
@@ -181,7 +180,7 @@ def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
 def named(arguments: list[str]) -> Sweep:
     """Read the sweep file that a command names."""
     if len(arguments) > 1:
-        raise ValueError(f"name one sweep file, FILE=sweep.yaml; given: {' '.join(arguments)}")
+        raise ValueError(f"name one sweep file, FILE={FILE}; given: {' '.join(arguments)}")
     return read(arguments[0] if arguments else FILE)
 
 
@@ -199,7 +198,7 @@ def announce(sweep: Sweep) -> None:
     """Say what begins, and, where another sweep of the file was begun, why this is a new one."""
     print(f"{sweep.name}: {sweep.search.sampler} over {', '.join(sweep.search.space)}")
     last = max(
-        SWEEPS.glob(f"{sweep.stem}-*/sweep.json"),
+        SWEEPS.glob(f"sweep-{sweep.stem}-*/sweep.json"),
         key=lambda path: path.stat().st_mtime,
         default=None,
     )

@@ -142,10 +142,10 @@ class Classifiers:
     probabilities: dict[str, Floats]  # (N, K) each
 
     @classmethod
-    def read(cls, split: Path, predictions: Mapping[str, Path]) -> Self:
+    def read(cls, labelled: Path, predictions: Mapping[str, Path]) -> Self:
         """Read labelled rows and the predictions that stages made, and add the baselines."""
         train, test = (
-            pd.read_csv(split / f"labelled_{part}.csv", dtype=str, keep_default_na=False)
+            pd.read_csv(labelled / f"{part}.csv", dtype=str, keep_default_na=False)
             for part in ("train", "test")
         )
         class_names = sorted(set(train["label"]))

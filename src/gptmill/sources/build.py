@@ -8,15 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gptmill.files import sha256, write_bytes, write_json
+from gptmill.origins import manifest_of
 from gptmill.sources.archive import check_found, read_members, visible_files, wanted
 from gptmill.sources.bpe import bpe_files
 from gptmill.sources.exercises import exercises
 from gptmill.sources.questions import questions
 from gptmill.sources.sms import sms_table
-from gptmill.sources.table import Place, Source, describe
+from gptmill.sources.table import TARGETS, Place, Source, describe
 from gptmill.sources.text import documents, kjv_books
 
-MANIFEST = "manifest.json"
 Made = dict[str, bytes | Path]  # a file's name in its folder, and its bytes or where they are
 
 MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
@@ -73,11 +73,19 @@ def add_files(folder: Path, target: str, made: Made) -> list[str]:
 
 
 def write_manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> None:
-    """Write `manifest.json`: each file's hash and size, and each source with its licence.
+    """Write `manifest/KIND.json` for each kind: its files' hashes and sizes, its sources' licences.
 
     It names all the places that may carry a source, not the one that did, so that the same
     bytes from elsewhere are the same data.
     """
+    for kind in TARGETS:
+        of_kind = {name: made_from[name] for name in made_from if name.startswith(f"{kind}/")}
+        path = manifest_of(folder, kind)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, _manifest(folder, of_kind))
+
+
+def _manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> dict[str, Any]:
     files = {
         name: {
             "sha256": sha256(folder / name),
@@ -87,8 +95,7 @@ def write_manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> None:
         for name, sources in made_from.items()
     }
     known = {source.name: source for sources in made_from.values() for source in sources}
-    described = {name: describe(source) for name, source in known.items()}
-    write_json(folder / MANIFEST, {"files": files, "sources": described})
+    return {"files": files, "sources": {name: describe(source) for name, source in known.items()}}
 
 
 def file_name(place: Place) -> str:

@@ -1,13 +1,21 @@
 """A bad param stops before any work, with the section, the key, the value and what is allowed."""
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
+from flows.commands.inspect import params
+from flows.sweeps.params import edited
 from tasks.frame.stage import load
 from tasks.project import graph
+from tasks.project.environment import ROOT
 from tasks.project.params import checked
+from tasks.tracking.runs import flatten
+from tests.support.project import Project, commit
 
 MISTAKES = [
     ("pretrain", "pretrain.stepz", 10, "pretrain.stepz is unknown"),
@@ -70,3 +78,68 @@ def test_no_section_has_a_default() -> None:
     for name in graph.stages():
         fields = load(name).section.model_fields
         assert all(field.is_required() for field in fields.values()), name
+
+
+# what stages share
+
+
+def test_every_stage_has_its_own_block_of_what_is_shared() -> None:
+    """A block that two stages had in common would be set for both by `-S` on one."""
+    content = YAML().load(ROOT / "params.yaml")
+    blocks = [
+        id(block)
+        for name, section in content.items()
+        if isinstance(section, dict)
+        for block in section.values()
+        if isinstance(block, dict)
+    ]
+    assert len(blocks) == len(set(blocks))
+    assert len((ROOT / "params.yaml").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_a_value_put_into_one_stage_is_no_other_s() -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert edited(text, {}) == text
+    before, after = (
+        YAML(typ="safe").load(content) for content in (text, edited(text, {"lora.guard.spike": 9}))
+    )
+    assert after["lora"].pop("guard") == {**before["lora"].pop("guard"), "spike": 9}
+    assert after == before
+
+
+def test_a_shared_value_that_no_stage_takes_is_refused(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dvc exp run -S shared.optimizer.warmup=0.7` leaves just that."""
+    content = json.loads(json.dumps(graph.params()))
+    content["shared"]["optimizer"]["warmup"] = 0.7
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    YAML().dump(content, tmp_path / "params.yaml")
+    message = r"shared\.optimizer\.warmup is 0\.7, .* -S pretrain\.optimizer\.warmup="
+    with pytest.raises(ValueError, match=message):
+        graph.params.__wrapped__()
+
+
+def test_make_params_prints_what_each_stage_gets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert params.main(["lora"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "lora.optimizer.warmup: 0.1" in lines
+    assert {line.split(":")[0].split(".")[0] for line in lines} == {"seed", "runtime", "lora"}
+    assert params.main([]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    sections = {name: value for name, value in graph.params().items() if name != "shared"}
+    assert len(printed) == len(flatten(sections))
+
+
+def test_dvc_sets_one_stage_s_value_and_no_other(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    for words in (("git", "init", "-q"), ("dvc", "init", "-q")):
+        assert project.run(*words).returncode == 0
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    stages = {name: {"cmd": "true", "params": [name]} for name in graph.stages()}
+    YAML().dump({"stages": stages}, tmp_path / "dvc.yaml")
+    commit(project, "params that are shared")
+    done = project.run("dvc", "exp", "run", "-S", "lora.optimizer.warmup=0.7")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
+    assert list(told["params.yaml"]) == ["lora.optimizer.warmup"]

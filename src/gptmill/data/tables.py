@@ -1,0 +1,14 @@
+"""Tables as markdown, for reports and for the pages of MLflow and Prefect."""
+
+import pandas as pd
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a table as markdown; a cell never breaks out of its row."""
+
+    def cell(value: object) -> str:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell(value) for value in row) + " |" for row in rows)
