@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -11,6 +12,10 @@ from tasks.lora import lora
 from tests.support.fakes import FakeRun
 from tests.tasks.test_classify import LORA
 from tests.tasks.test_classify import project as project
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # PEFT's
 
 
 def test_the_adapter_on_the_base_is_the_merged_classifier(project: Path) -> None:
