@@ -10,7 +10,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.dvc.repro import Outcome
+from flows.dvc.repro import StageOutcome
 from flows.servers import mlflow_address
 from gptmill.files import read_json
 from tasks.project.environment import ROOT
@@ -72,7 +72,7 @@ def shown(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def stage_page(outcome: Outcome, *, seconds: float) -> None:
+def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
     """Make the page of one stage that ended well."""
     stage = outcome.stage
     start = outcome.first("start")
@@ -98,7 +98,7 @@ def run_address(run: str) -> str:
     return f"{mlflow_address()}/#/experiments/{runs.connect()}/runs/{run}"
 
 
-def _links(outcome: Outcome, run: str | None) -> str:
+def _links(outcome: StageOutcome, run: str | None) -> str:
     if run is None:
         return "No MLflow run of this store made these files."
     lines = [f"[MLflow run]({run_address(run)}) (`make ui` shows it)"]

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import pages
-from flows.dvc.repro import EXECUTED, FAILED, Outcome, repro
+from flows.dvc.repro import EXECUTED, FAILED, StageOutcome, repro
 from gptmill.files import read_json, write_json
 from gptmill.records import content_hash
 from tasks.processes.progress import duration
@@ -35,7 +35,7 @@ ALIVE = ROOT / ".state" / "flows"
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A line of the table that a pipeline run ends with."""
 
     stage: str
@@ -44,7 +44,7 @@ class Row:
     figure: str
 
 
-def stage_task(stage: str, context: dict[str, str], rows: list[Row]) -> Task[[], State[None]]:
+def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Task[[], State[None]]:
     """Return the Prefect task of a stage; it appends to `rows` what became of it."""
 
     def bring_up_to_date() -> State[None]:
@@ -67,19 +67,19 @@ def stage_task(stage: str, context: dict[str, str], rows: list[Row]) -> Task[[],
     )
 
 
-def _conclude(outcome: Outcome, seconds: float, rows: list[Row]) -> State[None]:
+def _conclude(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> State[None]:
     """Return the Prefect state of an outcome: Completed if it ran, Cached if DVC had its bytes."""
     stage = outcome.stage
     if outcome.state == FAILED:
         start = outcome.first("start")
         if start:
             runs.close_killed(start["run"], outcome.message)
-        rows.append(Row(stage, FAILED, seconds, outcome.message))
+        rows.append(StageRow(stage, FAILED, seconds, outcome.message))
         return Failed(message=outcome.message)
     pages.stage_page(outcome, seconds=seconds)
     figure = pages.main_figure(stage)
     ran = outcome.state == EXECUTED
-    rows.append(Row(stage, "ran" if ran else "cached", seconds, figure))
+    rows.append(StageRow(stage, "ran" if ran else "cached", seconds, figure))
     if ran:
         return Completed(message=figure)
     return Completed(name="Cached", message=f"{outcome.state}: {figure}")
@@ -110,13 +110,13 @@ def pipeline() -> State[None]:
     return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
 
 
-def _run_stages(parent: str) -> list[Row]:
+def _run_stages(parent: str) -> list[StageRow]:
     """Run the stages in the graph's order, up to the first that fails."""
     context = {
         runs.PARENT_VARIABLE: parent,
         runs.FLOW_VARIABLE: runs.this_process(),
     }
-    rows: list[Row] = []
+    rows: list[StageRow] = []
     states: dict[str, State[State[None]]] = {}
     for stage in stages():
         before = [states[name] for name in upstream(stage)]
@@ -139,7 +139,7 @@ def _open_parent() -> str:
     return str(MlflowClient().create_run(runs.connect(), tags=tags).info.run_id)
 
 
-def _record(parent: str, rows: list[Row]) -> None:
+def _record(parent: str, rows: list[StageRow]) -> None:
     """Link each stage's run, also one that an earlier pipeline made, and stamp dvc.lock."""
     for row in rows:
         run = runs.maker(locked_outputs(row.stage))
@@ -172,7 +172,7 @@ def close_dead_flows() -> None:
         note.unlink()
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[StageRow]) -> str:
     """Return the run in one line."""
     ran = [row.stage for row in rows if row.state == "ran"]
     failed = [row.stage for row in rows if row.state == FAILED]
@@ -181,12 +181,12 @@ def summary(rows: list[Row]) -> str:
     return f"ran {', '.join(ran)}" if ran else "everything was up to date: nothing ran"
 
 
-def _as_markdown(rows: list[Row]) -> str:
+def _as_markdown(rows: list[StageRow]) -> str:
     lines = [f"| {r.stage} | {r.state} | {r.seconds:.1f} | {r.figure} |" for r in rows]
     return "\n".join(["| stage | state | seconds | figure |", "| --- | --- | --- | --- |", *lines])
 
 
-def print_table(rows: list[Row], seconds: float) -> None:
+def print_table(rows: list[StageRow], seconds: float) -> None:
     """Print what became of each stage, where the results lie and what to type next."""
     table = Table(title=f"{summary(rows)} ({duration(seconds)})", title_justify="left")
     table.add_column("stage")

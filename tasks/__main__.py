@@ -24,7 +24,7 @@ from tasks.processes.process import (
 from tasks.processes.receipt import tell
 from tasks.project.environment import set_environment, use_own_source, wrong_environment
 
-PATIENCE = 20.0
+TERMINATE_AFTER_S = 20.0
 """Seconds that a rank has to end in: one that waits for a dead one's answer never would."""
 
 
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
         from tasks.frame.stage import execute
 
         if joined():
-            end_after_sigterm(PATIENCE)
+            end_after_sigterm(TERMINATE_AFTER_S)
         execute(arguments[0])
     except RanksError as error:
         return fail(str(error), error.status)

@@ -20,7 +20,7 @@ from gptmill.finetuning.instructions import (
 from gptmill.model.objectives import LANGUAGE, mean_language_loss
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.training.flops import train_flops_per_token
-from tasks.frame.run import Metrics, Reader, Run
+from tasks.frame.run import Inputs, Metrics, Run
 from tasks.frame.stage import stage
 from tasks.shared.cards import tuned_card
 from tasks.shared.training import TrainingSection, train
@@ -97,7 +97,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     return metrics
 
 
-def ledger(params: Instruct, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+def ledger(params: Instruct, run: Inputs) -> Callable[[int], list[dict[str, Any]]]:
     """Return what says which records of instructions/train.json a batch holds, from 0 on."""
     folder = run.input("load_gpt2")
     length = read_config(folder).context_length

@@ -20,7 +20,7 @@ from gptmill.model.objectives import LANGUAGE, Batch, mean_language_loss
 from gptmill.origins import read_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.training.flops import parameters, train_flops_per_token
-from tasks.frame.run import Metrics, Reader, Run
+from tasks.frame.run import Inputs, Metrics, Run
 from tasks.frame.stage import Section, stage
 from tasks.shared.cards import stage_card
 from tasks.shared.training import TrainingSection, train
@@ -120,7 +120,7 @@ class Texts:
     validation: WindowIndex
 
     @classmethod
-    def of(cls, run: Reader) -> "Texts":
+    def of(cls, run: Inputs) -> "Texts":
         """Open what `tokenize` and `sample` wrote."""
         tokenized, sampled = run.input("tokenize"), run.input("sample")
         return cls(
@@ -215,7 +215,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     return metrics
 
 
-def ledger(params: Pretrain, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+def ledger(params: Pretrain, run: Inputs) -> Callable[[int], list[dict[str, Any]]]:
     """Return what says which windows a batch holds: where they begin, and of which documents."""
     texts = Texts.of(run)
     rows = params.batch_size(texts.train.config.max_length)

@@ -35,7 +35,7 @@ def sample(params: Sample, run: Run) -> Metrics:
     train.save(run.out, "train")
     validation.save(run.out, "validation")
     if config.overlap:
-        run.say(
+        run.log(
             f"windows overlap by {config.overlap:.0%}: stride {config.stride} is below max_length "
             f"{config.max_length}, so ids are read more than once an epoch and memorised sooner"
         )

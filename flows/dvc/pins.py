@@ -25,14 +25,14 @@ META = "made_from"
 
 
 @dataclass(frozen=True)
-class Origin:
+class MadeFrom:
     """What data was made from: hashes of the table, of each source's files, of own files."""
 
     table: str
     sources: Mapping[str, str]
     own: Mapping[str, str]
 
-    def edited_since(self, pinned: "Origin") -> bool:
+    def edited_since(self, pinned: "MadeFrom") -> bool:
         """Tell whether the table or a user's own file changed; one that is not here did not."""
         own = {path: digest for path, digest in self.own.items() if path in pinned.own}
         return self.table != pinned.table or any(
@@ -45,7 +45,7 @@ class Pin:
     """data.dvc: the hash of data/, and what it was made from where that is known."""
 
     md5: str
-    origin: Origin | None
+    origin: MadeFrom | None
 
 
 def read_pin(root: Path) -> Pin | None:
@@ -55,10 +55,10 @@ def read_pin(root: Path) -> Pin | None:
         return None
     content = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     meta = (content.get("meta") or {}).get(META)
-    return Pin(content["outs"][0]["md5"], Origin(**meta) if meta else None)
+    return Pin(content["outs"][0]["md5"], MadeFrom(**meta) if meta else None)
 
 
-def write_pin(root: Path, origin: Origin) -> None:
+def write_pin(root: Path, origin: MadeFrom) -> None:
     """Have DVC take in data/ as it is and pin it, with what it was made from."""
     dvc(root, "add", "data")
     yaml, path = YAML(), root / "data.dvc"

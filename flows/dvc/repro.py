@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dvc.mend import mend
+from flows.dvc.repair import repair
 from tasks.processes import receipt
 from tasks.processes.process import end_group, killed_by, start_group
 from tasks.project.environment import ROOT
@@ -31,7 +31,7 @@ EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     """What became of one stage, as the receipt and dvc.lock tell it."""
 
     stage: str
@@ -50,16 +50,16 @@ def repro(
     on_line: Callable[[str], None],
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
-) -> Outcome:
+) -> StageOutcome:
     """Bring one stage up to date, passing on its output and events as they appear.
 
     Whatever ends this call early (Ctrl-C, a cancel, an error) first ends the stage's whole
     process group.
     """
-    mend()
+    repair()
     before = lock().get(stage)
     with tempfile.TemporaryDirectory() as folder:
-        reader = receipt.Reader(Path(folder) / "receipt.jsonl")
+        reader = receipt.ReceiptReader(Path(folder) / "receipt.jsonl")
         words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         variables = {**(context or {}), receipt.VARIABLE: str(reader.path)}
         process = start_group(words, folder=ROOT, variables=variables)
@@ -80,12 +80,12 @@ def repro(
             process.stdout.close()
         _pass_on(reader, events, on_event)
     if status != 0:
-        return Outcome(stage, FAILED, _why(stage, last, events), events)
-    return Outcome(stage, _state(before, lock().get(stage), events), "", events)
+        return StageOutcome(stage, FAILED, _why(stage, last, events), events)
+    return StageOutcome(stage, _state(before, lock().get(stage), events), "", events)
 
 
 def _pass_on(
-    reader: receipt.Reader,
+    reader: receipt.ReceiptReader,
     events: list[dict[str, Any]],
     on_event: Callable[[dict[str, Any]], None],
 ) -> None:

@@ -55,13 +55,13 @@ def _count(value: Any) -> int | str:
 Number = Annotated[int | float, PlainValidator(_number)]
 
 
-class Part(BaseModel):
+class SweepPart(BaseModel):
     """A part of a sweep file: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Range(Part):
+class Range(SweepPart):
     """Numbers from `low` to `high`: whole ones where both ends are whole."""
 
     low: Number
@@ -102,7 +102,7 @@ Tagged = Annotated[
 ]
 
 
-class Search(Part):
+class Search(SweepPart):
     """A sweep file."""
 
     stage: str

@@ -37,13 +37,13 @@ def main(arguments: list[str]) -> int:
 
 def bring_up_to_date(stage: str) -> dict[str, Any]:
     """Run what is stale of a stage and of what it rests on, up to the first that fails."""
-    from flows.dvc.mend import mend
     from flows.dvc.pins import dvc
+    from flows.dvc.repair import repair
     from flows.dvc.repro import FAILED, repro
     from tasks.project.graph import ancestors
     from tasks.tracking import runs
 
-    mend()
+    repair()
     if (ROOT / "data.dvc").exists():
         # copied or cloned, never linked: nothing that a trial does reaches the cache's files
         dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")

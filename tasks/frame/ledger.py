@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from tasks.frame.run import Reader
+from tasks.frame.run import Inputs
 from tasks.frame.stage import load
 
-Row = dict[str, Any]
+LedgerRow = dict[str, Any]
 
 
 def trained() -> list[str]:
@@ -21,7 +21,7 @@ def trained() -> list[str]:
     ]
 
 
-def rows(stage: str, step: int, outputs: Path) -> list[Row]:
+def rows(stage: str, step: int, outputs: Path) -> list[LedgerRow]:
     """Return what step `step` of a finished training read, a row each.
 
     The data are what they were a function of, so nothing has to be kept but the batch's number.
@@ -30,8 +30,8 @@ def rows(stage: str, step: int, outputs: Path) -> list[Row]:
     table = steps(outputs)
     if not 1 <= step <= len(table):
         raise ValueError(f"{stage} had {len(table):,} steps; given: step {step}")
-    describe = importlib.import_module(f"tasks.{stage}").ledger(load(stage).params(), Reader(stage))
-    found: list[Row] = describe(int(table["batch_number"].iloc[step - 1]))
+    describe = importlib.import_module(f"tasks.{stage}").ledger(load(stage).params(), Inputs(stage))
+    found: list[LedgerRow] = describe(int(table["batch_number"].iloc[step - 1]))
     return found
 
 

@@ -26,7 +26,7 @@ from tasks.tracking.runs import flatten
 
 STATES = ROOT / ".state"
 NOTE = "training.json"
-PATIENCE = 10.0
+CLAIM_TIMEOUT_S = 10.0
 """Seconds that a process which is ending is waited for."""
 
 _CLAIMED: dict[str, TextIO] = {}
@@ -95,7 +95,7 @@ def claim(stage: str) -> None:
     if stage in _CLAIMED:
         return
     path = STATES / f"{stage}.lock"
-    file = take(path, patience=PATIENCE)
+    file = take(path, patience=CLAIM_TIMEOUT_S)
     if file is None:
         raise ValueError(
             f"{stage}: process {path.read_text(encoding='utf-8')} is at this stage: wait for it, "

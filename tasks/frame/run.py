@@ -14,7 +14,7 @@ from gptmill.data.tables import markdown_table
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.files import write_json
 from gptmill.origins import Origin, manifest_of, manifest_origins
-from gptmill.training.distributed import SOLO, World
+from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
 from tasks.frame import resume
 from tasks.processes.progress import Meter
@@ -25,12 +25,12 @@ from tasks.project.params import checked
 from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE, StageRun
 
 if TYPE_CHECKING:
-    from tasks.tracking.models import Kind
+    from tasks.tracking.models import ServedKind
 
 Metrics = dict[str, float | int | str]
 
 
-class Reader:
+class Inputs:
     """Where a stage reads, and the seed: what its data are a function of, besides its params."""
 
     def __init__(self, name: str) -> None:
@@ -59,7 +59,7 @@ class Reader:
         return ROOT / path
 
 
-class Run(Reader):
+class Run(Inputs):
     """A stage's hands: where it reads and writes, and how it reports."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Run(Reader):
         training: resume.Training,
         *,
         runtime: RuntimeConfig,
-        world: World = SOLO,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         super().__init__(training.stage)
         self.out = Path()
@@ -99,16 +99,16 @@ class Run(Reader):
 
     def _tell_device(self, record: Mapping[str, str | int]) -> None:
         self._tracking.params({f"device.{name}": value for name, value in record.items()})
-        self.say(", ".join(f"{name} {value}" for name, value in record.items()))
+        self.log(", ".join(f"{name} {value}" for name, value in record.items()))
 
-    def lead(self) -> None:
+    def first_rank_only(self) -> None:
         """Go on in the first rank alone, which now has what all have made together."""
 
     def store(self) -> StateStore:
         """Return where this stage's training keeps its state, and what it goes on from."""
         return self._training.store(checked(resume.ResumeConfig, "resume"), self._tracking.id)
 
-    def keep(self, name: str, content: Any) -> None:
+    def save_beside_state(self, name: str, content: Any) -> None:
         """Keep JSON beside the training's state and with the MLflow run, not in the outputs."""
         path = self._training.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,7 @@ class Run(Reader):
         """Record a plain word on the MLflow run."""
         self._tracking.tag(name, value)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print one line to the log."""
         self._meter.close()
         print(text, flush=True)
@@ -164,7 +164,7 @@ class Run(Reader):
         self._tracking.mlflow.log_figure(figure, f"plots/{name}.png")
         tell("figure", name=name)
 
-    def log_model(self, kind: "Kind", folder: Path) -> None:
+    def log_model(self, kind: "ServedKind", folder: Path) -> None:
         """Log a checkpoint folder as a model that MLflow loads and serves.
 
         Of a sweep's many trials one is adopted: its model is logged then.
@@ -191,7 +191,7 @@ class FollowerDone(Exception):  # noqa: N818, nothing is wrong
 class Follower(Run):
     """The hands of every rank behind the first: they read, and report nothing."""
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Say nothing: the first rank does."""
 
     def step(self, *figures: Any, **more: Any) -> None:
@@ -200,10 +200,10 @@ class Follower(Run):
     def tag(self, name: str, value: str) -> None:
         """Record nothing: the first rank does."""
 
-    def keep(self, name: str, content: Any) -> None:
+    def save_beside_state(self, name: str, content: Any) -> None:
         """Keep nothing: the first rank does."""
 
-    def lead(self) -> None:
+    def first_rank_only(self) -> None:
         """Leave: raises FollowerDone."""
         raise FollowerDone
 

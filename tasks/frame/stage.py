@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from gptmill.device import RuntimeConfig, device_name
 from gptmill.files import atomic_folder, write_json
 from gptmill.records import content_hash
-from gptmill.training.distributed import SOLO, World, join
+from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
 from tasks.frame.run import Follower, FollowerDone, Metrics, Run
@@ -97,7 +97,7 @@ def execute(name: str) -> None:
 def _group(params: Section, runtime: RuntimeConfig) -> AbstractContextManager[World]:
     """Return the context in which this process is one of those that do the stage."""
     if not params.parallel:
-        return nullcontext(SOLO)
+        return nullcontext(SINGLE_PROCESS)
     return join(device_name(runtime.device), shard=getattr(params, "shard", False))
 
 

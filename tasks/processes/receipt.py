@@ -21,7 +21,7 @@ def tell(event: str, **facts: Any) -> None:
             file.write(json.dumps({"event": event, **facts}) + "\n")
 
 
-class Reader:
+class ReceiptReader:
     """Reads the events that were appended since it last looked."""
 
     def __init__(self, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptmill.checkpoint.model_card import Card, Task, write_card
 from gptmill.files import sha256
 from gptmill.origins import Origin, read_origins
-from tasks.frame.run import Reader
+from tasks.frame.run import Inputs
 
 CLASSIFIER = (
     "Telling apart the classes that are named in config.json, in texts like those it was trained "
@@ -72,7 +72,7 @@ def stage_card(
 
 
 def tuned_card(
-    stage: str, folder: Path, run: Reader, rows: Path, metrics: Mapping[str, float | int | str]
+    stage: str, folder: Path, run: Inputs, rows: Path, metrics: Mapping[str, float | int | str]
 ) -> None:
     """Write the card of a model that was fine-tuned on `rows`, a file of a folder of `split`'s."""
     stage_card(

@@ -17,7 +17,7 @@ from gptmill.files import write_csv
 from gptmill.finetuning.classification import (
     CLASSES,
     Balance,
-    Rows,
+    LabelledRows,
     balanced,
     batch,
     count_parameters,
@@ -27,7 +27,7 @@ from gptmill.finetuning.classification import (
 )
 from gptmill.model.gpt import GPTClassifier
 from gptmill.tokenizer.tokenizer import Tokenizer
-from tasks.frame.run import Metrics, Reader, Run
+from tasks.frame.run import Inputs, Metrics, Run
 from tasks.shared.training import TrainingSection, train
 
 DIGITS = 6
@@ -47,7 +47,7 @@ class Labelled:
     """The parts of the labelled set as tables and as rows of ids; classes in sorted order."""
 
     tables: dict[str, pd.DataFrame]
-    rows: dict[str, Rows]
+    rows: dict[str, LabelledRows]
     class_names: list[str]
     pad_id: int
 
@@ -73,15 +73,15 @@ class Labelled:
 
 
 def order_of(
-    params: ClassifierTraining, run: Reader, data: Labelled
-) -> tuple[Rows, RowOrder, Indices]:
+    params: ClassifierTraining, run: Inputs, data: Labelled
+) -> tuple[LabelledRows, RowOrder, Indices]:
     """Return the training rows, balanced, the order they are read in, and their first places."""
     kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
     rows = data.rows["train"].take(kept)
     return rows, RowOrder(rows.lengths, params.batch_size, run.seed), kept
 
 
-def ledger(params: ClassifierTraining, run: Reader) -> Callable[[int], list[dict[str, Any]]]:
+def ledger(params: ClassifierTraining, run: Inputs) -> Callable[[int], list[dict[str, Any]]]:
     """Return what says which rows of labelled/train.csv a batch holds, counted from 0."""
     folder = run.input("load_gpt2")
     length = read_config(folder).context_length

@@ -151,16 +151,16 @@ def train(
         world=run.world,
     )
     for note in store.notes if store is not None else ():
-        run.say(note)
+        run.log(note)
     if trainer.resumed_at:
-        run.say(f"goes on from step {trainer.resumed_at:,} of {plan.steps:,}")
+        run.log(f"goes on from step {trainer.resumed_at:,} of {plan.steps:,}")
         run.tag("resumed_at", str(trainer.resumed_at))
     ceilings = _ceilings(run) if flops_per_token else {}
     report = Report(run, plan.steps, ceilings, flops_per_token)
     with closing(trainer.steps()) as steps:
         for step in _with_bad_batches(run, trainer, steps):
             report.add(step)
-    run.lead()
+    run.first_rank_only()
     table = pd.DataFrame(report.rows)
     write_csv(run.out / "training.csv", table)
     run.figure("training", plots.curves(table))
@@ -178,10 +178,10 @@ def _with_bad_batches(
     def keep() -> None:
         nonlocal kept
         for bad in trainer.bad_batches[kept:]:
-            run.keep(
+            run.save_beside_state(
                 f"bad_batches/step-{bad['step']:09d}-batch-{bad['batch_number']:09d}.json", bad
             )
-            run.say(f"step {bad['step']:,} changed no weight: {bad['fault']}; its batch is kept")
+            run.log(f"step {bad['step']:,} changed no weight: {bad['fault']}; its batch is kept")
         kept = len(trainer.bad_batches)
         if kept:
             run.tag("bad_batches", str(kept))

@@ -20,7 +20,7 @@ from gptmill.records import content_hash
 from tasks.project.environment import ROOT
 from tasks.tracking.runs import MODEL_TAG, maker
 
-Kind = Literal["generator", "classifier", "assistant"]
+ServedKind = Literal["generator", "classifier", "assistant"]
 
 CODE = ROOT / "src" / "gptmill"
 # What a served file and gptmill import when they only predict; mlflow adds itself.
@@ -52,7 +52,7 @@ def _classes(folder: Path) -> Schema:
 
 _TOKENS = ParamSpec("max_new_tokens", DataType.long, 64)
 _SHORT = {"max_new_tokens": 8}  # MLflow runs the example when it logs: a proof, and not a slow one
-SERVED: dict[Kind, Served] = {
+SERVED: dict[ServedKind, Served] = {
     "classifier": Served(
         inputs=_columns("text"),
         outputs=_classes,
@@ -84,7 +84,7 @@ SERVED: dict[Kind, Served] = {
 }
 
 
-def log_model(kind: Kind, folder: Path, *, name: str) -> Any:
+def log_model(kind: ServedKind, folder: Path, *, name: str) -> Any:
     """Log a checkpoint folder as a model of the active MLflow run; return MLflow's record of it."""
     served = SERVED[kind]
     return mlflow.pyfunc.log_model(
@@ -115,5 +115,5 @@ def log_adopted(stage: str) -> None:
     kind = mlflow.MlflowClient().get_run(run).data.tags.get(MODEL_TAG)
     if kind is not None:
         with mlflow.start_run(run_id=run):
-            log_model(cast("Kind", kind), folder, name=stage)
+            log_model(cast("ServedKind", kind), folder, name=stage)
             mlflow.delete_tag(MODEL_TAG)

@@ -186,8 +186,8 @@ def test_a_changed_file_of_ones_own_is_pinned_and_a_missing_one_is_not_missed(
 def test_an_edit_is_of_the_table_or_of_an_own_file_that_is_here(
     table: str, own: dict[str, str], edited: bool
 ) -> None:
-    pinned = pins.Origin("t", {"x": "1"}, {"a": "1"})
-    assert pins.Origin(table, {}, own).edited_since(pinned) is edited
+    pinned = pins.MadeFrom("t", {"x": "1"}, {"a": "1"})
+    assert pins.MadeFrom(table, {}, own).edited_since(pinned) is edited
 
 
 def test_other_bytes_without_an_edit_are_an_error(

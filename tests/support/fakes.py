@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.origins import Origin, manifest_origins
-from gptmill.training.distributed import SOLO
+from gptmill.training.distributed import SINGLE_PROCESS
 from gptmill.training.state.store import StateStore
 
 CPU = RuntimeConfig(
@@ -21,7 +21,7 @@ class FakeRun:
         self.out = out
         self.seed = 1
         self.runtime = CPU
-        self.world = SOLO
+        self.world = SINGLE_PROCESS
         self.tags: dict[str, str] = {}
         self.kept: dict[str, object] = {}
         self.shown: dict[str, object] = {}
@@ -48,10 +48,10 @@ class FakeRun:
     def store(self) -> StateStore:
         return StateStore(self.out.with_name(f"{self.out.name}-state"), every=60, keep=2)
 
-    def lead(self) -> None:
+    def first_rank_only(self) -> None:
         pass
 
-    def keep(self, name: str, content: object) -> None:
+    def save_beside_state(self, name: str, content: object) -> None:
         self.kept[name] = content
 
     def tag(self, name: str, value: str) -> None:
@@ -60,7 +60,7 @@ class FakeRun:
     def show(self, title: str, content: object) -> None:
         self.shown[title] = content
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
     def step(

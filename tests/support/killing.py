@@ -27,9 +27,9 @@ import psutil
 from ruamel.yaml import YAML
 from safetensors import safe_open
 
-from flows.dvc.mend import is_record
+from flows.dvc.repair import is_record
 from gptmill.files import sha256
-from tasks.processes.receipt import VARIABLE, Reader
+from tasks.processes.receipt import VARIABLE, ReceiptReader
 from tests.support.project import Project, commit, tiny_project
 
 TRAINED = ("pretrain", "lora", "classify", "instruct")
@@ -218,7 +218,7 @@ class Chain:
             return 0, False
         with safe_open(path, "pt") as file:
             record = json.loads(file.metadata()["record"])
-        return step, record["course"]["open"] is not None
+        return step, record["progress"]["open"] is not None
 
     def left(self) -> int:
         """Return how many steps the newest finished state has still to go."""
@@ -274,7 +274,7 @@ class Chain:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        watch = Watch(self, process, Reader(place / "receipt"))
+        watch = Watch(self, process, ReceiptReader(place / "receipt"))
         try:
             hit = kill is not None and watch.kill(kill)
             process.wait(timeout=120)
@@ -319,7 +319,9 @@ def read_every(project: Project, stage: str, steps: int) -> int:
 class Watch:
     """Looks at a running stage from outside (its receipt, its state's folder) and kills it."""
 
-    def __init__(self, chain: Chain, process: subprocess.Popen[bytes], reader: Reader) -> None:
+    def __init__(
+        self, chain: Chain, process: subprocess.Popen[bytes], reader: ReceiptReader
+    ) -> None:
         self.chain = chain
         self.process = process
         self.events: list[dict[str, Any]] = []

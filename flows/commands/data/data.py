@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.dvc import pins
-from flows.dvc.mend import mend
-from flows.dvc.pins import Origin, Pin
+from flows.dvc.pins import MadeFrom, Pin
+from flows.dvc.repair import repair
 from gptmill.files import atomic_folder
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
@@ -97,7 +97,7 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     Raises ValueError where a source cannot be had, where what was fetched is not what is
     pinned though nobody edited the table, and where data/ holds work that would be lost.
     """
-    mend(root)
+    repair(root)
     pin, now = pins.read_pin(root), origin_now(root, sources)
     edited = pin is None or pin.origin is None or now.edited_since(pin.origin)
     if pin and not edited and pins.matches(root, pin):
@@ -116,20 +116,20 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     take(root)
     known = pin.origin.own if pin and pin.origin else {}
     own = {place.at["path"]: known.get(place.at["path"], "") for place in own_places(sources)}
-    pins.write_pin(root, Origin(now.table, made, own | dict(now.own)))
+    pins.write_pin(root, MadeFrom(now.table, made, own | dict(now.own)))
     print(f"data/ is made: {summary(root)}")
     if edited:
         report_changes(root, pin, before)
 
 
-def origin_now(root: Path, sources: Sequence[Source]) -> Origin:
+def origin_now(root: Path, sources: Sequence[Source]) -> MadeFrom:
     """Return what the table says now, and the hashes of the user's own files that are here."""
     paths = {
         place.at["path"]: root / Path(place.at["path"]).expanduser()
         for place in own_places(sources)
     }
     own = {name: pins.own_hash(path) for name, path in paths.items() if path.exists()}
-    return Origin(table_key(sources), {}, own)
+    return MadeFrom(table_key(sources), {}, own)
 
 
 def own_places(sources: Sequence[Source]) -> list[Place]:

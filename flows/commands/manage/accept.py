@@ -8,7 +8,7 @@ that was cut off goes on under the new code in the same way.
 import subprocess
 import sys
 
-from flows.dvc.mend import mend
+from flows.dvc.repair import repair
 from gptmill.records import content_hash
 from tasks.frame import resume
 from tasks.project.environment import ROOT
@@ -18,7 +18,7 @@ from tasks.project.graph import check_inputs, locked_outputs, one_stage
 def main(arguments: list[str]) -> int:
     """Record a stage's present outputs as made by its present code and params."""
     stage = one_stage(arguments)
-    mend()
+    repair()
     resume.claim(stage)
     resume.clean()  # a training that is in the outputs already is none to go on with
     adopted = resume.adopt(resume.training(stage, check_inputs(stage)))

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 
-from flows.dvc.mend import mend
+from flows.dvc.repair import repair
 from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, check_inputs, one_stage
 
@@ -16,7 +16,7 @@ from tasks.project.graph import ancestors, check_inputs, one_stage
 def main(arguments: list[str]) -> int:
     """Check the inputs, then run the stage in the foreground."""
     stage = one_stage(arguments)
-    mend()
+    repair()
     check_inputs(stage)
     _check_fresh(stage)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]

@@ -29,12 +29,14 @@ from tasks.project.graph import stages
 from tasks.tracking import runs
 
 SWEEPS = ROOT / ".state" / "sweeps"
-PATIENCE = 40.0  # seconds that a trial gets to close its records; its own stage has 20 of them
+CLOSE_TIMEOUT_S = (
+    40.0  # seconds that a trial gets to close its records; its own stage has 20 of them
+)
 HOPELESS = 3  # trials that failed, and no other, after which a sweep stops
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What became of a trial: what its stage wrote, or why it wrote nothing."""
 
     metrics: dict[str, Any]
@@ -98,13 +100,13 @@ class Work:
     def _folder(self, number: int) -> Path:
         return self.sweep.folder / "trials" / str(number)
 
-    def _outcome(self, number: int, params: Changes, run: str) -> Outcome:
+    def _outcome(self, number: int, params: Changes, run: str) -> TrialOutcome:
         """Run a trial in its worktree. Raises ValueError where the fault is not the trial's."""
         search, folder = self.sweep.search, self._folder(number)
         changes = {**search.fixed, **params}
         mistake = refusal(changes)
         if mistake:
-            return Outcome({}, {}, mistake)
+            return TrialOutcome({}, {}, mistake)
         text = edited((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
         title = f"{self.sweep.name}: trial {number}, {shown(params)}"
         ref = f"{self.sweep.name}/{number}"
@@ -114,10 +116,10 @@ class Work:
         result = run_in(folder, search.stage, under=(self.runs.run, run))
         if result["failed"] is None:
             path = folder / "artifacts" / search.stage / "metrics.json"
-            return Outcome(read_json(path), result["states"])
+            return TrialOutcome(read_json(path), result["states"])
         if not self._is_of_the_search(result["failed"]):
             raise ValueError(f"{result['failed'] or 'dvc'}: {result['message']}")
-        return Outcome({}, result["states"], result["message"])
+        return TrialOutcome({}, result["states"], result["message"])
 
     def _is_of_the_search(self, stage: str) -> bool:
         """Return whether a stage's failure can come from what the trials differ in."""
@@ -156,7 +158,7 @@ def run_in(folder: Path, stage: str, *, under: tuple[str, str]) -> dict[str, Any
             last = line.strip() or last
         process.wait()
     except BaseException:
-        end_group(process, patience=PATIENCE)
+        end_group(process, patience=CLOSE_TIMEOUT_S)
         raise
     finally:
         process.stdout.close()

@@ -22,8 +22,8 @@ from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA, La
 from gptmill.checkpoint.mapping import (
     check,
     file_tensors,
+    meta_model,
     read_state,
-    skeleton,
 )
 from gptmill.checkpoint.weights import SAVED_DTYPES, open_folder, save_safetensors
 from gptmill.files import write_json
@@ -168,7 +168,7 @@ def _load(
     state = read_state(
         layout_of(config), config, tensors, n_classes=n_classes, dtype=dtype, mapped=mapped
     )
-    model = skeleton(
+    model = meta_model(
         config if drop_rate is None else replace(config, drop_rate=drop_rate), n_classes
     )
     model.load_state_dict(state, assign=True)

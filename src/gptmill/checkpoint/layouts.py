@@ -7,14 +7,14 @@ of a block. A tensor of ours may be several in a file, one behind the other in i
 from dataclasses import dataclass
 from typing import Literal
 
-Stored = Literal["plain", "transposed", "kernel", "paired"]
+Stored = Literal["plain", "transposed", "kernel", "interleaved"]
 """How a file keeps the rows: as `nn.Linear` does, (out, in); as (in, out); as (1, in, out), a
 convolution's kernel; or (out, in) with the two halves of each head's rows interleaved, so that
 rotary positions turn neighbours."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FileTensor:
     """One tensor of a file: its name and how it is stored."""
 
     name: str
@@ -22,11 +22,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Row:
+class TensorRow:
     """One tensor of ours and the tensors of a file that make it up."""
 
     ours: str
-    parts: tuple[Part, ...]
+    parts: tuple[FileTensor, ...]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Layout:
     """One kind of file."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[TensorRow, ...]
     body: str = ""
     """A prefix of names that a file without a head leaves out."""
     ignored: tuple[str, ...] = ()
@@ -45,8 +45,8 @@ class Layout:
     """The head is in the file also where it is the token embedding."""
 
 
-def _row(ours: str, *names: str, stored: Stored = "plain") -> Row:
-    return Row(ours, tuple(Part(name, stored) for name in names))
+def _row(ours: str, *names: str, stored: Stored = "plain") -> TensorRow:
+    return TensorRow(ours, tuple(FileTensor(name, stored) for name in names))
 
 
 HUGGING_FACE_GPT2 = Layout(
@@ -210,12 +210,12 @@ GGUF_LLAMA = Layout(
     rows=(
         _row("transformer.wte.weight", "token_embd.weight"),
         _row("transformer.h.N.ln_1.weight", "blk.N.attn_norm.weight"),
-        Row(
+        TensorRow(
             "transformer.h.N.attn.c_attn.weight",
             (
-                Part("blk.N.attn_q.weight", "paired"),
-                Part("blk.N.attn_k.weight", "paired"),
-                Part("blk.N.attn_v.weight"),
+                FileTensor("blk.N.attn_q.weight", "interleaved"),
+                FileTensor("blk.N.attn_k.weight", "interleaved"),
+                FileTensor("blk.N.attn_v.weight"),
             ),
         ),
         _row("transformer.h.N.attn.c_proj.weight", "blk.N.attn_output.weight"),

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gptmill.checkpoint.layouts import Layout, Part, Stored
+from gptmill.checkpoint.layouts import FileTensor, Layout, Stored
 from gptmill.checkpoint.weights import (
     Shape,
     Tensors,
@@ -26,7 +26,7 @@ from gptmill.checkpoint.weights import (
 from gptmill.model.gpt import GPT, GPTClassifier, GPTConfig
 
 EMBEDDING = "transformer.wte.weight"
-Kind = Literal["value", "zeros", "tied"]
+SlotKind = Literal["value", "zeros", "tied"]
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Slot:
     ours: str
     start: int
     stop: int
-    kind: Kind
+    kind: SlotKind
 
 
-def skeleton(config: GPTConfig, n_classes: int | None = None) -> GPT | GPTClassifier:
+def meta_model(config: GPTConfig, n_classes: int | None = None) -> GPT | GPTClassifier:
     """Build a model of shapes, without memory for its weights."""
     with torch.device("meta"):
         return GPT(config) if n_classes is None else GPTClassifier(config, n_classes)
@@ -54,7 +54,7 @@ def skeleton(config: GPTConfig, n_classes: int | None = None) -> GPT | GPTClassi
 @lru_cache(maxsize=8)
 def model_shapes(config: GPTConfig, n_classes: int | None) -> Mapping[str, Shape]:
     """Return the shape of each tensor in the state dict of a model."""
-    state = skeleton(config, n_classes).state_dict()
+    state = meta_model(config, n_classes).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
@@ -83,9 +83,9 @@ def slots(layout: Layout, config: GPTConfig, n_classes: int | None = None) -> li
 
 def _absent(
     layout: Layout, config: GPTConfig, n_classes: int | None
-) -> dict[str, tuple[Shape, Kind]]:
+) -> dict[str, tuple[Shape, SlotKind]]:
     """Return what a file may hold and the model does not, with its shape and what it must be."""
-    absent: dict[str, tuple[Shape, Kind]] = {}
+    absent: dict[str, tuple[Shape, SlotKind]] = {}
     if layout.zero_biases and not config.qkv_bias:
         width = config.emb_dim + 2 * config.n_kv_heads * config.head_dim
         absent["transformer.h.N.attn.c_attn.bias"] = ((width,), "zeros")
@@ -97,7 +97,12 @@ def _absent(
 
 
 def _parts(
-    parts: tuple[Part, ...], ours: str, shape: Shape, config: GPTConfig, layer: int, kind: Kind
+    parts: tuple[FileTensor, ...],
+    ours: str,
+    shape: Shape,
+    config: GPTConfig,
+    layer: int,
+    kind: SlotKind,
 ) -> Iterator[Slot]:
     start = 0
     for part, width in zip(parts, _widths(ours, len(parts), shape, config), strict=True):
@@ -225,7 +230,7 @@ def read_state(
 def _fits(slot: Slot, ours: Shape) -> bool:
     """Return whether a tensor of a file is one of ours, whole and in its order."""
     whole = (slot.start, slot.stop) == (0, ours[0])
-    return whole and slot.kind == "value" and slot.stored != "paired"
+    return whole and slot.kind == "value" and slot.stored != "interleaved"
 
 
 def _turned(found: Tensor, stored: Stored) -> Tensor:
@@ -237,7 +242,7 @@ def _turned(found: Tensor, stored: Stored) -> Tensor:
 
 def _fill(rows: Tensor, found: Tensor, stored: Stored, head_dim: int) -> None:
     """Write what a file holds into rows of a tensor of ours."""
-    if stored == "paired":
+    if stored == "interleaved":
         width = found.shape[1:]
         found = found.view(-1, head_dim // 2, 2, *width).transpose(1, 2)
         rows = rows.view(-1, 2, head_dim // 2, *width)
@@ -271,6 +276,6 @@ def _stored(rows: Tensor, stored: Stored, head_dim: int) -> Tensor:
         return rows.t()
     if stored == "kernel":
         return rows.t()[None]
-    if stored == "paired":
+    if stored == "interleaved":
         return rows.view(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
     return rows

@@ -32,7 +32,7 @@ WEIGHT_FILES = (
 )
 MAX_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
 # The types of safetensors files, by the names they have there.
-DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -179,7 +179,7 @@ def open_safetensors(path: Path) -> Tensors:
         if not whole:
             whole.append(map_file(path))
         first, last = (start + offset for offset in entries[name]["data_offsets"])
-        dtype, content = DTYPES[entries[name]["dtype"]], whole[0][first:last]
+        dtype, content = SAFETENSORS_DTYPES[entries[name]["dtype"]], whole[0][first:last]
         mapped = first % dtype.itemsize == 0  # no file of the library's own has another place
         if not mapped:
             content = content.clone()
@@ -202,12 +202,17 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     if size != 8 + length + end:
         raise ValueError(f"{path} has {size} bytes, its header says {8 + length + end}")
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise ValueError(
-                f"{path}: {name} is of type {entry['dtype']}; allowed are {', '.join(DTYPES)}"
+                f"{path}: {name} is of type {entry['dtype']}; allowed are "
+                f"{', '.join(SAFETENSORS_DTYPES)}"
             )
         first, last = entry["data_offsets"]
-        if first < 0 or last - first != math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize:
+        if (
+            first < 0
+            or last - first
+            != math.prod(entry["shape"]) * SAFETENSORS_DTYPES[entry["dtype"]].itemsize
+        ):
             raise ValueError(
                 f"{path}: {name} {tuple(entry['shape'])} has {last - first} bytes; it must have as "
                 "many as its shape and type"
@@ -220,7 +225,7 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dty
 
     The metadata has one key: with two the library writes them in random order.
     """
-    code = next(code for code, known in DTYPES.items() if known is dtype)
+    code = next(code for code, known in SAFETENSORS_DTYPES.items() if known is dtype)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(tensors):

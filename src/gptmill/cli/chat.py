@@ -17,7 +17,6 @@ from gptmill.cli import folders, options
 from gptmill.cli.frame import note
 
 if TYPE_CHECKING:
-    from gptmill.generation.completion import Speaker
     from gptmill.generation.decoder import GenerationConfig
     from gptmill.tokenizer.chat_template import Template
 
@@ -39,8 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     config = options.sampling(arguments)
     system = None if arguments.system is None else options.utf8(arguments.system, "--system")
 
-    speaker = options.speaker(arguments)
-    if speaker.template is None:
+    generator = options.generator(arguments)
+    if generator.template is None:
         raise ValueError(
             f"{arguments.model} has no chat template: it is no assistant; "
             "`gptmill generate` continues a text with it"
@@ -49,7 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     for number, said in enumerate(_messages()):
         history.append({"role": "user", "content": said})
         try:
-            answered = _answer(speaker, speaker.template, history, config, arguments.seed + number)
+            answered = _answer(
+                generator, generator.template, history, config, arguments.seed + number
+            )
         except ValueError as error:
             if not sys.stdin.isatty():
                 raise
@@ -93,7 +94,7 @@ def _piped_line() -> str:
 
 
 def _answer(
-    speaker: "Speaker",
+    generator: "TextGenerator",
     template: "Template",
     history: list[Message],
     config: "GenerationConfig",
@@ -102,18 +103,18 @@ def _answer(
     """Print the answer as it is written and return what was written before Ctrl-C, if it came."""
     from gptmill.tokenizer.chat_template import fit
 
-    room = min(config.max_new_tokens, speaker.context_length // 2)
-    longest = speaker.context_length - room
-    ids, left_out = fit(history, template, speaker.tokenizer, longest=longest)
+    room = min(config.max_new_tokens, generator.context_length // 2)
+    longest = generator.context_length - room
+    ids, left_out = fit(history, template, generator.tokenizer, longest=longest)
     if left_out:
         note(f"(left out, as the model's context is full: the oldest turns, {left_out} in all)")
-    most = min(config.max_new_tokens, speaker.context_length - len(ids))
+    most = min(config.max_new_tokens, generator.context_length - len(ids))
     written: list[str] = []
     try:
         config = replace(config, max_new_tokens=most)
-        for piece in speaker.speak(ids, config, stops=(), seed=seed):
-            written.append(piece.text)
-            sys.stdout.write(options.printable(piece.text))
+        for delta in generator.stream(ids, config, stops=(), seed=seed):
+            written.append(delta.text)
+            sys.stdout.write(options.printable(delta.text))
             sys.stdout.flush()
     except KeyboardInterrupt:
         note(" (stopped)")

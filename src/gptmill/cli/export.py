@@ -13,7 +13,6 @@ from gptmill.cli.frame import show
 
 HELP = "write a model for other tools"
 FORMS = ("hf", "gguf", "book")
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="what to write; must be new")
     parser.add_argument("--format", choices=FORMS, required=True, help="in which form")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="as saved (float32)")
+    parser.add_argument(
+        "--dtype", choices=options.DTYPES, default="float32", help="as saved (float32)"
+    )
     options.add_json(parser)
 
 

@@ -3,22 +3,22 @@
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["language model", "classifier"]
+ModelKind = Literal["language model", "classifier"]
 
-HINTS: dict[Kind, str] = {
+HINTS: dict[ModelKind, str] = {
     "language model": "`gptmill generate`, `chat` and `serve` speak with it",
     "classifier": "`gptmill classify` sorts texts with it",
 }
 
 
-def check_model(folder: Path, wanted: Kind) -> None:
+def check_model(folder: Path, wanted: ModelKind) -> None:
     """Raise ValueError where `folder` is not a checkpoint folder of the wanted kind."""
     found = check_any_model(folder)
     if found != wanted:
         raise ValueError(f"{folder} holds a {found}, not a {wanted}; {HINTS[found]}")
 
 
-def check_any_model(folder: Path) -> Kind:
+def check_any_model(folder: Path) -> ModelKind:
     """Return the kind of model in `folder`; raise ValueError where it is no checkpoint folder."""
     if not folder.exists():
         raise ValueError(f"{folder} does not exist; a model is a folder with a config.json")
@@ -37,7 +37,7 @@ def check_free(path: Path) -> None:
         raise ValueError(f"{path.resolve().parent} does not exist; make that folder first")
 
 
-def _kind(folder: Path) -> Kind:
+def _kind(folder: Path) -> ModelKind:
     content = _read_object(folder / "config.json")
     names = content.get("architectures") or []
     is_classifier = any(str(name).endswith("ForSequenceClassification") for name in names)

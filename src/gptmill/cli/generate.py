@@ -15,7 +15,7 @@ from gptmill.cli import folders, options
 from gptmill.cli.frame import show
 
 if TYPE_CHECKING:
-    from gptmill.generation.completion import Piece
+    from gptmill.generation.completion import Delta
 
 HELP = "continue a prompt"
 
@@ -45,19 +45,19 @@ def run(arguments: argparse.Namespace) -> None:
     folders.check_model(arguments.model, "language model")
     config = options.sampling(arguments)
 
-    speaker = options.speaker(arguments)
-    ids = speaker.tokenizer.encode(prompt)
+    generator = options.generator(arguments)
+    ids = generator.tokenizer.encode(prompt)
     start = time.perf_counter()
-    found: list[Piece] = []
-    for piece in speaker.speak(ids, config, stops=stops, seed=arguments.seed):
-        found.append(piece)
+    found: list[Delta] = []
+    for delta in generator.stream(ids, config, stops=stops, seed=arguments.seed):
+        found.append(delta)
         if not arguments.json:
-            sys.stdout.write(options.printable(piece.text))
+            sys.stdout.write(options.printable(delta.text))
             sys.stdout.flush()
     seconds = time.perf_counter() - start
-    new_ids = [piece.id for piece in found if piece.id is not None]
+    new_ids = [delta.id for delta in found if delta.id is not None]
     if arguments.json:
-        text = "".join(piece.text for piece in found)
+        text = "".join(delta.text for delta in found)
         show({"text": text, "ids": new_ids, "tokens_per_second": len(new_ids) / seconds})
     elif sys.stdout.isatty():
         print()

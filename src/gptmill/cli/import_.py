@@ -12,7 +12,6 @@ from gptmill.cli import folders, options
 from gptmill.cli.frame import show
 
 HELP = "make a checkpoint folder of a model in another form"
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where its tokenizer is")
     parser.add_argument("--revision", metavar="SHA", help="the commit of a hub id")
     parser.add_argument("--n-heads", type=options.at_least_1, metavar="N", help="heads of a .pth")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="as saved (float32)")
+    parser.add_argument(
+        "--dtype", choices=options.DTYPES, default="float32", help="as saved (float32)"
+    )
     options.add_json(parser)
 
 

@@ -7,12 +7,14 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptmill.generation.completion import Speaker
     from gptmill.generation.decoder import GenerationConfig
-    from gptmill.generation.quantization import Kind
+    from gptmill.generation.quantization import WeightFormat
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""The types in which weights are saved."""
 
 # What --weights calls the layouts of quantization.py.
-WEIGHTS: "dict[str, Kind]" = {"float32": "fp32", "bf16": "bf16", "int8": "int8"}
+WEIGHTS: "dict[str, WeightFormat]" = {"float32": "fp32", "bf16": "bf16", "int8": "int8"}
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -102,13 +104,13 @@ def sampling(arguments: argparse.Namespace) -> "GenerationConfig":
     )
 
 
-def speaker(arguments: argparse.Namespace) -> "Speaker":
+def generator(arguments: argparse.Namespace) -> "TextGenerator":
     """Open the model of the arguments `model`, `--weights` and `--device`."""
     from gptmill.device import device_name
-    from gptmill.generation.completion import Speaker
+    from gptmill.generation.completion import TextGenerator
 
     device = device_name(arguments.device)
-    return Speaker.open(arguments.model, weights=WEIGHTS[arguments.weights], device=device)
+    return TextGenerator.open(arguments.model, weights=WEIGHTS[arguments.weights], device=device)
 
 
 def printable(text: str) -> str:

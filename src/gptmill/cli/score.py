@@ -32,13 +32,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     from gptmill.evaluation import perplexity
 
-    speaker = options.speaker(arguments)
+    generator = options.generator(arguments)
     length = arguments.context_length
-    length = speaker.context_length if length is None else length
+    length = generator.context_length if length is None else length
     stride = length if arguments.stride is None else arguments.stride
     found = asdict(
         perplexity.measure(
-            speaker.model, speaker.tokenizer, text, context_length=length, stride=stride
+            generator.model, generator.tokenizer, text, context_length=length, stride=stride
         )
     )
     if arguments.json:

@@ -17,7 +17,7 @@ from gptmill.cli.frame import note
 if TYPE_CHECKING:
     from gptmill.serving.server import Admission
 
-READ_BESIDE = 256  # ids of prompts in a step: what answers under way wait for
+PREFILL_BUDGET = 256  # ids of prompts in a step: what answers under way wait for
 
 HELP = "serve a model to OpenAI's clients, with a page to chat on"
 
@@ -82,19 +82,19 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:
-    from gptmill.generation.completion import Talk
+    from gptmill.generation.completion import CompletionBatch
     from gptmill.serving import server
     from gptmill.serving.requests import Limits
     from gptmill.serving.worker import Worker
 
     bound = server.listen(arguments.host, arguments.port)
     url = server.address(bound, arguments.host)
-    speaker = options.speaker(arguments)
-    speaker = replace(speaker, name=arguments.name or speaker.name)
-    context = arguments.context_length or speaker.context_length
-    if context > speaker.context_length:
+    generator = options.generator(arguments)
+    generator = replace(generator, name=arguments.name or generator.name)
+    context = arguments.context_length or generator.context_length
+    if context > generator.context_length:
         raise ValueError(
-            f"--context-length is {context}: the model reads at most {speaker.context_length}"
+            f"--context-length is {context}: the model reads at most {generator.context_length}"
         )
     limits = Limits(
         context_length=context,
@@ -103,14 +103,16 @@ def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:
     )
     capacity = min(context, limits.max_prompt_tokens + limits.max_new_tokens)
     at_once, max_waiting = arguments.at_once, arguments.max_waiting
-    open_talk = partial(Talk, speaker.model, at_once, capacity, read_beside=READ_BESIDE)
+    open_batch = partial(
+        CompletionBatch, generator.model, at_once, capacity, prefill_budget=PREFILL_BUDGET
+    )
     server.run(
-        speaker,
+        generator,
         bound,
         admission=admission,
         limits=limits,
-        worker=Worker(open_talk, at_once=at_once, max_waiting=max_waiting),
-        ready=lambda: note(f"{speaker.name} answers at {url} (Ctrl-C ends)"),
+        worker=Worker(open_batch, at_once=at_once, max_waiting=max_waiting),
+        ready=lambda: note(f"{generator.name} answers at {url} (Ctrl-C ends)"),
     )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gptmill.files import read_json, write_bytes, write_json
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
-DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+ID_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 LARGEST_UINT16 = 2**16 - 1
 
 
@@ -40,7 +40,7 @@ class TokenFile:
         Raises ValueError where the file is not as long as its header says.
         """
         header = read_json(path.with_suffix(".json"))
-        dtype = DTYPES[header["dtype"]]
+        dtype = ID_DTYPES[header["dtype"]]
         expected = header["count"] * dtype.itemsize
         if path.stat().st_size != expected:
             raise ValueError(
@@ -71,7 +71,7 @@ class TokenFile:
         dtype = "uint16" if vocab_size - 1 <= LARGEST_UINT16 else "uint32"
         ids, starts = _join(documents, separator)
         assert int(ids.max()) < vocab_size, f"an id outside a vocabulary of {vocab_size}"
-        write_bytes(path, ids.astype(DTYPES[dtype]).tobytes())
+        write_bytes(path, ids.astype(ID_DTYPES[dtype]).tobytes())
         header = {
             "count": len(ids),
             "dtype": dtype,

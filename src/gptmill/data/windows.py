@@ -20,7 +20,7 @@ from torch import Tensor
 from gptmill.data.token_file import TokenFile
 from gptmill.files import read_json, write_bytes, write_json
 
-Rows = npt.NDArray[np.int64]
+WindowRows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class WindowConfig:
 class WindowIndex:
     """The windows of one token file."""
 
-    offsets: Rows  # (W,) position of each window's first id
+    offsets: WindowRows  # (W,) position of each window's first id
     config: WindowConfig
 
     def __len__(self) -> int:
@@ -85,20 +85,20 @@ class WindowIndex:
         write_bytes(folder / f"{part}.npy", content.getvalue())
         write_json(folder / f"{part}.json", asdict(self.config))
 
-    def batch(self, tokens: TokenFile, rows: Rows) -> tuple[Tensor, Tensor]:
+    def batch(self, tokens: TokenFile, rows: WindowRows) -> tuple[Tensor, Tensor]:
         """Return the ids (B, T) and targets (B, T), int64, of windows `rows` (B,)."""
         places = self.offsets[rows][:, None] + np.arange(self.config.max_length + 1)
         ids = torch.from_numpy(tokens.ids[places].astype(np.int64))  # (B, T + 1)
         return ids[:, :-1], ids[:, 1:]
 
     def batches(
-        self, tokens: TokenFile, rows: Rows, *, batch_size: int
+        self, tokens: TokenFile, rows: WindowRows, *, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the ids and targets of windows `rows` in their order, `batch_size` at a time."""
         for start in range(0, len(rows), batch_size):
             yield self.batch(tokens, rows[start : start + batch_size])
 
-    def rows_at(self, step: int, *, batch_size: int, seed: int) -> Rows:
+    def rows_at(self, step: int, *, batch_size: int, seed: int) -> WindowRows:
         """Return the windows (B,) of training step `step`, counted from 0.
 
         Epochs follow one another without a gap: a batch at a seam takes its rows from both,
@@ -113,14 +113,14 @@ class WindowIndex:
             ]
         )
 
-    def spread(self, count: int) -> Rows:
+    def spread(self, count: int) -> WindowRows:
         """Return `count` windows at equal distances over the file, or all if there are fewer."""
         taken = min(count, len(self))
         return np.arange(taken, dtype=np.int64) * len(self) // taken
 
 
 @lru_cache(maxsize=4)
-def order(count: int, seed: int, epoch: int) -> Rows:
+def order(count: int, seed: int, epoch: int) -> WindowRows:
     """Return the order in which an epoch reads `count` windows: a permutation of (seed, epoch)."""
     shuffled = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
     shuffled.flags.writeable = False  # it is cached: a caller must not change it

@@ -33,7 +33,7 @@ _TRAINED_BLOCKS: dict[Trainable, int] = {"last_block": 1, "last_two_blocks": 2}
 
 
 @dataclass(frozen=True)
-class Rows:
+class LabelledRows:
     """Texts as token ids, each with the index of its class."""
 
     ids: list[Ids]
@@ -46,9 +46,11 @@ class Rows:
         """Return each row's number of ids, (N,)."""
         return np.array([len(row) for row in self.ids], dtype=np.int64)
 
-    def take(self, indices: Indices) -> "Rows":
+    def take(self, indices: Indices) -> "LabelledRows":
         """Return the rows at `indices`, in that order."""
-        return Rows([self.ids[index] for index in indices], self.labels[indices], self.n_cut)
+        return LabelledRows(
+            [self.ids[index] for index in indices], self.labels[indices], self.n_cut
+        )
 
 
 def encode(
@@ -75,14 +77,14 @@ def encode_rows(
     tokenizer: Tokenizer,
     context_length: int,
     class_names: Sequence[str],
-) -> Rows:
+) -> LabelledRows:
     """Return labelled texts as rows; raise ValueError for a label that is no class."""
     unknown = sorted(set(labels) - set(class_names))
     if unknown:
         raise ValueError(f"unknown label {unknown[0]!r}; the classes are {', '.join(class_names)}")
     ids, n_cut = encode(texts, tokenizer, context_length)
     place = {name: index for index, name in enumerate(class_names)}
-    return Rows(ids, np.array([place[label] for label in labels], dtype=np.int64), n_cut)
+    return LabelledRows(ids, np.array([place[label] for label in labels], dtype=np.int64), n_cut)
 
 
 def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
@@ -127,7 +129,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
-def batch(rows: Rows, indices: Indices, *, pad_id: int) -> Batch:
+def batch(rows: LabelledRows, indices: Indices, *, pad_id: int) -> Batch:
     """Return the rows at `indices` as (ids (B, T), last (B,), labels (B,))."""
     chosen = rows.take(indices)
     return (*_padded(chosen.ids, pad_id), torch.from_numpy(chosen.labels))

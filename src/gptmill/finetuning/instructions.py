@@ -77,7 +77,7 @@ def _jinja(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rows:
+class InstructionRows:
     """Prompts and answers as token ids, without the id that ends an answer."""
 
     ids: list[Ids]
@@ -98,7 +98,7 @@ def encode_rows(
     tokenizer: Tokenizer,
     template: Template,
     context_length: int,
-) -> Rows:
+) -> InstructionRows:
     """Return rows of instruction, input and output as ids, those left out that do not fit.
 
     A row cut short would teach an answer that never ends, or an answer to half a question.
@@ -111,7 +111,7 @@ def encode_rows(
         for record in records
     ]
     fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) - 1 <= context_length]
-    return Rows(
+    return InstructionRows(
         [np.array([*pairs[k][0], *pairs[k][1][:-1]], dtype=np.uint32) for k in fitting],
         [len(pairs[k][0]) for k in fitting],
         fitting,
@@ -139,7 +139,7 @@ def collate(
     return inputs, targets
 
 
-def batch(rows: Rows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
+def batch(rows: InstructionRows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
     """Return the rows at `indices` as (inputs (B, T), targets (B, T))."""
     prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
     return collate([rows.ids[index] for index in indices], end_id, prompt_lengths=prompt_lengths)

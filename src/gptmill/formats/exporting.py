@@ -32,7 +32,7 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-Form = Literal["hf", "gguf", "book"]
+ExportFormat = Literal["hf", "gguf", "book"]
 # What a GGUF file calls the type of most of its tensors: llama.cpp's numbers.
 GGUF_FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of token
@@ -42,7 +42,7 @@ def export_model(
     folder: Path,
     out: Path,
     *,
-    form: Form,
+    form: ExportFormat,
     dtype: torch.dtype = torch.float32,
     commit: str | None = None,
 ) -> None:
@@ -51,8 +51,8 @@ def export_model(
     Weights are rounded to `dtype`. `commit` is the one that makes the model, for its card. Raises
     ValueError where the form cannot hold the model.
     """
-    if form not in get_args(Form):
-        raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(Form))}")
+    if form not in get_args(ExportFormat):
+        raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(ExportFormat))}")
     if dtype not in GGUF_FILE_TYPES:
         raise ValueError(f"weights are not exported as {dtype}; allowed are float32, float16, bf16")
     is_classifier = "score.weight" in open_folder(folder).shapes

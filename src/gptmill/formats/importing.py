@@ -22,7 +22,7 @@ from gptmill.checkpoint.checkpoint import (
 )
 from gptmill.checkpoint.hf_config import SpecialIds, read_config, read_config_file
 from gptmill.checkpoint.layouts import BOOK, OPENAI, Layout
-from gptmill.checkpoint.mapping import check, read_state, skeleton
+from gptmill.checkpoint.mapping import check, meta_model, read_state
 from gptmill.checkpoint.weights import Tensors, open_folder, weight_files
 from gptmill.files import atomic_folder, sha256
 from gptmill.formats.book import open_book
@@ -37,7 +37,7 @@ from gptmill.model.gpt import GPT, GPTConfig
 from gptmill.tokenizer.huggingface import read_chat_template
 from gptmill.tokenizer.tokenizer import Tokenizer
 
-Form = Literal["hugging face", "tensorflow", "book", "gguf"]
+SourceFormat = Literal["hugging face", "tensorflow", "book", "gguf"]
 PICKLES = (".pth", ".pt", ".bin")
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,7 +58,7 @@ HUB_FILES = ("*.safetensors", "*.bin", "*.json", "merges.txt", "vocab.bpe", "*.j
 class Imported:
     """What was read and written."""
 
-    form: Form
+    form: SourceFormat
     config: GPTConfig
     n_classes: int | None
     n_tensors: int
@@ -71,7 +71,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Source:
-    form: Form
+    form: SourceFormat
     layout: Layout
     config: GPTConfig
     tensors: Tensors
@@ -108,7 +108,7 @@ def import_model(
     given = tokenizer or (otherwise if found.tokenizer is None else None)
     known = _tokenizer(found, source, given)
     _check(found)
-    model = skeleton(found.config, found.n_classes)
+    model = meta_model(found.config, found.n_classes)
     n_tensors = len(found.tensors.shapes)
     files = {file.name: sha256(file) for file in found.files}
     state = read_state(

@@ -30,7 +30,7 @@ from gptmill.model.gpt import GPTConfig
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # bytes: two places of blocks, padded, and the magic number
-DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
+TF_DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 HPARAMS = {
     "vocab_size": "n_vocab",
     "context_length": "n_ctx",
@@ -211,11 +211,11 @@ def _entry(name: str, content: bytes) -> Entry:
     def number(field: int) -> int:
         return int(fields.get(field, [0])[-1])
 
-    if number(1) not in DTYPES or 7 in fields:
+    if number(1) not in TF_DTYPES or 7 in fields:
         raise ValueError(f"{name} is of type {number(1)} or in slices; allowed are whole floats")
     dims = _message(fields.get(2, [b""])[-1]).get(2, [])
     shape = tuple(int(_message(dim).get(1, [0])[-1]) for dim in dims)
-    dtype = DTYPES[number(1)]
+    dtype = TF_DTYPES[number(1)]
     if number(5) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} {shape} has {number(5)} bytes; it must have as many as its shape")
     return Entry(dtype, shape, number(3), number(4), number(5), number(6))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from gptmill.generation.reader import Reader, Reading
+from gptmill.generation.cached_batch import CachedBatch, CachedSequence
 from gptmill.generation.sampling import GenerationConfig, penalised
 from gptmill.model.gpt import GPT
 
@@ -23,16 +23,18 @@ def beam_search(
     model: GPT, prompt: Sequence[int], config: GenerationConfig, *, stop_ids: Collection[int]
 ) -> list[int]:
     """Return the ids that continue a prompt, without the stop id."""
-    reader: Reader[Reading] = Reader(model, config.beams, len(prompt) + config.max_new_tokens)
-    reader.join([Reading(list(prompt))])
+    batch: CachedBatch[CachedSequence] = CachedBatch(
+        model, config.beams, len(prompt) + config.max_new_tokens
+    )
+    batch.join([CachedSequence(list(prompt))])
     scores = [0.0]
     finished: list[tuple[float, list[int]]] = []
     for length in range(1, config.max_new_tokens + 1):
-        likeliest = _extended(reader, scores, config, n_kept=config.beams * (1 + len(stop_ids)))
+        likeliest = _extended(batch, scores, config, n_kept=config.beams * (1 + len(stop_ids)))
         ends = [new in stop_ids or length == config.max_new_tokens for _, _, new in likeliest]
         for (score, beam, new), end in list(zip(likeliest, ends, strict=True))[: config.beams]:
             if end:
-                ids = [*reader.rows[beam].ids[len(prompt) :], new]
+                ids = [*batch.rows[beam].ids[len(prompt) :], new]
                 finished.append((score / length**config.length_penalty, ids))
         finished = sorted(finished, key=lambda found: -found[0])[: config.beams]
         going = [found for found, end in zip(likeliest, ends, strict=True) if not end]
@@ -40,21 +42,25 @@ def beam_search(
         if not going or _decided(going[0][0], finished, length, config):
             break
         scores = [score for score, _, _ in going]
-        _go_on(reader, going)
+        _go_on(batch, going)
     best = finished[0][1]
     return best[:-1] if best[-1] in stop_ids else best
 
 
 def _extended(
-    reader: Reader[Reading], scores: Sequence[float], config: GenerationConfig, *, n_kept: int
+    batch: CachedBatch[CachedSequence],
+    scores: Sequence[float],
+    config: GenerationConfig,
+    *,
+    n_kept: int,
 ) -> list[Candidate]:
     """Return the likeliest of all beams with one more id, the best first."""
-    found = reader.next_logits().log_softmax(-1)  # (B, V)
+    found = batch.next_logits().log_softmax(-1)  # (B, V)
     if config.repetition_penalty != 1:
         found = torch.stack(
             [
                 penalised(row, reading.ids, config.repetition_penalty)
-                for row, reading in zip(found, reader.rows, strict=True)
+                for row, reading in zip(found, batch.rows, strict=True)
             ]
         )
     found = found + torch.tensor(scores, device=found.device)[:, None]
@@ -76,8 +82,8 @@ def _decided(
     return best / float(length**config.length_penalty) <= worst
 
 
-def _go_on(reader: Reader[Reading], going: Sequence[Candidate]) -> None:
+def _go_on(batch: CachedBatch[CachedSequence], going: Sequence[Candidate]) -> None:
     """Let the beams be those that go on, each with its new id."""
-    rows = reader.rows
-    found = [Reading([*rows[beam].ids, new], rows[beam].start) for _, beam, new in going]
-    reader.replace(found, [beam for _, beam, _ in going])
+    rows = batch.rows
+    found = [CachedSequence([*rows[beam].ids, new], rows[beam].start) for _, beam, new in going]
+    batch.replace(found, [beam for _, beam, _ in going])

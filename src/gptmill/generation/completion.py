@@ -1,4 +1,4 @@
-"""A model that speaks: text out of prompts of ids, piece by piece, with the reason it ended.
+"""A model that speaks: text out of prompts of ids, delta by delta, with the reason it ended.
 
 The command line and the server speak through this module alone, so that both stop at the same
 strings and ids and show the same text.
@@ -11,12 +11,12 @@ from typing import Literal, Self
 
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.generation.decoder import (
-    Batch,
+    DecodingBatch,
+    DecodingSequence,
     GenerationConfig,
-    Row,
     generate,
 )
-from gptmill.generation.quantization import Kind, quantize
+from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
 from gptmill.tokenizer.chat_template import Template
 from gptmill.tokenizer.stream import TextStream
@@ -26,11 +26,11 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one step adds to a speech: an id, the text that may be shown by now, why it ended.
+class Delta:
+    """What one step adds to a completion: an id, the text that may be shown by now, why it ended.
 
-    Text comes late where it may be the beginning of a stop string or of a character. A speech
-    that ends at a stop id has a last piece without an id.
+    Text comes late where it may be the beginning of a stop string or of a character. A completion
+    that ends at a stop id has a last delta without an id.
     """
 
     row: int
@@ -40,73 +40,73 @@ class Piece:
 
 
 @dataclass(eq=False)
-class Speech:
+class Completion:
     """One prompt that is being continued; `index` is its place among those asked for together."""
 
     index: int
-    row: Row
+    row: DecodingSequence
     text: TextStream
 
-    def take(self, new_id: int | None) -> Piece:
+    def take(self, new_id: int | None) -> Delta:
         """Return what the row's next id adds; None where the row has ended at a stop id."""
         if new_id is None:
-            return Piece(self.index, None, self.text.finish(), "stop")
+            return Delta(self.index, None, self.text.finish(), "stop")
         shown = self.text.feed(new_id)
         if self.text.stopped:
-            return Piece(self.index, new_id, shown, "stop")
+            return Delta(self.index, new_id, shown, "stop")
         if self.row.ended:
-            return Piece(self.index, new_id, shown + self.text.finish(), "length")
-        return Piece(self.index, new_id, shown, None)
+            return Delta(self.index, new_id, shown + self.text.finish(), "length")
+        return Delta(self.index, new_id, shown, None)
 
 
-class Talk:
+class CompletionBatch:
     """Speeches that are decoded together; they join and leave between two steps."""
 
     def __init__(
-        self, model: GPT, n_rows: int, capacity: int, *, read_beside: int | None = None
+        self, model: GPT, n_rows: int, capacity: int, *, prefill_budget: int | None = None
     ) -> None:
-        """Make room for `n_rows` speeches of up to `capacity` ids, prompt and continuation.
+        """Make room for `n_rows` completions of up to `capacity` ids, prompt and continuation.
 
-        `read_beside`: see reader.py.
+        `prefill_budget`: see cached_batch.py.
         """
-        self._batch = Batch(model, n_rows, capacity, read_beside=read_beside)
-        self._speeches: dict[int, Speech] = {}  # by their rows
+        self._batch = DecodingBatch(model, n_rows, capacity, prefill_budget=prefill_budget)
+        self._completions: dict[int, Completion] = {}  # by their rows
 
     @property
     def room(self) -> int:
-        """Return how many more speeches may join."""
+        """Return how many more completions may join."""
         return self._batch.n_rows - len(self._batch.rows)
 
-    def join(self, speech: Speech) -> None:
-        """Take a speech in; its prompt is read at the next step."""
-        self._speeches[id(speech.row)] = speech
-        self._batch.join([speech.row])
+    def join(self, completion: Completion) -> None:
+        """Take a completion in; its prompt is read at the next step."""
+        self._completions[id(completion.row)] = completion
+        self._batch.join([completion.row])
 
-    def leave(self, speech: Speech) -> None:
-        """Let a speech go that has not ended."""
-        del self._speeches[id(speech.row)]
-        self._batch.leave(speech.row)
+    def leave(self, completion: Completion) -> None:
+        """Let a completion go that has not ended."""
+        del self._completions[id(completion.row)]
+        self._batch.leave(completion.row)
 
-    def step(self) -> list[tuple[Speech, Piece]]:
-        """Add one id to each speech whose prompt is read by now; those that have ended leave."""
+    def step(self) -> list[tuple[Completion, Delta]]:
+        """Add one id to each completion whose prompt is read; remove those that have ended."""
         rows = list(self._batch.rows)
         new_ids = {id(row): new for row, new in self._batch.step()}
         found = []
         for row in rows:
             if id(row) not in new_ids and not row.ended:
                 continue  # its prompt is being read
-            speech = self._speeches[id(row)]
-            piece = speech.take(new_ids.get(id(row)))
-            found.append((speech, piece))
+            completion = self._completions[id(row)]
+            delta = completion.take(new_ids.get(id(row)))
+            found.append((completion, delta))
             if row.ended:
-                del self._speeches[id(row)]
-            elif piece.finish:
-                self.leave(speech)
+                del self._completions[id(row)]
+            elif delta.finish:
+                self.leave(completion)
         return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speaker:
+class TextGenerator:
     """A model, its tokenizer, and its chat template if it has one."""
 
     name: str
@@ -115,7 +115,9 @@ class Speaker:
     template: Template | None
 
     @classmethod
-    def open(cls, folder: Path, *, weights: Kind | None = None, device: str = "cpu") -> Self:
+    def open(
+        cls, folder: Path, *, weights: WeightFormat | None = None, device: str = "cpu"
+    ) -> Self:
         """Read a checkpoint folder; dropout is off.
 
         `weights` lays them out for decoding, see quantization.py; None leaves them as they are.
@@ -144,46 +146,46 @@ class Speaker:
         end = frozenset([self.tokenizer.eot_id])
         return end if self.template is None else end | self.template.stop_ids(self.tokenizer)
 
-    def speeches(
+    def completions(
         self,
         prompts: Sequence[Sequence[int]],
         config: GenerationConfig,
         *,
         stops: Sequence[str] = (),
         seed: int,
-    ) -> list[Speech]:
-        """Return speeches that have not begun; each draws from a random stream of its own."""
+    ) -> list[Completion]:
+        """Return completions that have not begun; each draws from a random stream of its own."""
         ends = self.stop_ids
         return [
-            Speech(
+            Completion(
                 index,
-                Row.begin(prompt, config, stop_ids=ends, seed=seed, index=index),
+                DecodingSequence.begin(prompt, config, stop_ids=ends, seed=seed, index=index),
                 TextStream(self.tokenizer, stops),
             )
             for index, prompt in enumerate(prompts)
         ]
 
-    def speak(
+    def stream(
         self, prompt: Sequence[int], config: GenerationConfig, *, stops: Sequence[str], seed: int
-    ) -> Iterator[Piece]:
-        """Yield the pieces of one prompt's continuation; a beam search's all at the end."""
-        speech = self.speeches([prompt], config, stops=stops, seed=seed)[0]
+    ) -> Iterator[Delta]:
+        """Yield the deltas of one prompt's continuation; a beam search's all at the end."""
+        completion = self.completions([prompt], config, stops=stops, seed=seed)[0]
         if config.beams > 1:
-            yield from self._searched(prompt, config, speech)
+            yield from self._searched(prompt, config, completion)
             return
-        talk = Talk(self.model, 1, len(prompt) + config.max_new_tokens)
-        talk.join(speech)
-        while not talk.room:
-            yield from (piece for _, piece in talk.step())
+        batch = CompletionBatch(self.model, 1, len(prompt) + config.max_new_tokens)
+        batch.join(completion)
+        while not batch.room:
+            yield from (delta for _, delta in batch.step())
 
     def _searched(
-        self, prompt: Sequence[int], config: GenerationConfig, speech: Speech
-    ) -> Iterator[Piece]:
+        self, prompt: Sequence[int], config: GenerationConfig, completion: Completion
+    ) -> Iterator[Delta]:
         ids = generate(self.model, [prompt], config, stop_ids=self.stop_ids, seed=0)[0]
         for new_id in ids:
-            speech.row.take(new_id)
-            piece = speech.take(new_id)
-            yield piece
-            if piece.finish:
+            completion.row.take(new_id)
+            delta = completion.take(new_id)
+            yield delta
+            if delta.finish:
                 return
-        yield speech.take(None)
+        yield completion.take(None)

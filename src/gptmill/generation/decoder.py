@@ -12,17 +12,17 @@ from typing import Literal
 import torch
 
 from gptmill.generation.beams import beam_search
-from gptmill.generation.reader import Reader, Reading
+from gptmill.generation.cached_batch import CachedBatch, CachedSequence
 from gptmill.generation.sampling import GenerationConfig, choose
 from gptmill.model.gpt import GPT
 
-__all__ = ["Batch", "GenerationConfig", "Row", "generate", "stream"]
+__all__ = ["DecodingBatch", "DecodingSequence", "GenerationConfig", "generate", "stream"]
 
 ROWS_AT_ONCE = 32  # prompts decoded together; bounds the memory of the cache
 
 
 @dataclass
-class Row(Reading):
+class DecodingSequence(CachedSequence):
     """A prompt and what follows it so far, how that is chosen, and how it ended."""
 
     config: GenerationConfig = field(kw_only=True)
@@ -40,7 +40,7 @@ class Row(Reading):
         stop_ids: Collection[int],
         seed: int,
         index: int = 0,
-    ) -> "Row":
+    ) -> "DecodingSequence":
         """Return the row of a prompt; `index` tells rows of one seed apart.
 
         Raises ValueError for a prompt without ids.
@@ -74,10 +74,10 @@ class Row(Reading):
         return True
 
 
-class Batch(Reader[Row]):
+class DecodingBatch(CachedBatch[DecodingSequence]):
     """Rows that are decoded together, each by its own config; they may join at any step."""
 
-    def step(self) -> list[tuple[Row, int]]:
+    def step(self) -> list[tuple[DecodingSequence, int]]:
         """Choose the next id of each row that is ready; return those with a new id to show.
 
         Rows that have ended leave.
@@ -96,7 +96,7 @@ class Batch(Reader[Row]):
                 self.leave(row)
         return found
 
-    def run(self, rows: Sequence[Row]) -> None:
+    def run(self, rows: Sequence[DecodingSequence]) -> None:
         """Decode rows to their ends, each joining as soon as there is room."""
         waiting = deque(sorted(rows, key=lambda row: len(row.ids)))
         while waiting or self.rows:
@@ -115,13 +115,13 @@ def generate(
 ) -> list[list[int]]:
     """Return the ids that continue each prompt, up to a stop id, which is not among them.
 
-    What is read of a row that outgrows the context is said in reader.py.
+    What is read of a row that outgrows the context is said in cached_batch.py.
     """
     rows = _rows(prompts, config, stop_ids, seed)
     if config.beams > 1:
         return [beam_search(model, row.ids, config, stop_ids=row.stop_ids) for row in rows]
     if rows:
-        Batch(model, min(len(rows), ROWS_AT_ONCE), _longest(rows)).run(rows)
+        DecodingBatch(model, min(len(rows), ROWS_AT_ONCE), _longest(rows)).run(rows)
     return [row.new_ids for row in rows]
 
 
@@ -144,10 +144,10 @@ def stream(
     return _steps(model, rows)
 
 
-def _steps(model: GPT, rows: list[Row]) -> Iterator[list[int | None]]:
+def _steps(model: GPT, rows: list[DecodingSequence]) -> Iterator[list[int | None]]:
     if not rows:
         return
-    batch = Batch(model, len(rows), _longest(rows))
+    batch = DecodingBatch(model, len(rows), _longest(rows))
     batch.join(rows)
     while batch.rows:
         found = {id(row): new for row, new in batch.step()}
@@ -160,13 +160,13 @@ def _rows(
     config: GenerationConfig,
     stop_ids: Collection[int],
     seed: int,
-) -> list[Row]:
+) -> list[DecodingSequence]:
     return [
-        Row.begin(prompt, config, stop_ids=stop_ids, seed=seed, index=index)
+        DecodingSequence.begin(prompt, config, stop_ids=stop_ids, seed=seed, index=index)
         for index, prompt in enumerate(prompts)
     ]
 
 
-def _longest(rows: Sequence[Row]) -> int:
+def _longest(rows: Sequence[DecodingSequence]) -> int:
     """Return how many positions a row may need."""
     return max(len(row.ids) + row.config.max_new_tokens for row in rows)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gptmill.model.gpt import GPT
 
-Kind = Literal["fp32", "bf16", "int8"]
+WeightFormat = Literal["fp32", "bf16", "int8"]
 
 INT8_LIMIT = 127
 INT8_WIDTH = 32  # torch's int8 kernel reads past the end of other widths than multiples (2.13)
@@ -33,14 +33,14 @@ INT8_ROWS = 16  # above so many rows the weights are unpacked once, and oneDNN m
 SHORTLIST = 64  # ids whose logits are computed once more, exactly
 
 
-def quantize(model: GPT, kind: Kind) -> GPT:
+def quantize(model: GPT, kind: WeightFormat) -> GPT:
     """Return a model for decoding that shares what is not quantized with `model`.
 
     It cannot be trained or saved. A tied head becomes a layer of its own, and the embedding that
     it was tied to keeps its values.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind is {kind!r}: allowed are {', '.join(get_args(Kind))}")
+    if kind not in get_args(WeightFormat):
+        raise ValueError(f"kind is {kind!r}: allowed are {', '.join(get_args(WeightFormat))}")
     assert not model.training, "a quantized model does not learn"
     quantized = _converted(model, kind)
     assert isinstance(quantized, GPT)
@@ -50,7 +50,7 @@ def quantize(model: GPT, kind: Kind) -> GPT:
     return quantized
 
 
-def _converted(module: nn.Module, kind: Kind) -> nn.Module:
+def _converted(module: nn.Module, kind: WeightFormat) -> nn.Module:
     """Return a copy of the tree of modules, with other linear layers and the same parameters.
 
     The head is left out.
@@ -66,7 +66,7 @@ def _converted(module: nn.Module, kind: Kind) -> nn.Module:
     return twin
 
 
-def _layer(weight: Tensor, bias: Tensor | None, kind: Kind) -> nn.Module:
+def _layer(weight: Tensor, bias: Tensor | None, kind: WeightFormat) -> nn.Module:
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if kind == "int8":
         return Int8Linear(weight, bias)

@@ -45,7 +45,7 @@ def language_loss(model: nn.Module, batch: Batch) -> Tensor:
     return head_loss(hidden, model.head_weight, targets)
 
 
-def kept(batch: Batch) -> Batch:
+def drop_ignored(batch: Batch) -> Batch:
     """Return (ids (B, T), targets (B, T)) and, where some are `IGNORE`, the others' places (N,).
 
     Targets that are left out then cost nothing at the head, and where they are is found on
@@ -56,7 +56,7 @@ def kept(batch: Batch) -> Batch:
 
 
 LANGUAGE = Objective(
-    loss=language_loss, count=lambda batch: int((batch[1] != IGNORE).sum()), prepare=kept
+    loss=language_loss, count=lambda batch: int((batch[1] != IGNORE).sum()), prepare=drop_ignored
 )
 """The next token's loss; a batch is (ids (B, T), targets (B, T)), `IGNORE` where none counts."""
 

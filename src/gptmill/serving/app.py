@@ -11,49 +11,49 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from gptmill.generation.completion import Speaker
+from gptmill.generation.completion import TextGenerator
 from gptmill.serving import requests
 from gptmill.serving.decoding import Decoding, Stream, whole
 from gptmill.serving.errors import ApiError, as_api_error, error_body
 from gptmill.serving.gate import MOST_BYTES, TooLargeError
 from gptmill.serving.requests import ChatRequest, CompletionRequest, Limits, Work
-from gptmill.serving.wire import Answer, Form
+from gptmill.serving.wire import Answer, AnswerKind
 from gptmill.serving.worker import Worker
 
 PAGE = Path(__file__).with_name("page.html")
 
 
-def build(speaker: Speaker, worker: Worker, limits: Limits) -> FastAPI:
-    """Return the application that answers with `speaker`, decoding in `worker`."""
+def build(generator: TextGenerator, worker: Worker, limits: Limits) -> FastAPI:
+    """Return the application that answers with `generator`, decoding in `worker`."""
     # no pages of FastAPI's own: they load scripts from elsewhere
     app = FastAPI(title="gptmill", docs_url=None, redoc_url=None, openapi_url=None)
     _add_errors(app)
-    _add_answers(app, speaker, worker, limits)
-    _add_facts(app, speaker, worker)
+    _add_answers(app, generator, worker, limits)
+    _add_facts(app, generator, worker)
     return app
 
 
-def _add_answers(app: FastAPI, speaker: Speaker, worker: Worker, limits: Limits) -> None:
+def _add_answers(app: FastAPI, generator: TextGenerator, worker: Worker, limits: Limits) -> None:
     """Add the two addresses that decode. Requests are read beside the loop: tokenizing is work."""
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
         asked = requests.parse(await request.body(), ChatRequest)
-        _check_model(asked.model, speaker)
-        work = await run_in_threadpool(requests.chat_work, asked, speaker, limits)
-        return await _answer(request, "chat", work, speaker, worker)
+        _check_model(asked.model, generator)
+        work = await run_in_threadpool(requests.chat_work, asked, generator, limits)
+        return await _answer(request, "chat", work, generator, worker)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         asked = requests.parse(await request.body(), CompletionRequest)
-        _check_model(asked.model, speaker)
-        work = await run_in_threadpool(requests.completion_work, asked, speaker, limits)
-        return await _answer(request, "text", work, speaker, worker)
+        _check_model(asked.model, generator)
+        work = await run_in_threadpool(requests.completion_work, asked, generator, limits)
+        return await _answer(request, "text", work, generator, worker)
 
 
-def _add_facts(app: FastAPI, speaker: Speaker, worker: Worker) -> None:
+def _add_facts(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
     """Add what is known without decoding."""
-    facts = {"id": speaker.name, "object": "model", "created": 0, "owned_by": "gptmill"}
+    facts = {"id": generator.name, "object": "model", "created": 0, "owned_by": "gptmill"}
     content = PAGE.read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": content_security_policy(content),
@@ -68,7 +68,7 @@ def _add_facts(app: FastAPI, speaker: Speaker, worker: Worker) -> None:
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        _check_model(name, speaker)
+        _check_model(name, generator)
         return facts
 
     @app.get("/health")
@@ -96,19 +96,19 @@ def content_security_policy(page: str) -> str:
     )
 
 
-def _check_model(name: str, speaker: Speaker) -> None:
-    if name != speaker.name:
-        message = f"the model {name!r} does not exist; this server has {speaker.name!r}"
+def _check_model(name: str, generator: TextGenerator) -> None:
+    if name != generator.name:
+        message = f"the model {name!r} does not exist; this server has {generator.name!r}"
         raise ApiError(404, message, code="model_not_found", param="model")
 
 
 async def _answer(
-    request: Request, form: Form, work: Work, speaker: Speaker, worker: Worker
+    request: Request, form: AnswerKind, work: Work, generator: TextGenerator, worker: Worker
 ) -> Response:
-    answer = Answer(form, speaker.name, work)
+    answer = Answer(form, generator.name, work)
     # in the line before the response begins: a full line is an error with a status of its own
     decoding = Decoding(
-        worker, speaker.speeches(work.prompts, work.config, stops=work.stops, seed=work.seed)
+        worker, generator.completions(work.prompts, work.config, stops=work.stops, seed=work.seed)
     )
     return Stream(answer, decoding) if work.stream else await whole(request, answer, decoding)
 

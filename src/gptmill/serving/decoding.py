@@ -1,4 +1,4 @@
-"""Between the event loop and the decoder's thread: a job's pieces, awaited, and its end.
+"""Between the event loop and the decoder's thread: a job's deltas, awaited, and its end.
 
 A client that leaves takes its job out of the worker, whether it waits, is being answered, or
 was about to be.
@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gptmill.generation.completion import Piece, Speech
+from gptmill.generation.completion import Completion, Delta
 from gptmill.serving.errors import as_api_error
 from gptmill.serving.wire import Answer, event
 from gptmill.serving.worker import Event, Job, Worker
@@ -22,7 +22,7 @@ CLIENT_LEFT = 499  # the status that proxies note for it; nobody is there to rea
 class Decoding:
     """A job in the worker, seen from the event loop. Raises what `Worker.submit` raises."""
 
-    def __init__(self, worker: Worker, speeches: Sequence[Speech]) -> None:
+    def __init__(self, worker: Worker, completions: Sequence[Completion]) -> None:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -31,11 +31,11 @@ class Decoding:
 
         self._events = events
         self._worker = worker
-        self._job = Job(speeches, tell)
+        self._job = Job(completions, tell)
         worker.submit(self._job)
 
-    async def steps(self) -> AsyncGenerator[list[Piece], None]:
-        """Yield each step's pieces as they come; raise what went wrong in the worker."""
+    async def steps(self) -> AsyncGenerator[list[Delta], None]:
+        """Yield each step's deltas as they come; raise what went wrong in the worker."""
         while (event := await self._events.get()) is not None:
             if isinstance(event, BaseException):
                 raise event
@@ -83,9 +83,9 @@ async def _events(answer: Answer, decoding: Decoding) -> AsyncGenerator[bytes, N
     for sent in answer.opening():
         yield sent
     try:
-        async for pieces in decoding.steps():
-            answer.take(pieces)
-            for sent in answer.events(pieces):
+        async for deltas in decoding.steps():
+            answer.take(deltas)
+            for sent in answer.events(deltas):
                 yield sent
     except Exception as error:  # the status is sent already: what went wrong is an event
         yield event(as_api_error(error).body)
@@ -95,8 +95,8 @@ async def _events(answer: Answer, decoding: Decoding) -> AsyncGenerator[bytes, N
 
 
 async def _take_all(answer: Answer, decoding: Decoding) -> None:
-    async for pieces in decoding.steps():
-        answer.take(pieces)
+    async for deltas in decoding.steps():
+        answer.take(deltas)
 
 
 async def _left(request: Request) -> None:

@@ -84,7 +84,7 @@ class TooLargeError(Exception):
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Return a `receive` that stops a body that is sent in pieces and never ends."""
+    """Return a `receive` that stops a body that is sent in deltas and never ends."""
     read = 0
 
     async def bounded() -> Message:

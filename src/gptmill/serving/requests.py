@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
-from gptmill.generation.completion import Speaker
+from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.serving.errors import ApiError
 
@@ -169,12 +169,12 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         raise _told(error) from None
 
 
-def chat_work(asked: ChatRequest, speaker: Speaker, limits: Limits) -> Work:
+def chat_work(asked: ChatRequest, generator: TextGenerator, limits: Limits) -> Work:
     """Return the work of a conversation, rendered as training rows were."""
-    if speaker.template is None:
+    if generator.template is None:
         raise ApiError(
             400,
-            f"{speaker.name} has no chat template: it is no assistant; ask /v1/completions",
+            f"{generator.name} has no chat template: it is no assistant; ask /v1/completions",
             code="model_not_supported",
             param="model",
         )
@@ -184,7 +184,7 @@ def chat_work(asked: ChatRequest, speaker: Speaker, limits: Limits) -> Work:
         )
     try:
         messages = [message.plain() for message in asked.messages]
-        prompt = speaker.template.encode(speaker.tokenizer, messages)
+        prompt = generator.template.encode(generator.tokenizer, messages)
     except ValueError as error:
         raise ApiError(400, f"messages: {error}", param="messages") from None
     wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
@@ -192,24 +192,24 @@ def chat_work(asked: ChatRequest, speaker: Speaker, limits: Limits) -> Work:
     return _work(asked, [prompt], limits, max_new_tokens=room if wanted is None else wanted)
 
 
-def completion_work(asked: CompletionRequest, speaker: Speaker, limits: Limits) -> Work:
+def completion_work(asked: CompletionRequest, generator: TextGenerator, limits: Limits) -> Work:
     """Return the work of texts to continue."""
-    prompts, wanted = _prompts(asked.prompt, speaker), asked.max_tokens
+    prompts, wanted = _prompts(asked.prompt, generator), asked.max_tokens
     room = _room(prompts, limits, wanted, param="prompt")
     most = min(COMPLETION_TOKENS, room) if wanted is None else wanted
     return _work(asked, prompts, limits, max_new_tokens=most)
 
 
-def _prompts(given: str | Sequence[Any] | None, speaker: Speaker) -> list[list[int]]:
+def _prompts(given: str | Sequence[Any] | None, generator: TextGenerator) -> list[list[int]]:
     if given is None or isinstance(given, str):
         given = [given or ""]
     elif given and isinstance(given[0], int):
         given = [given]
     if not given:
         raise ApiError(400, "prompt is an empty list", param="prompt")
-    encode, end = speaker.tokenizer.encode, speaker.tokenizer.eot_id
+    encode, end = generator.tokenizer.encode, generator.tokenizer.eot_id
     prompts = [encode(one) if isinstance(one, str) else list(one) for one in given]
-    n_ids = speaker.model.config.vocab_size
+    n_ids = generator.model.config.vocab_size
     if any(not 0 <= index < n_ids for prompt in prompts for index in prompt):
         raise ApiError(400, f"prompt has a token that is not in 0 to {n_ids - 1}", param="prompt")
     return [prompt or [end] for prompt in prompts]

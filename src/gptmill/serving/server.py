@@ -9,7 +9,7 @@ from typing import Self
 
 import uvicorn
 
-from gptmill.generation.completion import Speaker
+from gptmill.generation.completion import TextGenerator
 from gptmill.serving.app import build
 from gptmill.serving.gate import LOOPBACK_NAMES, Gate
 from gptmill.serving.requests import Limits
@@ -63,7 +63,7 @@ def address(bound: socket.socket, host: str) -> str:
 
 
 def run(
-    speaker: Speaker,
+    generator: TextGenerator,
     bound: socket.socket,
     *,
     admission: Admission,
@@ -75,7 +75,7 @@ def run(
 
     Then nothing new is let in, and what is under way ends with an error.
     """
-    app = build(speaker, worker, limits)
+    app = build(generator, worker, limits)
     gate = Gate(app, key=admission.key, hosts=admission.hosts)
     config = uvicorn.Config(
         gate,

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gptmill.generation.completion import Finish, Piece
+from gptmill.generation.completion import Delta, Finish
 from gptmill.serving.requests import Work
 
-Form = Literal["chat", "text"]
+AnswerKind = Literal["chat", "text"]
 
 DONE = b"data: [DONE]\n\n"
 
@@ -22,9 +22,9 @@ def event(content: dict[str, Any]) -> bytes:
 
 @dataclass
 class Answer:
-    """An answer as it grows: takes the decoder's pieces, gives what the API sends."""
+    """An answer as it grows: takes the decoder's deltas, gives what the API sends."""
 
-    form: Form
+    form: AnswerKind
     model: str
     work: Work
     created: int = field(default_factory=lambda: int(time.time()))
@@ -37,12 +37,12 @@ class Answer:
         self.texts = [[] for _ in self.work.prompts]
         self.finishes = [None for _ in self.work.prompts]
 
-    def take(self, pieces: list[Piece]) -> None:
+    def take(self, deltas: list[Delta]) -> None:
         """Add what a step gave."""
-        for piece in pieces:
-            self.new_tokens += piece.id is not None
-            self.texts[piece.row].append(piece.text)
-            self.finishes[piece.row] = piece.finish or self.finishes[piece.row]
+        for delta in deltas:
+            self.new_tokens += delta.id is not None
+            self.texts[delta.row].append(delta.text)
+            self.finishes[delta.row] = delta.finish or self.finishes[delta.row]
 
     def whole(self) -> dict[str, Any]:
         """Return the finished answer."""
@@ -59,15 +59,15 @@ class Answer:
             for row in range(len(self.texts)):
                 yield self._chunk([self._choice(row, said, None)])
 
-    def events(self, pieces: list[Piece]) -> Iterator[bytes]:
+    def events(self, deltas: list[Delta]) -> Iterator[bytes]:
         """Yield the events of a step: text that may be shown, and ends."""
-        for piece in pieces:
-            if piece.text:
-                said = self._said(piece.text, streamed=True)
-                yield self._chunk([self._choice(piece.row, said, None)])
-            if piece.finish:
+        for delta in deltas:
+            if delta.text:
+                said = self._said(delta.text, streamed=True)
+                yield self._chunk([self._choice(delta.row, said, None)])
+            if delta.finish:
                 said = {"delta": {}} if self.form == "chat" else {"text": ""}
-                yield self._chunk([self._choice(piece.row, said, piece.finish)])
+                yield self._chunk([self._choice(delta.row, said, delta.finish)])
 
     def closing(self) -> Iterator[bytes]:
         """Yield the events after the last text."""

@@ -12,45 +12,47 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from gptmill.generation.completion import Piece, Speech, Talk
+from gptmill.generation.completion import Completion, CompletionBatch, Delta
 from gptmill.serving.errors import ApiError
 
-PATIENCE = 10.0
+JOIN_TIMEOUT_S = 10.0
 """Seconds that `join` waits for the step under way."""
 
-Event = list[Piece] | Exception | None
-"""What a job is told: the pieces of a step, what went wrong, or None at its end."""
+Event = list[Delta] | Exception | None
+"""What a job is told: the deltas of a step, what went wrong, or None at its end."""
 
 
 @dataclass(eq=False)
 class Job:
     """Speeches of one request, and whom to tell. `tell` is called in the worker's thread."""
 
-    speeches: Sequence[Speech]
+    completions: Sequence[Completion]
     tell: Callable[[Event], None]
-    waiting: deque[Speech] = field(init=False)
-    going: list[Speech] = field(init=False, default_factory=list)
+    waiting: deque[Completion] = field(init=False)
+    going: list[Completion] = field(init=False, default_factory=list)
     cancelled: bool = False
 
     def __post_init__(self) -> None:
-        self.waiting = deque(self.speeches)
+        self.waiting = deque(self.completions)
 
     @property
     def begun(self) -> bool:
-        """Say whether any of its speeches has begun."""
-        return len(self.waiting) < len(self.speeches)
+        """Say whether any of its completions has begun."""
+        return len(self.waiting) < len(self.completions)
 
 
 class Worker:
     """Decodes jobs in a thread of its own, from its making until `close`.
 
-    `open_talk` makes what they are decoded in: once, and anew after a step that failed.
+    `open_batch` makes what they are decoded in: once, and anew after a step that failed.
     """
 
-    def __init__(self, open_talk: Callable[[], Talk], *, at_once: int, max_waiting: int) -> None:
+    def __init__(
+        self, open_batch: Callable[[], CompletionBatch], *, at_once: int, max_waiting: int
+    ) -> None:
         self.at_once = at_once
         self.max_waiting = max_waiting
-        self._open_talk = open_talk
+        self._open_batch = open_batch
         self._jobs: list[Job] = []  # in the order in which they came
         self._changed = threading.Condition()
         self._closing = False
@@ -93,10 +95,10 @@ class Worker:
 
     def join(self) -> None:
         """Wait until the thread has ended, though not for ever: a step may take long."""
-        self._thread.join(PATIENCE)
+        self._thread.join(JOIN_TIMEOUT_S)
 
     def _line(self) -> tuple[int, int]:
-        """Return how many jobs wait, and how many speeches are wanted by all together."""
+        """Return how many jobs wait, and how many completions are wanted by all together."""
         waiting = wanted = 0
         for job in self._jobs:
             waiting += wanted >= self.at_once and not job.begun
@@ -104,42 +106,42 @@ class Worker:
         return waiting, wanted
 
     def _run(self) -> None:
-        talk = self._open_talk()
-        while self._admit(talk):
+        batch = self._open_batch()
+        while self._admit(batch):
             try:
-                found = talk.step()
+                found = batch.step()
             except Exception as error:  # of all that are decoded together; what comes next goes on
                 self._end(error)
-                talk = self._open_talk()
+                batch = self._open_batch()
             else:
                 self._pass_on(found)
         self._end(_closing())
 
-    def _admit(self, talk: Talk) -> bool:
+    def _admit(self, batch: CompletionBatch) -> bool:
         """Let in whom there is room for, waiting for the first; return False at the end."""
         with self._changed:
             while not self._closing:
                 for job in [job for job in self._jobs if job.cancelled]:
                     self._jobs.remove(job)
-                    for speech in job.going:
-                        talk.leave(speech)
+                    for completion in job.going:
+                        batch.leave(completion)
                 for job in self._jobs:
-                    while job.waiting and talk.room:
+                    while job.waiting and batch.room:
                         job.going.append(job.waiting.popleft())
-                        talk.join(job.going[-1])
+                        batch.join(job.going[-1])
                 if self._jobs:
                     return True
                 self._changed.wait()
             return False
 
-    def _pass_on(self, found: Sequence[tuple[Speech, Piece]]) -> None:
-        """Tell each job what a step gave to its speeches, and those that are done their end."""
-        by_speech = dict(found)
+    def _pass_on(self, found: Sequence[tuple[Completion, Delta]]) -> None:
+        """Tell each job what a step gave to its completions, and those that are done their end."""
+        by_completion = dict(found)
         with self._changed:
             for job in list(self._jobs):
-                pieces = {s: by_speech[s] for s in job.going if s in by_speech}
-                _tell(job, list(pieces.values()))
-                job.going = [s for s in job.going if s not in pieces or not pieces[s].finish]
+                deltas = {s: by_completion[s] for s in job.going if s in by_completion}
+                _tell(job, list(deltas.values()))
+                job.going = [s for s in job.going if s not in deltas or not deltas[s].finish]
                 if not (job.going or job.waiting):
                     self._jobs.remove(job)
                     _tell(job, None)

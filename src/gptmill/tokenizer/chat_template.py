@@ -68,9 +68,9 @@ class Template:
         self, tokenizer: Tokenizer, messages: Messages, add_generation_prompt: bool = True
     ) -> list[int]:
         """Return the ids of messages; only special tokens of the template itself are special."""
-        disguise = Disguise.of(tokenizer, self.source, messages)
-        text = self.render(disguise.put_on(messages), add_generation_prompt)
-        return disguise.encode(tokenizer, text)
+        escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
+        text = self.render(escaping.escape(messages), add_generation_prompt)
+        return escaping.encode(tokenizer, text)
 
     def encode_exchange(
         self, tokenizer: Tokenizer, messages: Messages
@@ -81,15 +81,15 @@ class Template:
         template writes after the answer's end is left out. Raises ValueError where the
         template writes the answer elsewhere than after its prompt, or no end.
         """
-        disguise = Disguise.of(tokenizer, self.source, messages)
-        hidden = disguise.put_on(messages)
-        prompt, whole = self.render(hidden[:-1]), self.render(hidden, add_generation_prompt=False)
+        escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
+        escaped = escaping.escape(messages)
+        prompt, whole = self.render(escaped[:-1]), self.render(escaped, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ValueError(
                 "the chat template writes a conversation with its answer in another way than the "
                 "prompt for that answer; allowed is a template whose conversation goes on from it"
             )
-        answer = disguise.encode(tokenizer, whole[len(prompt) :])
+        answer = escaping.encode(tokenizer, whole[len(prompt) :])
         stops = self.stop_ids(tokenizer)
         end = next((place for place, index in enumerate(answer) if index in stops), None)
         if end is None:
@@ -97,7 +97,7 @@ class Template:
                 "the chat template writes no end after an answer; allowed is one of "
                 f"{', '.join(sorted(tokenizer.decode([index]) for index in stops))}"
             )
-        return disguise.encode(tokenizer, prompt), answer[: end + 1]
+        return escaping.encode(tokenizer, prompt), answer[: end + 1]
 
     def end_id(self, tokenizer: Tokenizer) -> int:
         """Return the id that the template writes at the end of an answer."""
@@ -121,7 +121,7 @@ def _read_stops(folder: Path) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class Disguise:
+class SpecialTokenEscaping:
     """Stand-ins for the first characters of special tokens that messages spell out.
 
     A spelled-out token is no longer one when it is looked for, and is itself again when its
@@ -143,11 +143,11 @@ class Disguise:
             raise ValueError("the messages hold every character of Unicode's private use area")
         return cls(stand_ins, _spelled_out(frozenset(tokenizer.special_ids)))
 
-    def put_on(self, messages: Messages) -> list[Any]:
+    def escape(self, messages: Messages) -> list[Any]:
         """Return messages in which no text, whatever its name, spells out a special token."""
-        return [_each_text(message, self._hide) for message in messages]
+        return [_each_text(message, self._escape_text) for message in messages]
 
-    def _hide(self, text: str) -> str:
+    def _escape_text(self, text: str) -> str:
         return self.spelled_out.sub(lambda found: self.stand_ins[found[0]], text)
 
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:

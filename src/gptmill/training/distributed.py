@@ -34,7 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gptmill.model.objectives import Batch
 
-PATIENCE = timedelta(minutes=10)
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A rank that lives but answers nothing for so long is given up; a dead one is noticed at once."""
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class World:
     def unwrap(self, module: nn.Module) -> None:
         """Undo `wrap`: on the first rank, a model that was sharded is then a plain one again."""
         if isinstance(module, Sharded):
-            module.put_together(self)
+            module.unshard(self)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return the context in which a wrapped module's gradients only add up, rank by rank.
@@ -91,7 +91,7 @@ class World:
             return waiting
         return nullcontext()
 
-    def settle(self, model: nn.Module) -> None:
+    def reshard(self, model: nn.Module) -> None:
         """Give back what an evaluation left put together of a sharded model."""
         for part in model.modules() if self.sharded else ():
             if isinstance(part, FSDPModule):
@@ -110,7 +110,7 @@ class World:
             dist.all_reduce(value)
         return value
 
-    def agree(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         """Return a value that each rank computed, the same on all to the last bit."""
         if isinstance(value, DTensor):
             return value.full_tensor()
@@ -118,11 +118,11 @@ class World:
             dist.broadcast(value, 0)
         return value
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
+    def any_rank_if_sharded(self, *flags: bool) -> tuple[bool, ...]:
         """Return which flags are up on any rank; unsharded ranks keep each to their own."""
-        return tuple(map(self.somewhere, flags)) if self.sharded else flags
+        return tuple(map(self.any_rank, flags)) if self.sharded else flags
 
-    def somewhere(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Return whether a flag is up on any rank."""
         if self.size == 1:
             return flag
@@ -130,7 +130,7 @@ class World:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised)
 
-    def tell(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Return the first rank's value."""
         if self.size == 1:
             return value
@@ -140,7 +140,7 @@ class World:
 
     # tensors of a state, on the CPU: sharded, each rank has its share; else the first has all
 
-    def held(self, tensor: Tensor) -> Tensor:
+    def to_cpu(self, tensor: Tensor) -> Tensor:
         """Return a copy of what this rank holds of a tensor; behind the first, only its shape.
 
         Sharded, each rank holds its share, and all of what is not shared out.
@@ -150,7 +150,7 @@ class World:
             return _share(mine.to_local().to("cpu", copy=True), mine, _on_cpu(self.size))
         return mine.to("cpu", copy=True) if self.sharded or self.rank == 0 else mine.to("meta")
 
-    def place(self, value: Tensor, like: Tensor) -> Tensor:
+    def to_device_like(self, value: Tensor, like: Tensor) -> Tensor:
         """Return what is held of a value where the tensor `like` is, on every rank."""
         if self.size == 1:
             return value
@@ -165,7 +165,7 @@ class World:
         dist.broadcast(whole, 0)
         return whole
 
-    def share_out(self, value: Tensor, like: Tensor) -> Tensor:
+    def shard(self, value: Tensor, like: Tensor) -> Tensor:
         """Return this rank's share, as `like` is shared out, of what the first rank has whole.
 
         What has another shape than `like` is not shared out: each rank has all of it.
@@ -176,14 +176,14 @@ class World:
         dist.broadcast(whole, 0)
         return whole
 
-    def blank_share(self, shape: Tensor, like: Tensor) -> DTensor:
+    def empty_shard(self, shape: Tensor, like: Tensor) -> DTensor:
         """Return a share like that of `like`, of the type that `shape` has, to be filled."""
         assert isinstance(like, DTensor)
         assert like.shape == shape.shape
         local = torch.empty(like.to_local().shape, dtype=shape.dtype)
         return _share(local, like, _on_cpu(self.size))
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         """Return all of a tensor on the first rank, on the CPU; behind it, only its shape."""
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
@@ -204,7 +204,7 @@ def _on_cpu(size: int) -> DeviceMesh:
     return init_device_mesh("cpu", (size,))
 
 
-SOLO = World()
+SINGLE_PROCESS = World()
 """This process alone."""
 
 
@@ -234,15 +234,17 @@ class Sharded(nn.Module):
         """Run the module on this rank's rows."""
         return self.module(*batch)
 
-    def put_together(self, world: World) -> None:
+    def unshard(self, world: World) -> None:
         """Make the model on the first rank what it was before, with the weights of now.
 
         `fully_shard` changes a model for good, so the object takes over the inside of a copy
         that was made before; whoever holds it need not know.
         """
         (model,), (plain,) = self._model, self._plain
-        world.settle(model)
-        weights = {name: world.whole(parameter) for name, parameter in model.named_parameters()}
+        world.reshard(model)
+        weights = {
+            name: world.full_tensor(parameter) for name, parameter in model.named_parameters()
+        }
         if world.rank == 0:
             device = next(model.parameters()).device
             plain.load_state_dict(weights, assign=True)
@@ -276,7 +278,7 @@ def join(device: str, *, shard: bool = False) -> Iterator[World]:
     Raises LostRankError where another rank goes.
     """
     if "RANK" not in os.environ:
-        yield SOLO
+        yield SINGLE_PROCESS
         return
     here: torch.device | None = None
     if device == "cuda":
@@ -284,7 +286,9 @@ def join(device: str, *, shard: bool = False) -> Iterator[World]:
         torch.cuda.set_device(here)
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=PATIENCE, device_id=here
+            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+            timeout=COLLECTIVE_TIMEOUT,
+            device_id=here,
         )
         size = dist.get_world_size()
         yield World(dist.get_rank(), size, shard and size > 1)

@@ -10,7 +10,7 @@ from gptmill.device import Device
 from gptmill.model.gpt import Block
 from gptmill.model.objectives import Batch, Objective
 from gptmill.training.distributed import World
-from gptmill.training.loader import Loaded
+from gptmill.training.loader import LoadedBatch
 
 
 class Gradients:
@@ -36,7 +36,9 @@ class Gradients:
         self._world = world
         self._seed = seed
 
-    def leave(self, loaded: Loaded, step: int, micro_batch: int | None) -> tuple[float, int | None]:
+    def backward(
+        self, loaded: LoadedBatch, step: int, micro_batch: int | None
+    ) -> tuple[float, int | None]:
         """Add a step's gradients to the model's; return its loss, and rows that fit together.
 
         With `micro_batch` None all rows go through at once. Where memory runs out the step
@@ -52,11 +54,11 @@ class Gradients:
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
-                micro_batch = self._fewer(micro_batch or loaded.rows, str(error).strip())
+                micro_batch = self._halve(micro_batch or loaded.rows, str(error).strip())
             # after the handler, whose error still holds what did not fit
-            self._drop()
+            self._zero_grad()
 
-    def rehearse(self, loaded: Loaded, micro_batch: int | None) -> int | None:
+    def warm_up(self, loaded: LoadedBatch, micro_batch: int | None) -> int | None:
         """Go through a step whose gradients are for nothing; return rows that fit on every rank.
 
         DDP sums gradients in the order in which its first step finds them ready, and only then:
@@ -66,17 +68,17 @@ class Gradients:
         """
         while True:
             rows = micro_batch or loaded.rows
-            what = self._misfit(loaded, rows)
-            self._drop()
-            if not self._world.somewhere(what is not None):
+            what = self._out_of_memory_message(loaded, rows)
+            self._zero_grad()
+            if not self._world.any_rank(what is not None):
                 break
             if rows == 1:
-                raise _too_much(what or "on another rank")
+                raise _one_row_too_large(what or "on another rank")
             micro_batch = rows // 2
-        self.leave(loaded, loaded.index, micro_batch)
+        self.backward(loaded, loaded.index, micro_batch)
         return micro_batch
 
-    def _misfit(self, loaded: Loaded, rows: int) -> str | None:
+    def _out_of_memory_message(self, loaded: LoadedBatch, rows: int) -> str | None:
         """Say what is wrong with so many rows at a time on this rank, whatever the others do."""
         try:
             self._accumulate(loaded, rows, alone=True)
@@ -86,12 +88,12 @@ class Gradients:
             return str(error).strip()
         return None
 
-    def _drop(self) -> None:
+    def _zero_grad(self) -> None:
         self._model.zero_grad(set_to_none=True)
         if self._device.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _accumulate(self, loaded: Loaded, rows: int, *, alone: bool = False) -> Tensor:
+    def _accumulate(self, loaded: LoadedBatch, rows: int, *, alone: bool = False) -> Tensor:
         """Add the gradients of all ranks, or of this one alone; return this one's loss."""
         parts = range(0, loaded.rows, rows)
         total = torch.zeros((), device=self._device.device)
@@ -113,7 +115,7 @@ class Gradients:
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(tensor.to(self._device.device, non_blocking=True) for tensor in batch)
 
-    def _fewer(self, rows: int, error: str) -> int:
+    def _halve(self, rows: int, error: str) -> int:
         """Return half as many rows. Raises ValueError where that is no way out."""
         first = error.splitlines()[0]
         if self._world.size > 1:
@@ -122,7 +124,7 @@ class Gradients:
                 f"runtime.micro_batch below that ({first})"
             ) from None
         if rows == 1:
-            raise _too_much(error) from None
+            raise _one_row_too_large(error) from None
         return rows // 2
 
 
@@ -143,7 +145,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _too_much(error: str) -> ValueError:
+def _one_row_too_large(error: str) -> ValueError:
     return ValueError(
         "memory ran out with one row at a time: shorten the context, take a smaller model "
         f"or a machine with more memory ({error.splitlines()[0]})"

@@ -13,7 +13,7 @@ from gptmill.training.distributed import World
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedBatch:
     """A batch, this rank's rows of it, and what is to be known of the whole."""
 
     index: int
@@ -33,9 +33,9 @@ class Loader:
     ) -> None:
         self._batches, self._objective, self._world, self._pin = batches, objective, world, pin
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._next: tuple[int, Future[Loaded]] | None = None
+        self._next: tuple[int, Future[LoadedBatch]] | None = None
 
-    def get(self, index: int) -> Loaded:
+    def get(self, index: int) -> LoadedBatch:
         """Return a batch, and begin with the one behind it."""
         if self._next is None or self._next[0] != index:
             self._next = (index, self._thread.submit(self._make, index))
@@ -43,7 +43,7 @@ class Loader:
         self._next = (index + 1, self._thread.submit(self._make, index + 1))
         return future.result()
 
-    def ask(self, question: Callable[[], Any]) -> Any:
+    def run_in_worker(self, question: Callable[[], Any]) -> Any:
         """Answer a question about the data in the thread that reads them."""
         return self._thread.submit(question).result()
 
@@ -51,10 +51,10 @@ class Loader:
         """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _make(self, index: int) -> Loaded:
+    def _make(self, index: int) -> LoadedBatch:
         whole = self._batches(index)
         rows = self._world.share(whole)
-        return Loaded(
+        return LoadedBatch(
             index=index,
             batch=tuple(tensor.pin_memory() for tensor in rows) if self._pin else rows,
             rows=self._world.largest_share(len(whole[0])),

@@ -44,7 +44,7 @@ class Plan:
     stopping: StoppingConfig
     guard: GuardConfig
     micro_batch: int | None
-    """Rows of a forward pass; None takes the whole step's, and half as many out of memory."""
+    """StepRows of a forward pass; None takes the whole step's, and half as many out of memory."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Step:
     fault: str | None
     """Why this step changed no weight; None for a good one."""
     micro_batch: int
-    """Rows of a forward pass."""
+    """StepRows of a forward pass."""
     tokens_per_second: float
     """Of this step alone, evaluation left out."""
     data_wait: float
@@ -82,7 +82,7 @@ class DivergedError(ValueError):
 
 
 @dataclass
-class Course:
+class Progress:
     """Where a training is: with the tensors, all that a state holds."""
 
     step: int = 0

@@ -24,21 +24,21 @@ from torch import Tensor, nn
 
 from gptmill.device import Device
 from gptmill.model.objectives import Batch, Objective
-from gptmill.training.distributed import SOLO, World, is_lost
+from gptmill.training.distributed import SINGLE_PROCESS, World, is_lost
 from gptmill.training.gradients import Gradients
 from gptmill.training.guard import Guard
-from gptmill.training.loader import Loaded, Loader
+from gptmill.training.loader import LoadedBatch, Loader
 from gptmill.training.optimizers import Optimizer, learning_rate_at
 from gptmill.training.plan import (
     WATCHED,
-    Course,
     DivergedError,
     Plan,
+    Progress,
     Step,
 )
 from gptmill.training.signals import uninterrupted
 from gptmill.training.state.shards import for_ranks, handed_out
-from gptmill.training.state.store import Rows, State, StateStore
+from gptmill.training.state.store import State, StateStore, StepRows
 
 
 class Trainer:
@@ -63,14 +63,14 @@ class Trainer:
         sample: Callable[[int], str] | None = None,
         describe: Callable[[int], Any] = lambda index: {"batch": index},
         store: StateStore | None = None,
-        world: World = SOLO,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.model = model
         self.plan = plan
         self.device = device
         self.world = world
         self.store = for_ranks(store, world)
-        self.rows: Rows = []
+        self.rows: StepRows = []
         self.bad_batches: list[dict[str, Any]] = []
         """Each bad step of this process: what was wrong, and what its batch was made of."""
         self._evaluate = evaluate
@@ -79,7 +79,7 @@ class Trainer:
         self._loader = Loader(batches, objective, world, pin=device.device == "cuda")
         self._gradients = Gradients(model, objective, device=device, world=world, seed=plan.seed)
         self._optimizer = Optimizer(model, plan.optimizer)
-        self._course = Course(micro_batch=plan.micro_batch)
+        self._progress = Progress(micro_batch=plan.micro_batch)
         self._guard = Guard(plan.guard)
         self._whole = True  # weights, optimizer and course belong to one step
         self._best: dict[str, Tensor] = {}
@@ -90,25 +90,25 @@ class Trainer:
             self._restore(found)
         if plan.guard.action == "rollback" and self._earlier is None:
             self._mark()
-        if world.reorders and self._course.step < plan.steps:
+        if world.reorders and self._progress.step < plan.steps:
             self.model.train()
-            loaded = self._loader.get(self._course.step + self._course.shift)
+            loaded = self._loader.get(self._progress.step + self._progress.shift)
             # what the moments will take is not to be taken for room
             spare = [] if self._optimizer.state() else self._optimizer.blank()
-            self._course.micro_batch = self._gradients.rehearse(loaded, self._course.micro_batch)
+            self._progress.micro_batch = self._gradients.warm_up(loaded, self._progress.micro_batch)
             self._optimizer.zero_grad()
             del spare
 
     @property
     def resumed_at(self) -> int:
         """Return the step that the state found had done; 0 without one."""
-        return self._course.step
+        return self._progress.step
 
     def evaluation(self) -> dict[str, float]:
         """Return the evaluation of the weights that are kept; empty where none was made."""
         made = {row["step"]: row["evaluation"] for row in self.rows if row["evaluation"]}
-        if self.plan.stopping.keep == "best" and self._course.best_step is not None:
-            return dict(made[self._course.best_step])
+        if self.plan.stopping.keep == "best" and self._progress.best_step is not None:
+            return dict(made[self._progress.best_step])
         return dict(made[max(made)]) if made else {}
 
     def steps(self) -> Generator[Step, None, None]:
@@ -141,12 +141,12 @@ class Trainer:
 
     def _go_on(self, signals: list[int]) -> Generator[Step, None, None]:
         while True:
-            if self._course.open is not None:
-                yield self._close_step(self._course.open)
-            if self._course.step == self.plan.steps or self._out_of_patience():
+            if self._progress.open is not None:
+                yield self._close_step(self._progress.open)
+            if self._progress.step == self.plan.steps or self._out_of_patience():
                 break
             due = self.store is not None and self.store.due()
-            stop, due = self.world.any(bool(signals), due)
+            stop, due = self.world.any_rank_if_sharded(bool(signals), due)
             if stop or due:
                 self._save(wait=stop)
             if stop:
@@ -171,46 +171,46 @@ class Trainer:
     def _update(self) -> None:
         """Do the next step up to its update; what is then due of it waits in `open`."""
         started = time.perf_counter()
-        number = self._course.step
-        loaded = self._loader.get(number + self._course.shift)
+        number = self._progress.step
+        loaded = self._loader.get(number + self._progress.shift)
         waited = time.perf_counter() - started
         rate = learning_rate_at(
             number, steps=self.plan.steps, peak=self.plan.learning_rate, config=self.plan.optimizer
         )
         self.model.train()
-        loss, self._course.micro_batch = self._gradients.leave(
-            loaded, number, self._course.micro_batch
+        loss, self._progress.micro_batch = self._gradients.backward(
+            loaded, number, self._progress.micro_batch
         )
-        norm = self.world.agree(self._optimizer.clip()).item()
+        norm = self.world.broadcast(self._optimizer.clip()).item()
         fault = self._guard.fault(loss, norm)
         if fault is not None:
             self._note(fault, loaded)
             if self.plan.guard.action == "rollback":
                 self._roll_back(fault, rate)
                 return
-            if self._course.bad_in_a_row + 1 == self.plan.guard.limit:
+            if self._progress.bad_in_a_row + 1 == self.plan.guard.limit:
                 raise DivergedError(self._why(fault, rate))
         with uninterrupted():
             self._whole = False
             if fault is None:
                 self._optimizer.step(rate)
             self._optimizer.zero_grad()
-            course = self._course
-            course.step += 1
-            course.tokens += loaded.tokens
-            course.bad_in_a_row = 0 if fault is None else course.bad_in_a_row + 1
+            progress = self._progress
+            progress.step += 1
+            progress.tokens += loaded.tokens
+            progress.bad_in_a_row = 0 if fault is None else progress.bad_in_a_row + 1
             seconds = time.perf_counter() - started
-            course.seconds += seconds
-            course.open = {
-                "step": course.step,
+            progress.seconds += seconds
+            progress.open = {
+                "step": progress.step,
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,
-                "tokens": course.tokens,
+                "tokens": progress.tokens,
                 "batch_number": loaded.index,
                 "batch": loaded.digest,
                 "fault": fault,
-                "micro_batch": course.micro_batch or loaded.rows,
+                "micro_batch": progress.micro_batch or loaded.rows,
                 "tokens_per_second": loaded.tokens / seconds,
                 "data_wait": waited,
             }
@@ -227,12 +227,12 @@ class Trainer:
         self.model.eval()
         with torch.no_grad():
             if evaluated and self._evaluate:
-                evaluation = self.world.tell(self._evaluate())
+                evaluation = self.world.broadcast_object(self._evaluate())
             if sampled and self._sample:
                 text = self._sample(step)
-            self.world.settle(self.model)
+            self.world.reshard(self.model)
         with uninterrupted():
-            self._course.open = None
+            self._progress.open = None
             self.rows.append({**row, "evaluation": evaluation, "sample": text})
             if evaluation is not None:
                 self._judge(evaluation.get(WATCHED, math.inf), step)
@@ -240,14 +240,14 @@ class Trainer:
 
     def _judge(self, value: float, step: int) -> None:
         """Keep what best weights and rollbacks need of an evaluation."""
-        course = self._course
-        if value < course.best:
-            course.best, course.best_step = value, step
-            course.evaluations_without_better = 0
+        progress = self._progress
+        if value < progress.best:
+            progress.best, progress.best_step = value, step
+            progress.evaluations_without_better = 0
             if self.plan.stopping.keep == "best":
                 self._best = self._parameters()
         else:
-            course.evaluations_without_better += 1
+            progress.evaluations_without_better += 1
         if self.plan.guard.action == "rollback":
             self._mark()
 
@@ -258,40 +258,40 @@ class Trainer:
 
     def _out_of_patience(self) -> bool:
         patience = self.plan.stopping.patience
-        return 0 < patience <= self._course.evaluations_without_better
+        return 0 < patience <= self._progress.evaluations_without_better
 
     # bad steps
 
-    def _note(self, fault: str, loaded: Loaded) -> None:
+    def _note(self, fault: str, loaded: LoadedBatch) -> None:
         self._optimizer.zero_grad()
         self.bad_batches.append(
             {
-                "step": self._course.step + 1,
+                "step": self._progress.step + 1,
                 "fault": fault,
                 "batch_number": loaded.index,
                 "digest": loaded.digest,
-                "rows": self._loader.ask(lambda: self._describe(loaded.index)),
+                "rows": self._loader.run_in_worker(lambda: self._describe(loaded.index)),
                 "ids": loaded.batch[0].tolist(),
             }
         )
 
     def _roll_back(self, fault: str, rate: float) -> None:
         """Go back to the last evaluation, and leave out the data up to and with this batch."""
-        course = self._course
-        if course.rollbacks + 1 > self.plan.guard.limit:
+        progress = self._progress
+        if progress.rollbacks + 1 > self.plan.guard.limit:
             raise DivergedError(self._why(fault, rate))
         assert self._earlier is not None
-        index, rollbacks = course.step + course.shift, course.rollbacks + 1
-        seconds, micro_batch = course.seconds, course.micro_batch
+        index, rollbacks = progress.step + progress.shift, progress.rollbacks + 1
+        seconds, micro_batch = progress.seconds, progress.micro_batch
         with uninterrupted():
             self._restore(self._earlier)
-            self._course.shift = index + 1 - self._course.step
-            self._course.rollbacks, self._course.seconds = rollbacks, seconds
-            self._course.micro_batch = micro_batch
+            self._progress.shift = index + 1 - self._progress.step
+            self._progress.rollbacks, self._progress.seconds = rollbacks, seconds
+            self._progress.micro_batch = micro_batch
             self._mark()
 
     def _why(self, fault: str, rate: float) -> str:
-        limit, step = self.plan.guard.limit, self._course.step + 1
+        limit, step = self.plan.guard.limit, self._progress.step + 1
         so_far = (
             f"after {limit} rollbacks, as many as guard.limit allows"
             if self.plan.guard.action == "rollback"
@@ -308,28 +308,28 @@ class Trainer:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: self.world.held(p) for name, p in self._trained()}
+        return {name: self.world.to_cpu(p) for name, p in self._trained()}
 
     def _load_parameters(self, values: dict[str, Tensor]) -> None:
         if values:
             with torch.no_grad():
                 for name, parameter in self._trained():
-                    parameter.copy_(self.world.place(values[name], parameter))
+                    parameter.copy_(self.world.to_device_like(values[name], parameter))
 
     def _moments(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the optimizer's tensors where those of their parameters are."""
         parameters = dict(self._trained())
         return {
-            name: self.world.place(value, parameters[name.rpartition(".")[0]])
+            name: self.world.to_device_like(value, parameters[name.rpartition(".")[0]])
             for name, value in values.items()
         }
 
     def _state(self) -> State:
-        optimizer = {n: self.world.held(value) for n, value in self._optimizer.state().items()}
+        optimizer = {n: self.world.to_cpu(value) for n, value in self._optimizer.state().items()}
         parts = {"model": self._parameters(), "optimizer": optimizer, "best": self._best}
         tensors = {f"{part}/{name}": v for part, held in parts.items() for name, v in held.items()}
         record = {
-            "course": asdict(self._course),
+            "progress": asdict(self._progress),
             "norms": list(self._guard.norms),
             "device": self.device.record(),
         }
@@ -337,7 +337,7 @@ class Trainer:
             earlier = self._earlier
             tensors |= {f"earlier/{name}": value for name, value in earlier.tensors.items()}
             record["earlier"] = {"record": earlier.record, "rows": len(earlier.rows)}
-        return State(self._course.step, tensors, record, list(self.rows))
+        return State(self._progress.step, tensors, record, list(self.rows))
 
     def _restore(self, state: State) -> None:
         held: dict[str, dict[str, Tensor]] = {}
@@ -347,11 +347,11 @@ class Trainer:
         self._load_parameters(held["model"])
         self._optimizer.load(self._moments(held.get("optimizer", {})))
         self._best = held.get("best", {})
-        self._course = Course(**state.record["course"])
+        self._progress = Progress(**state.record["progress"])
         self._guard = Guard(self.plan.guard, state.record["norms"])
         self.rows = list(state.rows)
         earlier = state.record.get("earlier")
         if earlier is not None:
             rows = self.rows[: earlier["rows"]]
-            step = earlier["record"]["course"]["step"]
+            step = earlier["record"]["progress"]["step"]
             self._earlier = State(step, held["earlier"], earlier["record"], rows)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import gptmill.generation.cached_batch
 import gptmill.generation.decoder
-import gptmill.generation.reader
 from gptmill.generation.decoder import (
-    Batch,
+    DecodingBatch,
+    DecodingSequence,
     GenerationConfig,
-    Row,
     generate,
     stream,
 )
@@ -32,7 +32,7 @@ DRAWN = GenerationConfig(
 
 @torch.no_grad()
 def uncached(
-    model: GPT, row: Row, *, n_new: int | None = None, stop_ids: Collection[int] = ()
+    model: GPT, row: DecodingSequence, *, n_new: int | None = None, stop_ids: Collection[int] = ()
 ) -> list[int]:
     """A plain loop: read everything that the rule leaves again for each id, then choose."""
     context, ids = model.config.context_length, list(row.ids)
@@ -50,9 +50,9 @@ def uncached(
 
 def rows(
     config: GenerationConfig, *, seed: int, prompts: Sequence[list[int]] = PROMPTS
-) -> list[Row]:
+) -> list[DecodingSequence]:
     return [
-        Row.begin(prompt, config, stop_ids=(), seed=seed, index=index)
+        DecodingSequence.begin(prompt, config, stop_ids=(), seed=seed, index=index)
         for index, prompt in enumerate(prompts)
     ]
 
@@ -78,7 +78,7 @@ def test_batched_equals_single(family: str, config: GenerationConfig) -> None:
     model = babbler(16, family)
     alone = []
     for row in rows(config, seed=7):
-        Batch(model, 1, 16).run([row])
+        DecodingBatch(model, 1, 16).run([row])
         alone.append(row.new_ids)
     assert generate(model, PROMPTS, config, stop_ids=(), seed=7) == alone
 
@@ -91,7 +91,7 @@ def test_a_prompt_read_in_chunks_equals_one_read_whole(
     prompts = [list(range(30)), list(range(7, 37)), list(range(50, 78))]
     whole = generate(model, prompts, DRAWN, stop_ids=(), seed=7)
     read: list[int] = []
-    monkeypatch.setattr(gptmill.generation.reader, "READ_AT_ONCE", 14)
+    monkeypatch.setattr(gptmill.generation.cached_batch, "READ_AT_ONCE", 14)
     monkeypatch.setattr(
         GPT,
         "hidden",
@@ -116,17 +116,19 @@ def test_each_row_has_its_own_config_and_stop_ids_and_joins_when_it_comes() -> N
     model = babbler(16)
     free = uncached(model, rows(greedy(20), seed=1)[0])
     begun = [
-        Row.begin(PROMPTS[0], greedy(20), stop_ids={free[4], free[11]}, seed=1),
-        Row.begin(PROMPTS[1], DRAWN, stop_ids=(), seed=5),
-        Row.begin(PROMPTS[2], greedy(3), stop_ids=(), seed=1),
+        DecodingSequence.begin(PROMPTS[0], greedy(20), stop_ids={free[4], free[11]}, seed=1),
+        DecodingSequence.begin(PROMPTS[1], DRAWN, stop_ids=(), seed=5),
+        DecodingSequence.begin(PROMPTS[2], greedy(3), stop_ids=(), seed=1),
     ]
-    batch = Batch(model, 2, 16)
+    batch = DecodingBatch(model, 2, 16)
     batch.join(begun[:2])
     while len(batch.rows) == 2:
         batch.step()
     batch.run(begun[2:])
     assert begun[0].new_ids == free[: free.index(free[4])]
-    assert begun[1].new_ids == uncached(model, Row.begin([9], DRAWN, stop_ids=(), seed=5))
+    assert begun[1].new_ids == uncached(
+        model, DecodingSequence.begin([9], DRAWN, stop_ids=(), seed=5)
+    )
     assert begun[2].new_ids == uncached(model, rows(greedy(3), seed=1)[2])
     assert [row.ended for row in begun] == ["stop", "length", "length"]
 
@@ -135,7 +137,7 @@ def test_each_row_has_its_own_config_and_stop_ids_and_joins_when_it_comes() -> N
 def test_a_long_prompt_does_not_hold_up_the_others(family: str) -> None:
     model = babbler(64, family)
     brief, other, long, joining = (
-        Row.begin(prompt, config, stop_ids=(), seed=3)
+        DecodingSequence.begin(prompt, config, stop_ids=(), seed=3)
         for prompt, config in [
             ([5, 6, 7], greedy(4)),
             ([9], DRAWN),
@@ -143,7 +145,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(family: str) -> None:
             ([8, 9], greedy(70)),  # past the context
         ]
     )
-    batch = Batch(model, 4, 64, read_beside=8)
+    batch = DecodingBatch(model, 4, 64, prefill_budget=8)
     batch.join([brief, other])
     batch.step()
     batch.join([long, joining])
@@ -155,7 +157,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(family: str) -> None:
     assert len(joining.new_ids) == 6, "40 ids, 8 a step, one of them spent on the other that came"
     batch.run([])
     for row in (brief, other, long, joining):
-        alone = Row.begin(row.ids[: row.n_prompt], row.config, stop_ids=(), seed=3)
+        alone = DecodingSequence.begin(row.ids[: row.n_prompt], row.config, stop_ids=(), seed=3)
         assert row.new_ids == uncached(model, alone)
 
 
@@ -176,7 +178,7 @@ def test_a_compiled_step_chooses_the_same_ids() -> None:
     for config in (greedy(20), DRAWN):
         expected = generate(model, PROMPTS, config, stop_ids={17}, seed=7)
         found = [replace(row, stop_ids=frozenset({17})) for row in rows(config, seed=7)]
-        Batch(model, 3, 16, compiled=True).run(found)
+        DecodingBatch(model, 3, 16, compiled=True).run(found)
         assert [row.new_ids for row in found] == expected
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gptmill.generation.decoder import GenerationConfig, generate
-from gptmill.generation.quantization import Int8Linear, Kind, quantize
+from gptmill.generation.quantization import Int8Linear, WeightFormat, quantize
 from gptmill.model.gpt import GPT, GPTConfig, Llama
 
 CONFIG = GPTConfig(
@@ -29,7 +29,7 @@ SHAPES = {
     "llama untied": replace(LLAMA, tie_weights=False),
 }
 # of the root mean square of the logits: 2 ** -9 and 1 / 254 a weight, some of it averaged out
-FARTHEST: dict[Kind, float] = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.06}
+FARTHEST: dict[WeightFormat, float] = {"fp32": 1e-5, "bf16": 0.03, "int8": 0.06}
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
 GREEDY = GenerationConfig(max_new_tokens=40, temperature=0.0, top_k=0, top_p=1.0)
 
@@ -47,7 +47,7 @@ def model_of(config: GPTConfig) -> GPT:
 @pytest.mark.parametrize("kind", list(FARTHEST))
 @pytest.mark.parametrize("name", list(SHAPES))
 @torch.no_grad()
-def test_logits_are_close_to_those_of_the_model(name: str, kind: Kind) -> None:
+def test_logits_are_close_to_those_of_the_model(name: str, kind: WeightFormat) -> None:
     model = model_of(SHAPES[name])
     quantized = quantize(model, kind)
     for rows, length in [(1, 1), (3, 9), (4, 32)]:  # few rows and many: two ways for int8
@@ -61,7 +61,7 @@ def test_logits_are_close_to_those_of_the_model(name: str, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", list(FARTHEST))
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_batched_equals_single_and_goes_past_the_context(name: str, kind: Kind) -> None:
+def test_batched_equals_single_and_goes_past_the_context(name: str, kind: WeightFormat) -> None:
     model = quantize(model_of(SHAPES[name]), kind)
     together = generate(model, PROMPTS, GREEDY, stop_ids=(), seed=1)
     for prompt, new_ids in zip(PROMPTS, together, strict=True):
@@ -85,7 +85,7 @@ def test_every_linear_layer_is_replaced_and_the_model_is_as_it_was(name: str) ->
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
 @torch.no_grad()
-def test_likeliest_ids_of_nearly_one_score_do_not_tie(kind: Kind) -> None:
+def test_likeliest_ids_of_nearly_one_score_do_not_tie(kind: WeightFormat) -> None:
     model = model_of(replace(CONFIG, tie_weights=False))
     head = model.head_weight  # (V, C)
     head[:40] = 6 * head[0] + torch.arange(40)[:, None] * 1e-6  # too near for bfloat16

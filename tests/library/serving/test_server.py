@@ -17,7 +17,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from gptmill.finetuning.instructions import encode_rows
-from gptmill.generation.completion import Speaker
+from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
 from tests.support.talkers import (
     Server,
@@ -48,16 +48,18 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture(scope="module")
-def speaker(models: Path) -> Speaker:
-    return Speaker.open(models / "assistant")
+def generator(models: Path) -> TextGenerator:
+    return TextGenerator.open(models / "assistant")
 
 
-def said(speaker: Speaker, ids: list[int], **changes: Any) -> tuple[str, int]:
+def said(generator: TextGenerator, ids: list[int], **changes: Any) -> tuple[str, int]:
     """Return what the library says to a prompt, and how many tokens that took."""
     stops = changes.pop("stops", ())
     config = {"max_new_tokens": 24, "temperature": 0.0, "top_k": 0, "top_p": 1.0}
-    pieces = list(speaker.speak(ids, GenerationConfig(**(config | changes)), stops=stops, seed=3))
-    return "".join(p.text for p in pieces), sum(p.id is not None for p in pieces)
+    deltas = list(
+        generator.stream(ids, GenerationConfig(**(config | changes)), stops=stops, seed=3)
+    )
+    return "".join(p.text for p in deltas), sum(p.id is not None for p in deltas)
 
 
 def ask(client: openai.OpenAI, **changes: Any) -> Any:
@@ -82,13 +84,13 @@ def test_the_models_are_listed(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_is_the_librarys_to_the_prompt_of_the_training_rows(
-    client: openai.OpenAI, speaker: Speaker
+    client: openai.OpenAI, generator: TextGenerator
 ) -> None:
-    assert speaker.template is not None
+    assert generator.template is not None
     record = {"instruction": "What jumps?", "input": "", "output": "the fox"}
-    rows = encode_rows([record], speaker.tokenizer, speaker.template, 512)
+    rows = encode_rows([record], generator.tokenizer, generator.template, 512)
     ids = rows.ids[0][: rows.prompt_lengths[0]].tolist()
-    text, n_new = said(speaker, ids)
+    text, n_new = said(generator, ids)
     found = ask(client)
     assert found.choices[0].message.content == text
     assert found.choices[0].message.role == "assistant"
@@ -100,16 +102,16 @@ def test_an_answer_is_the_librarys_to_the_prompt_of_the_training_rows(
     assert found.usage.total_tokens == len(ids) + n_new
 
 
-def test_a_conversation_is_rendered_whole(client: openai.OpenAI, speaker: Speaker) -> None:
+def test_a_conversation_is_rendered_whole(client: openai.OpenAI, generator: TextGenerator) -> None:
     turns = [
         {"role": "user", "content": "What jumps?"},
         {"role": "assistant", "content": "the fox"},
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
     ]
     plain = [*turns[:2], {"role": "user", "content": "Why?"}]
-    assert speaker.template is not None
-    ids = speaker.template.encode(speaker.tokenizer, plain)  # type: ignore[arg-type]
-    assert ask(client, messages=turns).choices[0].message.content == said(speaker, ids)[0]
+    assert generator.template is not None
+    ids = generator.template.encode(generator.tokenizer, plain)  # type: ignore[arg-type]
+    assert ask(client, messages=turns).choices[0].message.content == said(generator, ids)[0]
 
 
 @pytest.mark.parametrize("drawn", [{"temperature": 0}, {"temperature": 1.3, "top_p": 0.9}])
@@ -147,7 +149,9 @@ def test_answers_do_not_depend_on_who_else_asks(client: openai.OpenAI) -> None:
         assert [answer.choices[0].message.content for answer in found] == alone
 
 
-def test_stop_strings_end_an_answer_before_them(client: openai.OpenAI, speaker: Speaker) -> None:
+def test_stop_strings_end_an_answer_before_them(
+    client: openai.OpenAI, generator: TextGenerator
+) -> None:
     whole = ask(client).choices[0].message.content
     stop = whole[5:8]
     for given in (stop, [stop, "never said"]):
@@ -172,9 +176,9 @@ def test_several_answers_to_one_question(client: openai.OpenAI) -> None:
     assert streamed == texts
 
 
-def test_completions_take_texts_and_ids(client: openai.OpenAI, speaker: Speaker) -> None:
-    ids = speaker.tokenizer.encode("The quick")
-    expected, _ = said(speaker, ids, max_new_tokens=16)
+def test_completions_take_texts_and_ids(client: openai.OpenAI, generator: TextGenerator) -> None:
+    ids = generator.tokenizer.encode("The quick")
+    expected, _ = said(generator, ids, max_new_tokens=16)
 
     def complete(given: Any, **more: Any) -> Any:
         return client.completions.create(model="assistant", prompt=given, temperature=0, **more)
@@ -192,7 +196,7 @@ def test_completions_take_texts_and_ids(client: openai.OpenAI, speaker: Speaker)
     assert streamed == expected
     new_document = complete("")
     assert new_document.usage.prompt_tokens == 1
-    assert complete([speaker.tokenizer.eot_id]).choices[0].text == new_document.choices[0].text
+    assert complete([generator.tokenizer.eot_id]).choices[0].text == new_document.choices[0].text
 
 
 # ---- refusals
@@ -260,10 +264,10 @@ def test_large_bodies_are_not_read(server: Server) -> None:
         assert b"request_too_large" in read_all(announced)
     with socket.create_connection((host, int(port))) as endless:
         endless.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-        piece = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
+        delta = b"10000\r\n" + b"x" * 2**16 + b"\r\n"
         with suppress(ConnectionError):  # closed before all was sent
             for _ in range(100):
-                endless.sendall(piece)
+                endless.sendall(delta)
         with suppress(ConnectionResetError):
             endless.settimeout(60)
             assert b"413" in endless.recv(2**16)

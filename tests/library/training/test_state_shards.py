@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from gptmill.training import distributed
-from gptmill.training.distributed import SOLO, World
+from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.shards import ShardedStore, for_ranks, handed_out
 from gptmill.training.state.store import State, StateStore, progress
 
@@ -35,7 +35,7 @@ def share(value: float) -> DTensor:
 def state(step: int, *, value: float | None = None) -> State:
     weight = share(step if value is None else value)
     moments = {"optimizer/w.exp_avg": share(step / 2), "optimizer/w.step": torch.tensor(7.0)}
-    record = {"course": {"step": step, "seconds": step / 10}}
+    record = {"progress": {"step": step, "seconds": step / 10}}
     return State(step, {"model/w": weight, **moments}, record, [{"step": step}])
 
 
@@ -70,7 +70,7 @@ def test_shares_come_back_to_the_bit_sharded_and_whole(tmp_path: Path, world: Wo
     assert (found.step, found.rows) == (3, [{"step": 3}])
     assert found.tensors.keys() == {"optimizer/w.step"}  # the rest is not read yet
     shared = handed_out(found, world, {"w": share(0.0)})
-    alone = handed_out(found, SOLO, {})
+    alone = handed_out(found, SINGLE_PROCESS, {})
     assert shared is not None
     assert alone is not None
     for name, value in state(3).tensors.items():
@@ -86,7 +86,7 @@ def test_shares_come_back_to_the_bit_sharded_and_whole(tmp_path: Path, world: Wo
 def test_a_whole_state_is_handed_out_in_shares(tmp_path: Path, world: World) -> None:
     plain = StateStore(tmp_path, every=0.0, keep=2)
     tensors = {"model/w": torch.full((500, 7), 3.0), "optimizer/w.step": torch.tensor(7.0)}
-    plain.save(State(3, tensors, {"course": {}}, []), wait=True)
+    plain.save(State(3, tensors, {"progress": {}}, []), wait=True)
     found = handed_out(store(tmp_path, world).load(), world, {"w": share(0.0)})
     assert found is not None
     assert isinstance(found.tensors["model/w"], DTensor)
@@ -134,7 +134,7 @@ def test_shares_without_their_state_are_no_state(
             with pytest.raises(KeyboardInterrupt):
                 store(tmp_path, world).save(state(step, value=9.0), wait=True)
     assert len(names(tmp_path, "*.shards")) == 4
-    found = handed_out(store(tmp_path, world).load(), SOLO, {})
+    found = handed_out(store(tmp_path, world).load(), SINGLE_PROCESS, {})
     assert found is not None
     assert found.step == 2
     assert found.tensors["model/w"][0, 0] == 2
@@ -145,7 +145,7 @@ def test_a_step_saved_twice_leaves_the_second(tmp_path: Path, world: World) -> N
     saved(tmp_path, world, 1, 2)
     store(tmp_path, world).save(state(2, value=9.0), wait=True)
     assert names(tmp_path, "*.shards") == ["step-000000001-0.shards", "step-000000002-1.shards"]
-    found = handed_out(store(tmp_path, world).load(), SOLO, {})
+    found = handed_out(store(tmp_path, world).load(), SINGLE_PROCESS, {})
     assert found is not None
     assert found.tensors["model/w"][0, 0] == 9
 

@@ -16,7 +16,7 @@ from gptmill.training.state.store import State, StateStore, progress
 
 def state(step: int, rows: int | None = None) -> State:
     tensors = {"model/w": torch.full((3, 4), float(step)), "optimizer/w.step": torch.tensor(7.0)}
-    record = {"course": {"step": step, "seconds": step / 10}, "norms": [0.1, 1e-300]}
+    record = {"progress": {"step": step, "seconds": step / 10}, "norms": [0.1, 1e-300]}
     history = [{"step": k + 1, "loss": 0.1 * k} for k in range(step if rows is None else rows)]
     return State(step, tensors, record, history)
 

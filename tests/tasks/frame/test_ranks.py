@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from gptmill.training.distributed import SOLO, World
+from gptmill.training.distributed import SINGLE_PROCESS, World
 from tasks.frame import ranks
 from tasks.project.environment import ROOT
 from tests.support.project import Project, tiny_project
@@ -38,9 +38,14 @@ def test_shares_are_even_and_together_the_batch(size: int) -> None:
 
 def test_one_process_alone_talks_to_nobody() -> None:
     value = torch.ones(2)
-    assert SOLO.sum(value) is SOLO.agree(value) is SOLO.place(value, value) is value
-    assert SOLO.tell("x") == "x"
-    assert SOLO.any(True, False) == (True, False)
+    assert (
+        SINGLE_PROCESS.sum(value)
+        is SINGLE_PROCESS.broadcast(value)
+        is SINGLE_PROCESS.to_device_like(value, value)
+        is value
+    )
+    assert SINGLE_PROCESS.broadcast_object("x") == "x"
+    assert SINGLE_PROCESS.any_rank_if_sharded(True, False) == (True, False)
 
 
 # trainings

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tasks.frame import resume
-from tasks.processes.receipt import VARIABLE, Reader
+from tasks.processes.receipt import VARIABLE, ReceiptReader
 from tasks.project import graph
 from tests.support.killing import forget, lock_entry
 from tests.support.project import Project, commit, tiny_project
@@ -65,7 +65,7 @@ class Started:
     def __init__(self, project: Project, command: list[str], receipt: Path) -> None:
         self.project = project
         self.output = receipt.with_suffix(".txt")
-        self.reader = Reader(receipt)
+        self.reader = ReceiptReader(receipt)
         self.events: list[dict[str, Any]] = []
         with self.output.open("w") as file:
             self.process = subprocess.Popen(

@@ -30,7 +30,7 @@ from tasks.project.environment import ROOT
 from tasks.tracking.models import (
     PACKAGES,
     SERVED,
-    Kind,
+    ServedKind,
     log_model,
     requirements,
 )
@@ -58,7 +58,7 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[ServedKind, Path]:
     """Tiny checkpoints of each kind."""
     root = tmp_path_factory.mktemp("checkpoints")
     tokenizer, body = tiny_tokenizer(), tiny_gpt(tiny_config(context_length=256), seed=15)
@@ -70,8 +70,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
 
 @pytest.fixture(scope="module")
 def logged(
-    folders: dict[Kind, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[Kind, Path]]:
+    folders: dict[ServedKind, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[ServedKind, Path]]:
     """The folder in the artifact store of each kind's logged model."""
     root = tmp_path_factory.mktemp("store")
     patch = pytest.MonkeyPatch()
@@ -112,11 +112,11 @@ print(json.dumps({"code": gptmill.__file__, **found}))
 
 @pytest.fixture(scope="module")
 def answered(
-    logged: dict[Kind, Path], tmp_path_factory: pytest.TempPathFactory
+    logged: dict[ServedKind, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, Any]]]:
     """What the three models answer in a process of its own, in a folder of its own."""
     draws = {"max_new_tokens": 9, "temperature": 1.5, "top_k": 20, "seed": 3}
-    asked: dict[Kind, tuple[list[dict[str, str]], dict[str, Any]]] = {
+    asked: dict[ServedKind, tuple[list[dict[str, str]], dict[str, Any]]] = {
         "classifier": ([{"text": text} for text in TEXTS], {}),
         "assistant": (QUESTIONS, {"max_new_tokens": 7}),
         "generator": ([{"prompt": "the fox"}, {"prompt": ""}], draws),
@@ -142,7 +142,7 @@ def classified(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
 
 
 def test_a_logged_model_is_code_and_checkpoint_and_no_pickle(
-    logged: dict[Kind, Path], folders: dict[Kind, Path]
+    logged: dict[ServedKind, Path], folders: dict[ServedKind, Path]
 ) -> None:
     for kind, model in logged.items():
         files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
@@ -175,13 +175,13 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 
 
 def test_the_classifier_answers_elsewhere_as_its_checkpoint(
-    answered: dict[str, list[dict[str, Any]]], folders: dict[Kind, Path]
+    answered: dict[str, list[dict[str, Any]]], folders: dict[ServedKind, Path]
 ) -> None:
     assert answered["classifier"] == classified(folders["classifier"], TEXTS)
 
 
 def test_the_assistant_answers_elsewhere_as_its_checkpoint(
-    answered: dict[str, list[dict[str, Any]]], folders: dict[Kind, Path]
+    answered: dict[str, list[dict[str, Any]]], folders: dict[ServedKind, Path]
 ) -> None:
     model, tokenizer = load_causal_lm(folders["assistant"]), tiny_tokenizer()
     expected = answers(model, QUESTIONS, tokenizer, default_template(tokenizer), max_new_tokens=7)
@@ -190,7 +190,7 @@ def test_the_assistant_answers_elsewhere_as_its_checkpoint(
 
 
 def test_the_generator_continues_elsewhere_as_its_checkpoint(
-    answered: dict[str, list[dict[str, Any]]], folders: dict[Kind, Path]
+    answered: dict[str, list[dict[str, Any]]], folders: dict[ServedKind, Path]
 ) -> None:
     model, tokenizer = load_causal_lm(folders["generator"]), tiny_tokenizer()
     config = GenerationConfig(max_new_tokens=9, temperature=1.5, top_k=20, top_p=1.0)
@@ -201,7 +201,7 @@ def test_the_generator_continues_elsewhere_as_its_checkpoint(
 
 
 def test_the_assistant_takes_rows_without_an_input(
-    logged: dict[Kind, Path], folders: dict[Kind, Path]
+    logged: dict[ServedKind, Path], folders: dict[ServedKind, Path]
 ) -> None:
     model = mlflow.pyfunc.load_model(str(logged["assistant"]))
     found = model.predict(pd.DataFrame({"instruction": ["What jumps?"]}), {"max_new_tokens": 5})
@@ -276,7 +276,7 @@ def _post(address: str, content: Any) -> Any:
 
 @pytest.mark.slow
 def test_mlflow_serves_the_classifier(
-    logged: dict[Kind, Path], folders: dict[Kind, Path], serve: Any
+    logged: dict[ServedKind, Path], folders: dict[ServedKind, Path], serve: Any
 ) -> None:
     address = serve(logged["classifier"])
     found = _post(address, {"dataframe_records": [{"text": text} for text in TEXTS]})
@@ -289,7 +289,7 @@ def test_mlflow_serves_the_classifier(
 
 @pytest.mark.slow
 def test_mlflow_serves_the_assistant(
-    logged: dict[Kind, Path], folders: dict[Kind, Path], serve: Any
+    logged: dict[ServedKind, Path], folders: dict[ServedKind, Path], serve: Any
 ) -> None:
     address = serve(logged["assistant"])
     content = {"dataframe_records": QUESTIONS, "params": {"max_new_tokens": 6}}

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from gptmill.files import sha256
-from gptmill.training.distributed import PATIENCE, World
+from gptmill.training.distributed import COLLECTIVE_TIMEOUT, World
 from gptmill.training.state.store import (
     SHARDS,
     State,
@@ -45,7 +45,9 @@ def for_ranks(store: StateStore | None, world: World) -> StateStore | None:
     """Return what this rank saves states by: the first rank's store, or, sharded, one a rank."""
     if not world.sharded:
         return store
-    told = world.tell(None if store is None else (store.folder, store.every, store.keep))
+    told = world.broadcast_object(
+        None if store is None else (store.folder, store.every, store.keep)
+    )
     if told is None:
         return None
     _check_seen(told[0], world)
@@ -62,12 +64,12 @@ def handed_out(found: State | None, world: World, like: Mapping[str, Tensor]) ->
     if found is not None and found.shards is not None and not world.sharded:
         tensors = {**found.tensors, **read_whole(found.shards)}
         found = replace(found, tensors=tensors, shards=None)
-    told = world.tell(_outline(found))
+    told = world.broadcast_object(_outline(found))
     if told is None or not world.sharded:
         return found if world.rank == 0 else told
     given = told if found is None else found
     shares = {
-        name: world.share_out(value, like[_parameter(name, like)])
+        name: world.shard(value, like[_parameter(name, like)])
         for name, value in given.tensors.items()
     }
     if told.shards is not None:
@@ -88,7 +90,7 @@ class ShardedStore(StateStore):
         super().__init__(folder, every=every, keep=keep)
         self.notes = notes
         self._world = world
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
 
     @property
     def leads(self) -> bool:
@@ -159,7 +161,7 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
 def _read_shares(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return this rank's shares of the tensors in a folder, whoever wrote which part of them."""
     tensors: dict[str, Tensor] = {
-        name: world.blank_share(meta, like[_parameter(name, like)])
+        name: world.empty_shard(meta, like[_parameter(name, like)])
         for name, meta in _shapes(folder).items()
     }
     load(dict(tensors), storage_reader=_reader(folder))
@@ -193,12 +195,12 @@ def _save(folder: Path, shares: Mapping[str, Tensor], group: dist.ProcessGroup) 
 
 def _check_seen(folder: Path, world: World) -> None:
     """Raise ValueError where not all ranks see one folder: no state could be put together."""
-    token = folder / f".{world.tell(uuid.uuid4().hex)}.token"
+    token = folder / f".{world.broadcast_object(uuid.uuid4().hex)}.token"
     if world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
-    world.tell(None)  # it is there now
-    blind = world.somewhere(not token.exists())
+    world.broadcast_object(None)  # it is there now
+    blind = world.any_rank(not token.exists())
     with suppress(FileNotFoundError):
         token.unlink()
     if blind:

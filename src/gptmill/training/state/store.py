@@ -33,7 +33,7 @@ LARGEST_SHARE = 0.05
 SHARDS = "shards"
 """Names, in a state's record, the folder of its other files and their SHA-256."""
 
-Rows = list[dict[str, Any]]
+StepRows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class State:
     step: int
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
-    rows: Rows
+    rows: StepRows
     shards: Path | None = None
     """Where its other tensors are, of a state that was found."""
 
 
 @dataclass(frozen=True)
-class Progress:
+class SavedProgress:
     """How far a training is that left states."""
 
     step: int
@@ -68,7 +68,7 @@ class StateStore:
         """What a person should know of the states that were found."""
         self._saved = time.monotonic()
         self._cost = 0.0
-        self._encoded: tuple[Rows, bytearray] = ([], bytearray())
+        self._encoded: tuple[StepRows, bytearray] = ([], bytearray())
         self._writer = ThreadPoolExecutor(1, "state")
         self._writing: Future[None] | None = None
 
@@ -131,7 +131,7 @@ class StateStore:
         if writing is not None:
             writing.result()
 
-    def _encode(self, rows: Rows) -> Tensor:
+    def _encode(self, rows: StepRows) -> Tensor:
         """Return the history as bytes; rows that were encoded before are not encoded again."""
         before, text = self._encoded
         count = len(before)
@@ -177,12 +177,12 @@ class StateStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def progress(folder: Path) -> Progress | None:
+def progress(folder: Path) -> SavedProgress | None:
     """Return how far the newest state in a folder is, at a glance and unchecked."""
     for path in _states(folder):
         with suppress(SafetensorError, KeyError, ValueError):
             record = _record(path)
-            return Progress(record["course"]["step"], record["course"]["seconds"])
+            return SavedProgress(record["progress"]["step"], record["progress"]["seconds"])
     return None
 
 

@@ -28,18 +28,18 @@ from gptmill.files import write_bytes
 from tasks.processes import locks
 from tasks.project.environment import ROOT
 
-PATIENCE = 3.0  # seconds for a living DVC to be done with what it writes
+LOCK_TIMEOUT_S = 3.0  # seconds for a living DVC to be done with what it writes
 SETTLED = 1.0  # seconds in which a living DVC, of another tree with this cache, fills a new folder
 CONFLICT = b"\n>>>>>>> "
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
-def mend(root: Path = ROOT) -> None:
+def repair(root: Path = ROOT) -> None:
     """Put DVC's records right, and say what was wrong; nothing where they are whole."""
-    _mend_rwlock(root)
+    _repair_rwlock(root)
     for record in ("dvc.lock", "data.dvc"):
-        _mend_record(root, record)
-    _mend_runs(root)
+        _repair_record(root, record)
+    _repair_runs(root)
 
 
 def _tell(what: str) -> None:
@@ -49,7 +49,7 @@ def _tell(what: str) -> None:
 @contextmanager
 def _held(lock: Path) -> Iterator[bool]:
     """Hold one of DVC's own locks; False where a living DVC keeps it, which then writes well."""
-    file = locks.take(lock, patience=PATIENCE)
+    file = locks.take(lock, patience=LOCK_TIMEOUT_S)
     try:
         yield file is not None
     finally:
@@ -57,7 +57,7 @@ def _held(lock: Path) -> Iterator[bool]:
             file.close()
 
 
-def _mend_rwlock(root: Path) -> None:
+def _repair_rwlock(root: Path) -> None:
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.exists() or _is_json(path):
         return
@@ -75,7 +75,7 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def _mend_record(root: Path, name: str) -> None:
+def _repair_record(root: Path, name: str) -> None:
     """Take a record from the last commit where this one is cut; remove it where there is none.
 
     What was there is kept in .state/. A merge that stopped at a conflict is the user's.
@@ -133,7 +133,7 @@ def _is_whole(stage: Any) -> bool:
     )
 
 
-def _mend_runs(root: Path) -> None:
+def _repair_runs(root: Path) -> None:
     """Remove folders of the run cache that hold no record and are about to get none."""
     if not _empty_runs(root):
         return

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc.mend import is_record, mend
+from flows.dvc.repair import is_record, repair
 from tests.support.project import Project, commit
 
 GRAPH = """
@@ -64,11 +64,11 @@ def test_a_half_record_is_put_right(
 ) -> None:
     leave(project.root)
     assert repro(project)  # without us it fails
-    mend(project.root)
+    repair(project.root)
     assert capfd.readouterr().err.count("DVC was killed while it wrote it; put right") == 1
     assert repro(project) == ""
     assert runs(project) == ["first", "second"]  # nothing ran again
-    mend(project.root)
+    repair(project.root)
     assert capfd.readouterr().err == ""
 
 
@@ -77,7 +77,7 @@ def test_an_empty_folder_in_the_run_cache_is_removed(project: Project) -> None:
         path.unlink()  # as it is before the record of a commit is written
     (project.root / "dvc.lock").unlink()
     assert "join() argument" in repro(project)
-    mend(project.root)
+    repair(project.root)
     assert repro(project) == ""
 
 
@@ -88,7 +88,7 @@ def test_a_wrong_hash_is_none(project: Project) -> None:
     assert repro(project) == ""
     ahead = path.read_text()
     path.write_text(ahead[: ahead.rindex("md5:") + 20])
-    mend(project.root)
+    repair(project.root)
     assert path.read_text() == whole  # the last commit's
     assert repro(project) == ""
     assert path.read_text() == ahead
@@ -99,13 +99,13 @@ def test_a_conflict_of_a_merge_is_the_user_s(project: Project) -> None:
     path = project.root / "dvc.lock"
     conflict = f"<<<<<<< HEAD\n{path.read_text()}=======\n{path.read_text()}>>>>>>> other\n"
     path.write_text(conflict)
-    mend(project.root)
+    repair(project.root)
     assert path.read_text() == conflict
 
 
 def test_without_a_commit_a_record_is_begun_anew(project: Project) -> None:
     (project.root / "data.dvc").write_text("outs:\n- md5: 12")
-    mend(project.root)
+    repair(project.root)
     assert not (project.root / "data.dvc").exists()
     assert (project.root / ".state/data.dvc.cut").read_text() == "outs:\n- md5: 12"
 
@@ -126,9 +126,9 @@ def test_every_cut_of_a_record_is_one_that_dvc_reads_or_none(project: Project) -
 def test_a_living_dvc_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("flows.dvc.mend.PATIENCE", 0.1)
+    monkeypatch.setattr("flows.dvc.repair.LOCK_TIMEOUT_S", 0.1)
     empty_lock(project.root)
     with (project.root / ".dvc/tmp/rwlock.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        mend(project.root)
+        repair(project.root)
         assert (project.root / ".dvc/tmp/rwlock").exists()

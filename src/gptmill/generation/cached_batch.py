@@ -23,21 +23,21 @@ READ_AT_ONCE = 2048  # ids of prompts; bounds the memory of what is computed on 
 
 
 @dataclass
-class Reading:
+class CachedSequence:
     """A row: its ids so far, and the first of those that the model still sees."""
 
     ids: list[int]
     start: int = 0
 
 
-Row = TypeVar("Row", bound=Reading)
+S = TypeVar("S", bound=CachedSequence)
 
 
-class Reader(Generic[Row]):
+class CachedBatch(Generic[S]):
     """Up to `n_rows` rows that share a cache of `capacity` positions each.
 
     Rows join and leave between two steps; those whose prompts are read come first, `n_ready` of
-    them. A prompt is read as a whole, unless `read_beside` bounds the ids that a step reads beside
+    them. A prompt is read as a whole, unless `prefill_budget` bounds the ids that a step reads beside
     rows that go on, so that a long prompt does not hold them up. With `compiled`, a step is
     compiled once in shapes that never change, on a GPU as a CUDA graph: worth it where a reader
     lives for many steps.
@@ -49,21 +49,21 @@ class Reader(Generic[Row]):
         n_rows: int,
         capacity: int,
         *,
-        read_beside: int | None = None,
+        prefill_budget: int | None = None,
         compiled: bool = False,
     ):
         assert not model.training, "dropout would change what is generated"
         self.model = model
         self.n_rows = n_rows
-        self.read_beside = read_beside
-        self.rows: list[Row] = []
+        self.prefill_budget = prefill_budget
+        self.rows: list[S] = []
         self.n_ready = 0
         self.device = model.transformer.wte.weight.device
         self.cache = model.new_cache(n_rows, min(capacity, model.config.context_length))
         self.cache.lengths = []
         self._step = _compiled_step(model, self.cache) if compiled else None
 
-    def join(self, rows: Iterable[Row]) -> None:
+    def join(self, rows: Iterable[S]) -> None:
         """Take rows in; they are read at the next step. Rows of one length are read together."""
         context = self.model.config.context_length
         for row in sorted(rows, key=lambda row: len(row.ids)):
@@ -72,7 +72,7 @@ class Reader(Generic[Row]):
             self.rows.append(row)
             self.cache.lengths.append(0)
 
-    def leave(self, row: Row) -> None:
+    def leave(self, row: S) -> None:
         """Let a row go; of the others, those that are ready stay first."""
         place = next(place for place, other in enumerate(self.rows) if other is row)
         if place < self.n_ready:
@@ -83,7 +83,7 @@ class Reader(Generic[Row]):
         self.rows.pop()
         self.cache.lengths.pop()
 
-    def replace(self, rows: Sequence[Row], sources: Sequence[int]) -> None:
+    def replace(self, rows: Sequence[S], sources: Sequence[int]) -> None:
         """Let the rows be these, each the one that was at its source with another id behind it."""
         assert self.n_ready == len(self.rows), "rows that are being read have no other id"
         self.cache.reorder(sources)
@@ -118,7 +118,7 @@ class Reader(Generic[Row]):
 
     def _read_prompts(self) -> None:
         """Read prompts, those with the least to read first, as much as a step may."""
-        room = self.read_beside
+        room = self.prefill_budget
         while (first := self.n_ready) < len(self.rows):
             places = range(first, len(self.rows))
             self._swap(first, min(places, key=lambda place: self._state(place)[1]))
