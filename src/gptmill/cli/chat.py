@@ -17,6 +17,7 @@ from gptmill.cli import folders, options
 from gptmill.cli.frame import note
 
 if TYPE_CHECKING:
+    from gptmill.generation.completion import TextGenerator
     from gptmill.generation.decoder import GenerationConfig
     from gptmill.tokenizer.chat_template import Template
 

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptmill.generation.completion import TextGenerator
     from gptmill.generation.decoder import GenerationConfig
     from gptmill.generation.quantization import WeightFormat
 

@@ -37,8 +37,8 @@ class CachedBatch(Generic[S]):
     """Up to `n_rows` rows that share a cache of `capacity` positions each.
 
     Rows join and leave between two steps; those whose prompts are read come first, `n_ready` of
-    them. A prompt is read as a whole, unless `prefill_budget` bounds the ids that a step reads beside
-    rows that go on, so that a long prompt does not hold them up. With `compiled`, a step is
+    them. A prompt is read as a whole, unless `prefill_budget` bounds the ids that a step reads
+    beside rows that go on, so that a long prompt does not hold them up. With `compiled`, a step is
     compiled once in shapes that never change, on a GPU as a CUDA graph: worth it where a reader
     lives for many steps.
     """
