@@ -1,5 +1,5 @@
-# The one list of commands; `make` alone prints it. Every command uses the environment in
-# .venv, which is made on first use.
+# The only list of commands; `make` alone prints the list. Every command uses the environment in
+# .venv, created on first use.
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -16,7 +16,7 @@ help:  ## print this list
 	@awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); name = $$1} \
 	  on && /^    desc:/ {sub(/^ *desc: /, ""); printf "  %-12s %s\n", name, $$0}' dvc.yaml
 
-env: $(ENV)  ## make .venv from pyproject.toml and configs/constraints.txt (2 minutes, 2 GB)
+env: $(ENV)  ## create .venv from pyproject.toml and configs/constraints.txt (2 minutes, 2 GB)
 
 $(ENV): pyproject.toml configs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -27,75 +27,75 @@ $(ENV): pyproject.toml configs/constraints.txt
 	@python -m pip check
 	@touch $(ENV)
 
-lock: $(ENV)  ## write configs/constraints.txt anew from what .venv holds
+lock: $(ENV)  ## rewrite configs/constraints.txt from the packages installed in .venv
 	@python -m pip freeze --exclude-editable \
 	  | grep -v -i -E '^(nvidia|triton|cuda)' | sed -E 's/\+[a-z0-9]+$$//; s/ @ .*//' > configs/.constraints.partial
 	@mv configs/.constraints.partial configs/constraints.txt
 
-data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/, checked against data.dvc
+data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/ and check the files against data.dvc
 	@python -m flows data
 
-base: $(ENV)  ## fine-tune from other weights, as configs/bases/x.yaml says: BASE=x
+base: $(ENV)  ## switch fine-tuning to the weights and params of configs/bases/x.yaml: BASE=x
 	@python -m flows base $(BASE)
 
-pipeline: data  ## raw text to a classifier and an assistant: what is stale runs; BASE=x
+pipeline: data  ## run every stale stage, from raw text to a classifier and an assistant; BASE=x
 	@python -m flows pipeline
 
-sweep: data  ## search for better params as a file of configs/sweeps/ says; stopped, it goes on: FILE=...
+sweep: data  ## search for better params, or resume a stopped search: FILE=configs/sweeps/x.yaml
 	@python -m flows sweep $(FILE)
 
-adopt: $(ENV)  ## write the sweep's best params into params.yaml, and take its results: FILE=...
+adopt: $(ENV)  ## write the sweep's best params into params.yaml and adopt the results: FILE=...
 	@python -m flows adopt $(FILE)
 
 $(STAGES): $(ENV)
 	@python -m flows stage $@
 
-ui: $(ENV)  ## start the pages of Prefect and MLflow, until Ctrl-C
+ui: $(ENV)  ## serve the pages of Prefect and MLflow until Ctrl-C
 	@python -m flows ui
 
-serve: $(ENV)  ## register the schedule of prefect.yaml and start a worker for it (beside `make ui`)
+serve: $(ENV)  ## register the schedule of prefect.yaml and start a worker (beside `make ui`)
 	@python -m flows serve
 
-accept: $(ENV)  ## take a change of code that keeps a stage's bytes, without a re-run: STAGE=x
+accept: $(ENV)  ## accept a code change that keeps a stage's bytes, without a re-run: STAGE=x
 	@python -m flows accept $(STAGE)
 
-fresh: $(ENV)  ## drop what a stage has trained so far, so that it begins anew: STAGE=x
+fresh: $(ENV)  ## discard a stage's saved training, to train again from step 0: STAGE=x
 	@python -m flows fresh $(STAGE)
 
-params: $(ENV)  ## print every value that stages get: STAGE=x, or all
+params: $(ENV)  ## print the params of a stage, or of all stages: STAGE=x
 	@python -m flows params $(STAGE)
 
-ledger: $(ENV)  ## which rows a step saw: STAGE=x STEP=n; where two runs part: STAGE=x AGAINST=folder
+ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
-bench: $(ENV)  ## training steps and new ids a second, ours beside its peers
+bench: $(ENV)  ## measure training steps and new ids per second, of gptmill and of peers
 	@PYTHONPATH=src:. python benchmarks/training.py
 	@PYTHONPATH=src:. python benchmarks/generation.py
 
-bench-generation: $(ENV)  ## the second half of `bench` alone
+bench-generation: $(ENV)  ## run only the generation half of `bench`
 	@PYTHONPATH=src:. python benchmarks/generation.py
 
-# one process a core, four at the most; a file's tests stay together, since they share fixtures
+# one process per core, four at most; the tests of a file stay together, since they share fixtures
 SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile
 
-test: $(ENV)  ## the tests
+test: $(ENV)  ## run the tests
 	@python -m pytest $(SIDE_BY_SIDE)
 
-test-all: $(ENV)  ## the slow and GPU tests too
+test-all: $(ENV)  ## run all tests, including the slow and GPU tests
 	@python -m pytest $(SIDE_BY_SIDE) -m ''
 
-lint: $(ENV)  ## format, style, types, layers
+lint: $(ENV)  ## check format, style, types and layers
 	@ruff format --check .
 	@ruff check .
 	@mypy
 	@PYTHONPATH=src:. lint-imports
 
-check: lint test  ## what CI runs
+check: lint test  ## run `lint` and `test`, as CI does
 
-format: $(ENV)  ## rewrite the code as `make lint` wants it
+format: $(ENV)  ## format the code and fix lint errors automatically
 	@ruff format .
 	@ruff check --fix .
 
-clean:  ## remove caches; data, artifacts and history stay
+clean:  ## remove caches, but keep data, artifacts and history
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

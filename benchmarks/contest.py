@@ -1,8 +1,9 @@
-"""What the benches of training and of decoding share: peers, and contestants that take turns.
+"""Contestant processes, shared by the training and decoding benchmarks.
 
-A contestant is a process of its own that reads a number a line, does as much work, and answers
-with a line of JSON. Between two lines it is idle, so that several can be measured in turn. It is
-a program in peers/, told what to do by one JSON argument.
+A contestant is a program of peers/ in a separate process, configured by a JSON argument. For each
+number read from a line of standard input, the contestant does the given amount of work and
+answers with a line of JSON. Between two lines the contestant is idle; several contestants can
+therefore be measured in turn.
 """
 
 import json
@@ -23,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / ".state" / "bench"
 
 BOOK_CACHED = "book with a cache"
-# a peer's folder of packages that our own environment lacks, and what is put there
+# packages to install for each peer, because our own environment lacks them
 PACKAGES = {
     "book": ["llms-from-scratch==1.0.19"],
-    BOOK_CACHED: ["llms-from-scratch==1.0.14"],  # the last whose GPT-2 reads its cache rightly
+    BOOK_CACHED: ["llms-from-scratch==1.0.14"],  # the last version with a working GPT-2 cache
     "litgpt": [
         "litgpt==0.5.13",
         "lightning<2.7",
@@ -45,7 +46,10 @@ PEERS = ["book", "litgpt", "transformers"]
 
 @dataclass
 class Contestant:
-    """A running contestant and its answers so far; once it dies it is out, and `error` says why."""
+    """A running contestant with all answers received.
+
+    A contestant whose process died does no more work; `error` holds the reason.
+    """
 
     name: str
     task: dict[str, Any]
@@ -55,7 +59,7 @@ class Contestant:
     error: str = ""
 
     def run(self, amount: int) -> None:
-        """Have it do so much work, and wait for its answer."""
+        """Request an amount of work and wait for the answer."""
         if self.error:
             return
         assert self.process.stdin
@@ -64,16 +68,16 @@ class Contestant:
             self.process.stdin.write(f"{amount}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # its last words tell
+            pass  # the log holds the reason
         line = self.process.stdout.readline()
         if line:
             self.answers.append(json.loads(line))
         else:
-            said = self.log.read_text(errors="replace").strip().splitlines()
-            self.error = (said or ["it died"])[-1]
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+            self.error = (lines or ["the process died without a message"])[-1]
 
     def stop(self) -> None:
-        """End its process."""
+        """Kill the process."""
         self.process.kill()
         self.process.communicate()
 
@@ -81,18 +85,19 @@ class Contestant:
 def start(
     program: str, label: str, task: dict[str, Any], *, packages: str | None = None
 ) -> Contestant:
-    """Start a program of peers/; it sets itself up while it is waited for.
+    """Start a program of peers/ as a contestant.
 
-    `packages` names a peer whose packages it sees before those of our environment. Without, it is
-    ours, and has what `make` sets for our own runs.
+    The first request for work also waits for the program's setup. `packages` names a peer whose
+    packages come before our environment's on the import path. Without `packages` the contestant is
+    ours, and gets the environment variable that `make` sets for our own runs.
     """
-    places = [ROOT / "src", ROOT / "benchmarks"]
+    import_paths = [ROOT / "src", ROOT / "benchmarks"]
     environment = dict(os.environ)
     if packages is None:
         environment["THP_MEM_ALLOC_ENABLE"] = QUIET["THP_MEM_ALLOC_ENABLE"]
     else:
-        places.insert(0, _folder(packages))
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, places))
+        import_paths.insert(0, _folder(packages))
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, import_paths))
     OUT.mkdir(parents=True, exist_ok=True)
     log = OUT / f"{program}-{label.replace(', ', '-').replace(' ', '-')}.log"
     with log.open("w") as file:
@@ -112,15 +117,18 @@ def start(
 
 
 def installed(peers: list[str]) -> list[str]:
-    """Put these peers' packages below .state/bench/, once; return those that are there."""
-    found = []
+    """Install the peers' packages once, below .state/bench/.
+
+    Return the peers with installed packages.
+    """
+    available = []
     for name in peers:
         fault = _install(name)
         if fault is None:
-            found.append(name)
+            available.append(name)
         else:
-            print(f"left out: {name}, which could not be installed ({fault})")
-    return found
+            print(f"left out: {name} could not be installed ({fault})")
+    return available
 
 
 def _folder(peer: str) -> Path:
@@ -128,21 +136,21 @@ def _folder(peer: str) -> Path:
 
 
 def _install(peer: str) -> str | None:
-    """Return why a peer's packages could not be installed, or None."""
+    """Install a peer's packages; return the error message, or None."""
     folder = _folder(peer)
-    done = folder.with_suffix(".done")
-    if not PACKAGES[peer] or done.exists():
+    marker = folder.with_suffix(".done")
+    if not PACKAGES[peer] or marker.exists():
         return None
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    found = subprocess.run([*command, *PACKAGES[peer]], capture_output=True, text=True)
-    if found.returncode:
-        return found.stderr.strip().splitlines()[-1]
-    done.touch()
+    result = subprocess.run([*command, *PACKAGES[peer]], capture_output=True, text=True)
+    if result.returncode:
+        return result.stderr.strip().splitlines()[-1]
+    marker.touch()
     return None
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return the hardware and software versions behind the figures."""
     runtime = RuntimeConfig(
         device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
     )
@@ -151,12 +159,12 @@ def machine(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "load": round(os.getloadavg()[0], 1),  # of the last minute: above about 1, wait
+        "load": round(os.getloadavg()[0], 1),  # average of the last minute: above about 1, wait
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
 
 
-def show_machine(found: dict[str, Any]) -> None:
-    """Print it in a line."""
-    print(", ".join(f"{name} {value}" for name, value in found.items() if value is not None))
+def show_machine(facts: dict[str, Any]) -> None:
+    """Print the machine's facts in one line."""
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))

@@ -1,9 +1,10 @@
-"""New ids a second, ours beside its peers, in one run, as a share of what memory allows.
+"""Decoding speed of gptmill and its peers.
 
-Each contestant is a process of its own that waits while the others are measured; rounds go in
-turn, the first is left out, and medians are compared. A new id reads every weight once, so that
-the limit is the bandwidth of memory, measured here, over the bytes of the weights. On a bare GPU
-machine: `PYTHONPATH=src:. python benchmarks/generation.py --device cuda --peers --compiled`.
+Each contestant is a separate process and waits while the rest are measured. Rounds alternate
+between contestants, the first round is left out, and medians are compared. A new id reads every
+weight once. The limit is therefore the measured memory bandwidth divided by the bytes of the
+weights; each speed is also printed as a share of the limit. On a bare GPU machine:
+`PYTHONPATH=src:. python benchmarks/generation.py --device cuda --peers --compiled`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from gptmill.generation.quantization import Kind, quantize
 
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
-    "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # does it run at all
+    "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # a smoke test
 }
 PRECISIONS: list[Any] = ["as loaded", *get_args(Kind)]
 BYTES = {"as loaded": 4, "fp32": 4, "bf16": 2, "int8": 1}
@@ -42,32 +43,35 @@ def start(name: str, task: dict[str, Any]) -> Contestant:
 
 
 def contestants(peers: list[str], *, compiled: bool) -> list[tuple[str, dict[str, Any]]]:
-    """Return who takes part: ours in each precision, peers with fp32 and bf16 weights."""
+    """Return all contestants.
+
+    Ours runs in each precision, and peers run with fp32 and bf16 weights.
+    """
     usual = {"compile": False, "cached": True}
-    found = [("ours", {**usual, "precision": precision}) for precision in PRECISIONS]
+    entries = [("ours", {**usual, "precision": precision}) for precision in PRECISIONS]
     if compiled:
         kinds = [kind for kind in PRECISIONS if kind != "fp32"]  # packed weights do not compile
-        found += [("ours", {**usual, "precision": kind, "compile": True}) for kind in kinds]
+        entries += [("ours", {**usual, "precision": kind, "compile": True}) for kind in kinds]
     for name in peers:
-        found.append((name, {**usual, "precision": "fp32"}))
+        entries.append((name, {**usual, "precision": "fp32"}))
         if name == "book":
-            found.append((name, {**usual, "precision": "fp32", "cached": False}))
+            entries.append((name, {**usual, "precision": "fp32", "cached": False}))
         else:
-            found.append((name, {**usual, "precision": "bf16"}))
-    return found
+            entries.append((name, {**usual, "precision": "bf16"}))
+    return entries
 
 
 def measure(
     entries: list[tuple[str, dict[str, Any]]], task: dict[str, Any], *, rounds: int
 ) -> list[Contestant]:
-    """Run all contestants in turn, several times."""
+    """Run all contestants in turn for several rounds."""
     running = []
-    for name, own in entries:  # one by one: setting up takes more memory than decoding
+    for name, own in entries:  # in sequence: setup takes more memory than decoding
         running.append(start(name, {**task, **own}))
         running[-1].run(4)
     for number in range(rounds):
         for contestant in running:
-            # one that reads everything again for each id is slow: one round has to do
+            # decoding without a cache is slow: a single round must do
             if number == 0 or contestant.task["cached"]:
                 contestant.run(task["new"])
     for contestant in running:
@@ -76,8 +80,8 @@ def measure(
 
 
 def bandwidth(device: str, *, seconds: float = 3.0) -> float:
-    """Return the bytes a second that this device reads: the best sum of a large array."""
-    array = torch.ones(2**26, device=device)  # 256 MiB, more than caches hold
+    """Return bytes read per second, from the fastest sum of a large array."""
+    array = torch.ones(2**26, device=device)  # 256 MiB, larger than the caches
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
@@ -90,7 +94,7 @@ def row(contestant: Contestant, task: dict[str, Any], read: float) -> dict[str, 
     """Return a contestant's figures."""
     rounds = contestant.answers[1:]
     seconds = statistics.median(answer["seconds"] for answer in rounds) if rounds else 0.0
-    step = seconds / task["new"]  # the prompt is in it
+    step = seconds / task["new"]  # includes the time of the prompt
     weights = 12 * task["layers"] * task["width"] ** 2 + VOCABULARY * task["width"]
     least = weights * BYTES[contestant.task["precision"]] / read
     return {
@@ -107,7 +111,7 @@ def row(contestant: Contestant, task: dict[str, Any], read: float) -> dict[str, 
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print one table, and our ratios to the best peer in fp32."""
+    """Print a table and our ratios to the best fp32 peer."""
     print(f"\n{title}\n{'contestant':32} {'tokens/s':>9} {'ms/token':>9} {'of limit':>9} {'GB':>6}")
     for r in rows:
         if r["error"]:
@@ -127,11 +131,16 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
             print(f"{r['contestant']}: {ratio:.2f} times {best['contestant']}{goal}")
     same = [r["ids"] for r in rows if r["contestant"] in ("ours, as loaded", "transformers, fp32")]
     if len(same) == 2 and all(same):
-        print(f"ours and transformers chose {'the same' if same[0] == same[1] else 'other'} ids")
+        print(
+            f"ours and transformers chose {'the same' if same[0] == same[1] else 'different'} ids"
+        )
 
 
 def losses(folder: Path, text: Path, *, length: int = 512) -> None:
-    """Print what each precision costs a checkpoint: its loss on a text, other likeliest ids."""
+    """Print the cost of each precision for a checkpoint on a text.
+
+    The cost is the loss and the share of positions with the same likeliest id.
+    """
     from gptmill.checkpoint.checkpoint import load_causal_lm
     from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -141,18 +150,18 @@ def losses(folder: Path, text: Path, *, length: int = 512) -> None:
     print(f"{folder.name} on {text.name}, {len(ids):,} ids in windows of {length}")
     expected = Tensor()
     for precision in PRECISIONS:
-        other = model if precision == "as loaded" else quantize(model, precision)
+        converted = model if precision == "as loaded" else quantize(model, precision)
         with torch.inference_mode():
-            found = torch.cat([other(part[None])[0] for part in ids.split(length)])  # (T, V)
-        loss = F.cross_entropy(found[:-1], ids[1:])
-        likeliest = found.argmax(-1)
+            logits = torch.cat([converted(part[None])[0] for part in ids.split(length)])  # (T, V)
+        loss = F.cross_entropy(logits[:-1], ids[1:])
+        likeliest = logits.argmax(-1)
         expected = likeliest if precision == "as loaded" else expected
         same = (likeliest == expected).float().mean()
         print(f"{precision:10} loss {loss:.4f}, the likeliest id the same at {same:.1%}")
 
 
 def main() -> None:
-    """Measure what is asked for, print the tables and write JSON."""
+    """Run the selected measurements, print the tables and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = ["cpu", "cuda"]
     parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
@@ -160,12 +169,16 @@ def main() -> None:
     parser.add_argument("--contexts", nargs="+", type=int, default=[256, 1024])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
-    parser.add_argument("--compiled", action="store_true", help="ours compiled too")
+    parser.add_argument("--compiled", action="store_true", help="also measure ours compiled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--loss", nargs=2, type=Path, metavar=("CHECKPOINT", "TEXT"), help="what rounding costs"
+        "--loss",
+        nargs=2,
+        type=Path,
+        metavar=("CHECKPOINT", "TEXT"),
+        help="show the cost of rounding",
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the figures")
     options = parser.parse_args()
     if options.loss:
         losses(*options.loss)
@@ -184,8 +197,8 @@ def main() -> None:
                 task = {**SHAPES[shape], "length": context, "rows": n_rows}
                 task["device"] = options.device
                 entries = contestants(peers, compiled=options.compiled)
-                found = measure(entries, task, rounds=options.rounds)
-                rows = [row(contestant, task, read) for contestant in found]
+                finished = measure(entries, task, rounds=options.rounds)
+                rows = [row(contestant, task, read) for contestant in finished]
                 results.append({"shape": shape, "task": task, "rows": rows})
                 title = f"{shape}, context {context}, {n_rows} rows, {task['prompt']} ids"
                 show(f"{title} and {task['new']} new ones each", rows)

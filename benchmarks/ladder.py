@@ -1,9 +1,9 @@
-"""What each lever of a training step is worth, from a first GPT to this project's own loop.
+"""Speedups from a plain GPT to gptmill's own training loop.
 
-The ten steps are the book's (ch05/10 of its repository), each added to those before, with its
-published figures on an A100 beside ours; the last rows are `gptmill`'s loop at the same batch,
-which keeps weights and optimizer in float32 and clips gradients. Each rung is a process of its
-own. `PYTHONPATH=src:. python benchmarks/ladder.py` needs torch and numpy only.
+The benchmark measures the gain of each optimization. The ten optimizations are the book's (ch05/10 of the book's repository), applied cumulatively, with
+the published A100 figures beside ours. The last rows are `gptmill`'s loop with the same batch;
+`gptmill` keeps weights and optimizer in float32 and clips gradients. Each rung runs in a separate
+process. `PYTHONPATH=src:. python benchmarks/ladder.py` needs only torch and numpy.
 """
 
 import argparse
@@ -28,10 +28,10 @@ FIRST: dict[str, Any] = {
     "padded": False,
 }
 OURS = {"contestant": "ours", "precision": "bf16"}
-# what a rung changes, and the book's tokens a second and GB reserved on an A100 (torch 2.6)
+# a rung's name, changes, and the book's tokens a second and GB reserved on an A100 (torch 2.6)
 RUNGS: list[tuple[str, dict[str, Any], tuple[int, float] | None]] = [
     ("a first GPT, fp32", {}, (12_525, 26.26)),
-    ("1 causal mask made as it goes", {"stored_mask": False}, (12_526, 26.24)),
+    ("1 causal mask built on the fly", {"stored_mask": False}, (12_526, 26.24)),
     ("2 TF32 products", {"tf32": True}, (27_648, 26.24)),
     ("3 fused AdamW", {"fused": True}, (28_399, 26.24)),
     ("4 pinned memory", {"pinned": True}, (28_402, 26.24)),
@@ -48,15 +48,17 @@ RUNGS: list[tuple[str, dict[str, Any], tuple[int, float] | None]] = [
 
 
 def main() -> None:
-    """Measure rung after rung, print a table and write it as JSON."""
+    """Measure all rungs; print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = ["cpu", "cuda"]
     parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
     parser.add_argument("--shape", choices=list(SHAPES), default=MEASURED[0])
-    parser.add_argument("--rungs", type=int, default=len(RUNGS), metavar="N", help="the first N")
+    parser.add_argument(
+        "--rungs", type=int, default=len(RUNGS), metavar="N", help="run only the first N"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="of a round")
-    parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the figures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     where = machine(options.device)
@@ -70,8 +72,8 @@ def main() -> None:
         task |= changes
         if name.startswith("10"):
             task["rows"] *= 4
-        found = rung(name, task, rounds=options.rounds, steps=options.steps)
-        rows.append({**found, "rung": name, "task": dict(task), "published": published})
+        figures = rung(name, task, rounds=options.rounds, steps=options.steps)
+        rows.append({**figures, "rung": name, "task": dict(task), "published": published})
         show(rows)
         (options.out / "ladder.json").write_text(
             json.dumps({"machine": where, "rows": rows}, indent=1)
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def rung(name: str, task: dict[str, Any], *, rounds: int, steps: int) -> dict[str, Any]:
-    """Return a rung's figures; the first round is left out."""
+    """Return a rung's figures, without the first round."""
     contestant = start(task["contestant"], task, label=name)
     for _ in range(rounds + 1):
         contestant.run(steps)
@@ -89,7 +91,7 @@ def rung(name: str, task: dict[str, Any], *, rounds: int, steps: int) -> dict[st
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the last row, and how many times as fast as the one before it is."""
+    """Print the last row and the speedup over the previous row."""
     last = rows[-1]
     if last["error"]:
         print(f"{last['rung']:38} {last['error'][:80]}")

@@ -1,9 +1,10 @@
-"""Time and peak memory of loading GPT-2's largest size, ours beside transformers'.
+"""Time and peak memory of loading GPT-2's largest size.
 
-`PYTHONPATH=src:. python benchmarks/loading.py` writes random weights below a temporary folder
-(6.2 GB for 1558M, and as much memory while it does), has each contestant load them in turn in a
-process of its own, and prints medians. The files are in the page cache, so that the disk is not
-what is measured. After loading, eight ids go through the model: what a loader put off is paid.
+`PYTHONPATH=src:. python benchmarks/loading.py` writes random weights into a temporary folder
+(6.2 GB for 1558M, and as much memory during the write). Each contestant, ours or transformers,
+loads the weights in turn, in a separate process, and medians are printed. The files are in the page
+cache, to exclude the disk from the measurement. After loading, eight ids run through the model, to
+include the cost of work deferred by a lazy loader.
 """
 
 import argparse
@@ -59,17 +60,19 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="1558M")
     parser.add_argument("--form", choices=["safetensors", "bin"], default="safetensors")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the model")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="data type of the loaded model"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--below", default=None, help="where the temporary folder goes")
-    parser.add_argument("--out", type=Path, default=None, help="a JSON file for the figures")
+    parser.add_argument("--below", default=None, help="parent of the temporary folder")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file for the figures")
     parser.add_argument("--load", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def write(folder: Path, shape: str, form: str) -> int:
-    """Write random weights in float32; return how many bytes they are."""
+    """Write random weights in float32; return the number of bytes."""
     from gptmill.checkpoint.hf_config import SpecialIds, to_hugging_face
     from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2
     from gptmill.checkpoint.mapping import file_tensors
@@ -106,24 +109,26 @@ def _read_through(file: Path) -> None:
 
 
 def _run(contestant: str, folder: Path, dtype: str) -> dict[str, float]:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, __file__, "--load", contestant, "--folder", folder, "--dtype", dtype],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"},
     )
-    if done.returncode:
-        raise RuntimeError(f"{contestant} ended with {done.returncode}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    if result.returncode:
+        raise RuntimeError(
+            f"{contestant} ended with exit status {result.returncode}: {result.stderr[-2000:]}"
+        )
+    figures: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return figures
 
 
-# In a contestant's own process.
+# The functions below run in the contestant's process.
 
 
 def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Load a folder and return seconds and bytes."""
+    """Load a folder; return seconds and bytes."""
     load = _loader(contestant)
     before = _status("VmRSS")
     peak = Peak()
@@ -145,7 +150,7 @@ def measured(contestant: str, folder: Path, dtype: torch.dtype) -> dict[str, flo
 
 
 def _loader(contestant: str) -> Callable[[Path, torch.dtype], Any]:
-    """Import what loads, so that this is not part of the time."""
+    """Return a contestant's loader, imported before the clock starts."""
     if contestant.startswith("ours"):
         from gptmill.checkpoint.checkpoint import load_causal_lm
 
@@ -153,12 +158,12 @@ def _loader(contestant: str) -> Callable[[Path, torch.dtype], Any]:
         return lambda folder, dtype: load_causal_lm(folder, dtype=dtype, mapped=mapped)
     from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-    assert GPT2LMHeadModel  # imported now
+    assert GPT2LMHeadModel  # force the lazy import now
     return lambda folder, dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
 def _status(key: str) -> int:
-    """Return bytes from the kernel's account of this process (Linux)."""
+    """Return a memory figure of this process in bytes (Linux)."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
@@ -166,7 +171,7 @@ def _status(key: str) -> int:
 
 
 class Peak:
-    """The most memory that was no file's, looked at every 5 ms."""
+    """Peak memory not backed by a file, sampled every 5 ms."""
 
     def __init__(self) -> None:
         self.anonymous = 0
@@ -194,17 +199,17 @@ def _report(
     print(f"{platform.machine()}, {os.cpu_count()} cores, {tools}")
     print(
         f"{options.shape} from float32 {options.form} as {options.dtype}: {weights / 1e9:.2f} GB, "
-        f"median of {options.rounds}; peaks are of the whole process, its imports included"
+        f"median of {options.rounds}; peaks are of the whole process, imports included"
     )
     medians: dict[str, dict[str, float]] = {}
     for contestant, rounds in results.items():
-        row = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        row = {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
         medians[contestant] = row
         print(
             f"{contestant:>12}: load {row['load_seconds']:6.2f} s, first use "
             f"{row['first_use_seconds']:5.2f} s, processor {row['cpu_seconds']:5.2f} s, "
             f"peak {row['peak'] / 1e9:5.2f} GB "
-            f"({row['peak'] / weights:.3f} of the weights), of it no file's "
+            f"({row['peak'] / weights:.3f} of the weights), not backed by a file "
             f"{row['peak_anonymous'] / 1e9:5.2f} GB, before {row['before'] / 1e9:.2f} GB"
         )
     if options.out is not None:

@@ -1,9 +1,9 @@
-"""How much memory a training step holds at most, and what each way to hold less is worth.
+"""Peak memory of a training step, with ways to reduce memory.
 
-`PYTHONPATH=src:. python benchmarks/memory.py`: each row is a process of its own, whose peak
-resident memory is the figure (torch's CPU allocator keeps no count). Two steps each; GPT-2's
-124M shape, bf16, 2 windows of 512, AdamW. And the head alone, whose logits are the largest
-array: 8,192 targets over 50,257 ids.
+`PYTHONPATH=src:. python benchmarks/memory.py` runs each case in a separate process and prints the
+peak resident memory of the process (torch's CPU allocator keeps no count). Each case of a step
+trains two steps with GPT-2's 124M shape, bf16, 2 windows of 512, AdamW. The head is also measured
+alone, because the head's logits are the largest array: 8,192 targets over 50,257 ids.
 """
 
 import resource
@@ -40,7 +40,10 @@ def step(*, recompute: bool, micro_batch: int | None) -> str:
 
 
 def head(largest: int) -> str:
-    """Return loss and gradients of the head, with so many logits held at once."""
+    """Return the head's loss and gradient norms.
+
+    At most `largest` logits are held at once.
+    """
     head_loss.LARGEST = largest
     torch.manual_seed(1)
     hidden = torch.randn(TARGETS, 768, requires_grad=True)
@@ -53,19 +56,19 @@ def head(largest: int) -> str:
 
 
 def measure(case: str) -> None:
-    """Do one case and print its figures."""
+    """Run a case and print the figures."""
     started = time.monotonic()
     if case.startswith("head"):
-        found = head(WHOLE if case == "head whole" else 2**26)
+        outcome = head(WHOLE if case == "head whole" else 2**26)
     else:
         rows = 1 if "a row" in case else None
-        found = step(recompute="recomputed" in case, micro_batch=rows)
+        outcome = step(recompute="recomputed" in case, micro_batch=rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{case:24} {peak:8,.0f} MiB  {time.monotonic() - started:6.1f} s  {found}", flush=True)
+    print(f"{case:24} {peak:8,.0f} MiB  {time.monotonic() - started:6.1f} s  {outcome}", flush=True)
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the case that is named, or each in a process of its own."""
+    """Measure the named case, or each in a separate process."""
     if arguments:
         measure(arguments[0])
         return

@@ -1,9 +1,10 @@
-"""Training steps a second, ours beside its peers, in one run: `make bench`.
+"""Training speed of gptmill and its peers (`make bench`).
 
-Each contestant is a process of its own that waits while the others are measured; rounds go in
-turn, the first is left out, and medians are compared. Peers run as their users run them, eager
-and compiled, and the better of the two counts. On a bare machine with torch and numpy it runs
-alone, without the peers: `PYTHONPATH=src:. python benchmarks/training.py --device cuda --peers`.
+Each contestant is a separate process and waits while the rest are measured. Rounds alternate
+between contestants, the first round is left out, and medians are compared. Peers run the way their
+users run them, eager and compiled, and the better of the two counts. On a bare machine with only
+torch and numpy, gptmill runs alone:
+`PYTHONPATH=src:. python benchmarks/training.py --device cuda --peers`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from gptmill.training.flops import measured_peak, train_flops_per_token
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "rows": 4, "length": 256},
     "small": {"width": 384, "layers": 6, "heads": 6, "rows": 8, "length": 256},
-    "tiny": {"width": 16, "layers": 1, "heads": 1, "rows": 2, "length": 16},  # does it run at all
+    "tiny": {"width": 16, "layers": 1, "heads": 1, "rows": 2, "length": 16},  # a smoke test
 }
 MEASURED = ["124M", "small"]
 ON_CUDA = {"124M": {"rows": 32, "length": 1024}, "small": {"rows": 64, "length": 1024}}
@@ -37,26 +38,29 @@ def start(name: str, task: dict[str, Any], *, label: str | None = None) -> Conte
 
 
 def mode(task: dict[str, Any]) -> str:
-    """Return how a contestant's model is run."""
+    """Return a contestant's mode: eager or compiled."""
     return "compiled" if task["compile"] else "eager"
 
 
 def measure(
     names: list[str], modes: list[str], task: dict[str, Any], *, rounds: int, steps: int
 ) -> list[Contestant]:
-    """Run contestants in turn, all of one mode at a time: they have to fit into memory."""
-    found = []
+    """Run contestants in turn.
+
+    Modes run in sequence, because all contestants of both modes would not fit into memory.
+    """
+    finished = []
     for kind in modes:
-        here = [start(name, {**task, "compile": kind == "compiled"}) for name in names]
-        for contestant in here:
+        running = [start(name, {**task, "compile": kind == "compiled"}) for name in names]
+        for contestant in running:
             contestant.run(2)
         for _ in range(rounds):
-            for contestant in here:
+            for contestant in running:
                 contestant.run(steps)
-        for contestant in here:
+        for contestant in running:
             contestant.stop()
-        found += here
-    return found
+        finished += running
+    return finished
 
 
 def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[st
 
 
 def main() -> None:
-    """Measure what is asked for, print the tables and write JSON and a plot."""
+    """Run the selected measurements; print tables, write JSON and a plot."""
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = ["cpu", "cuda"]
     parser.add_argument("--device", choices=kinds, default=kinds[torch.cuda.is_available()])
@@ -89,8 +93,8 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="of a round")
-    parser.add_argument("--out", type=Path, default=OUT, help="where the figures are written")
+    parser.add_argument("--steps", type=int, default=4, help="steps per round")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the figures")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     names = ["ours", "ours, free", *installed(options.peers)]
@@ -103,8 +107,10 @@ def main() -> None:
         for shape in options.shapes:
             task = {**SHAPES[shape], **(ON_CUDA.get(shape, {}) if options.device == "cuda" else {})}
             task |= {"device": options.device, "precision": precision}
-            found = measure(names, options.modes, task, rounds=options.rounds, steps=options.steps)
-            rows = [row(contestant, task, ceiling) for contestant in found]
+            finished = measure(
+                names, options.modes, task, rounds=options.rounds, steps=options.steps
+            )
+            rows = [row(contestant, task, ceiling) for contestant in finished]
             results.append({"shape": shape, "precision": precision, "task": task, "rows": rows})
             show(shape, precision, rows)
             (options.out / "training.json").write_text(
@@ -114,7 +120,7 @@ def main() -> None:
 
 
 def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
-    """Print one table, and our ratio to the best peer."""
+    """Print a table, and our ratio to the best peer."""
     print(f"\n{shape}, {precision}")
     print(f"{'contestant':14} {'mode':9} {'tokens/s':>9} {'GB':>6} {'ceiling':>8}  loss")
     for r in rows:
@@ -130,7 +136,7 @@ def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
     free = [r for r in rows if r["contestant"] == "ours, free" and r["mode"] == own["mode"]]
     if free and not free[0]["error"]:
         cost = free[0]["tokens_per_second"] / own["tokens_per_second"] - 1
-        print(f"algorithms that are not deterministic (free) change its speed by {cost:+.1%}")
+        print(f"nondeterministic algorithms (free) change the speed by {cost:+.1%}")
     peers = [r for r in rows if r["contestant"] in PEERS and not r["error"]]
     if peers:
         best = max(peers, key=lambda r: r["tokens_per_second"])
@@ -139,15 +145,15 @@ def show(shape: str, precision: str, rows: list[dict[str, Any]]) -> None:
     same = [r for r in peers if r["contestant"] == "transformers"]
     if same:
         pairs = list(zip(own["losses"], same[0]["losses"], strict=False))
-        apart = max(abs(one - other) for one, other in pairs)
+        gap = max(abs(own_loss - peer_loss) for own_loss, peer_loss in pairs)
         print(
-            f"loss curves, ours and transformers from equal weights: at most {apart:.4f} apart "
+            f"loss curves, ours and transformers from equal weights: at most {gap:.4f} apart "
             f"in {len(pairs)} steps"
         )
 
 
 def plot(results: list[dict[str, Any]], folder: Path) -> None:
-    """Draw the figures as bars, where matplotlib is there."""
+    """Plot the figures as bars, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

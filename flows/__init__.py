@@ -1,1 +1,1 @@
-"""Products: which stages make them, in which order. What `make` calls is here."""
+"""Commands behind `make`, and the order of the pipeline's stages."""

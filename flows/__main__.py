@@ -1,7 +1,7 @@
-"""`python -m flows COMMAND`: what `make` calls. A command is a module of `commands/` with a `main`.
+"""`python -m flows COMMAND`, the entry point behind `make`.
 
-The environment is set before the command's module is imported: prefect and mlflow read
-it when they load.
+A command is a module of `commands/` with a `main`. The environment is set before the command's
+module is imported, because prefect and mlflow read environment variables at import.
 """
 
 import importlib
@@ -17,13 +17,20 @@ from tasks.project.environment import (
 
 
 def commands() -> dict[str, str]:
-    """Return the module of each command: the files of the groups below `commands/`."""
+    """Return the module of each command, by the command's name.
+
+    Commands are the files of the groups below `commands/`.
+    """
     files = (ROOT / "flows" / "commands").glob("*/[!_]*.py")
     return {path.stem: f"flows.commands.{path.parent.name}.{path.stem}" for path in sorted(files)}
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command; a user's mistake is one sentence and status 2, a signal 128 and its number."""
+    """Run a command and return its exit status.
+
+    A user's mistake prints a single sentence and returns status 2. A signal returns 128 plus the
+    signal's number.
+    """
     if not arguments or arguments[0] not in commands():
         print(
             f"usage: python -m flows COMMAND, one of {', '.join(sorted(commands()))}",
@@ -42,7 +49,10 @@ def main(arguments: list[str]) -> int:
         print(wrong_environment(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; whatever was finished is kept, the same command goes on", file=sys.stderr)
+        print(
+            "stopped; finished work is kept, run the same command again to continue",
+            file=sys.stderr,
+        )
         return 130
     except Terminated as stop:
         print(stop, file=sys.stderr)

@@ -1,4 +1,7 @@
-"""The pages that Prefect shows for a stage's run: figures, samples, progress, links to MLflow."""
+"""Prefect pages of a stage run: figures, samples, progress, links.
+
+The links lead to the stage's run and plots in MLflow.
+"""
 
 import time
 from typing import Any
@@ -21,12 +24,12 @@ PROGRESS_INTERVAL = 2.0  # seconds between two updates of a progress page
 
 
 def slug(stage: str) -> str:
-    """Return a stage's name as Prefect allows it in a key."""
+    """Return a stage's name in a form allowed in Prefect keys."""
     return stage.replace("_", "-")
 
 
 class ProgressPage:
-    """A progress bar on the task's page, made at the first step."""
+    """A progress bar on the task's page, created at the first step."""
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -34,26 +37,29 @@ class ProgressPage:
         self.updated = 0.0
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Move the bar on a `step` event, not more often than a person can see."""
+        """Update the bar on a `step` event.
+
+        Updates are at least PROGRESS_INTERVAL apart: a person cannot follow faster changes.
+        """
         if event["event"] != "step":
             return
-        done = event["step"] >= event["steps"]
-        if not done and time.monotonic() - self.updated < PROGRESS_INTERVAL:
+        is_last_step = event["step"] >= event["steps"]
+        if not is_last_step and time.monotonic() - self.updated < PROGRESS_INTERVAL:
             return
         self.updated = time.monotonic()
         percent = 100.0 * event["step"] / event["steps"]
         if self.id is None:
-            made = create_progress_artifact(
+            artifact_id = create_progress_artifact(
                 percent, key=f"{slug(self.stage)}-progress", description=event["text"]
             )
-            assert isinstance(made, UUID)
-            self.id = made
+            assert isinstance(artifact_id, UUID)
+            self.id = artifact_id
         else:
             update_progress_artifact(self.id, percent, description=event["text"])
 
 
 def metrics_of(stage: str) -> dict[str, Any]:
-    """Return what a stage wrote to its metrics.json."""
+    """Load a stage's metrics.json; return an empty dict without the file."""
     path = ROOT / "artifacts" / stage / "metrics.json"
     return dict(read_json(path)) if path.exists() else {}
 
@@ -66,20 +72,20 @@ def main_figure(stage: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Write a figure as a person reads it."""
+    """Format a figure for a person to read."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
-    """Make the page of one stage that ended well."""
+    """Create the page of a stage that ended successfully."""
     stage = outcome.stage
     start = outcome.first("start")
     run = start["run"] if start else runs.maker(locked_outputs(stage))
     parts = [f"# {stage}: {outcome.state}", stages()[stage]["desc"] + "."]
     if start is None:
-        parts.append("Nothing it reads has changed since it last ran.")
+        parts.append("The stage's inputs have not changed since its last run.")
     parts.append(_links(outcome, run))
     figures = [f"| {name} | {shown(value)} |" for name, value in metrics_of(stage).items()]
     parts.append("\n".join(["| figure | value |", "| --- | --- |", *figures]))
@@ -89,7 +95,7 @@ def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
         if event["event"] == "show"
     ]
     hashes = [f"- `{path}` {value}" for path, value in locked_outputs(stage).items()]
-    parts.append("\n".join(["## Written", *hashes, f"\nin {seconds:.1f} s"]))
+    parts.append("\n".join(["## Output files", *hashes, f"\nready after {seconds:.1f} s"]))
     create_markdown_artifact("\n\n".join(parts), key=slug(stage), description=main_figure(stage))
 
 
@@ -100,8 +106,8 @@ def run_address(run: str) -> str:
 
 def _links(outcome: StageOutcome, run: str | None) -> str:
     if run is None:
-        return "No MLflow run of this store made these files."
-    lines = [f"[MLflow run]({run_address(run)}) (`make ui` shows it)"]
+        return "No MLflow run in this store produced the stage's files."
+    lines = [f"[MLflow run]({run_address(run)}) (open with `make ui`)"]
     for event in outcome.events:
         if event["event"] == "figure":
             name = event["name"]

@@ -1,7 +1,7 @@
-"""The whole pipeline: each stage of dvc.yaml as a Prefect task, in the graph's order.
+"""The pipeline flow: every stage of dvc.yaml as a Prefect task.
 
-Prefect shows, schedules and cancels; DVC alone decides what is stale. One stage runs at a
-time, since each takes the whole machine.
+Prefect shows, schedules and cancels stages; DVC alone decides whether a stage is stale. Stages
+run in the graph's order, a single stage at a time, since each stage takes the whole machine.
 """
 
 import time
@@ -36,7 +36,7 @@ ALIVE = ROOT / ".state" / "flows"
 
 @dataclass(frozen=True)
 class StageRow:
-    """A line of the table that a pipeline run ends with."""
+    """A row of the table printed at the end of a pipeline run."""
 
     stage: str
     state: str
@@ -45,7 +45,10 @@ class StageRow:
 
 
 def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Task[[], State[None]]:
-    """Return the Prefect task of a stage; it appends to `rows` what became of it."""
+    """Return the Prefect task of a stage.
+
+    The task appends the outcome of the stage to `rows`.
+    """
 
     def bring_up_to_date() -> State[None]:
         started = time.monotonic()
@@ -55,7 +58,7 @@ def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Tas
             on_event=pages.ProgressPage(stage).on_event,
             context=context,
         )
-        return _conclude(outcome, time.monotonic() - started, rows)
+        return _prefect_state(outcome, time.monotonic() - started, rows)
 
     return Task(
         bring_up_to_date,
@@ -67,8 +70,12 @@ def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Tas
     )
 
 
-def _conclude(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> State[None]:
-    """Return the Prefect state of an outcome: Completed if it ran, Cached if DVC had its bytes."""
+def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> State[None]:
+    """Return the Prefect state of an outcome, and append its row.
+
+    The state is Completed where the stage ran, Cached where DVC had the outputs, and Failed
+    otherwise.
+    """
     stage = outcome.stage
     if outcome.state == FAILED:
         start = outcome.first("start")
@@ -85,14 +92,14 @@ def _conclude(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> St
     return Completed(name="Cached", message=f"{outcome.state}: {figure}")
 
 
-def _name() -> str:
+def _run_name() -> str:
     commit = runs.git_tags().get("mlflow.source.git.commit", "")[:8]
     return f"pipeline-{commit or 'no-git'}"
 
 
-@flow(name="pipeline", flow_run_name=_name, persist_result=False)
+@flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
 def pipeline() -> State[None]:
-    """Raw text to a classifier and an assistant: every stage that is stale runs, no other."""
+    """Run every stale stage, from raw text to classifier and assistant."""
     started = time.monotonic()
     runs.close_dead_runs(runs.connect())
     parent = _open_parent()
@@ -111,7 +118,7 @@ def pipeline() -> State[None]:
 
 
 def _run_stages(parent: str) -> list[StageRow]:
-    """Run the stages in the graph's order, up to the first that fails."""
+    """Run the stages in the graph's order, up to the first failure."""
     context = {
         runs.PARENT_VARIABLE: parent,
         runs.FLOW_VARIABLE: runs.this_process(),
@@ -119,16 +126,16 @@ def _run_stages(parent: str) -> list[StageRow]:
     rows: list[StageRow] = []
     states: dict[str, State[State[None]]] = {}
     for stage in stages():
-        before = [states[name] for name in upstream(stage)]
-        job = stage_task(stage, context, rows)
-        states[stage] = job(wait_for=before, return_state=True)
+        upstream_states = [states[name] for name in upstream(stage)]
+        task = stage_task(stage, context, rows)
+        states[stage] = task(wait_for=upstream_states, return_state=True)
         if states[stage].is_failed():
             break
     return rows
 
 
 def _open_parent() -> str:
-    """Open the MLflow run that holds the stages' runs."""
+    """Open the parent MLflow run of the stages' runs."""
     tags = {
         "mlflow.runName": flow_run.name or "pipeline",
         "prefect.flow_run_id": flow_run.id or "",
@@ -140,7 +147,10 @@ def _open_parent() -> str:
 
 
 def _record(parent: str, rows: list[StageRow]) -> None:
-    """Link each stage's run, also one that an earlier pipeline made, and stamp dvc.lock."""
+    """Link each stage's MLflow run, and tag the hash of dvc.lock.
+
+    Runs made by an earlier pipeline run are linked, too.
+    """
     for row in rows:
         run = runs.maker(locked_outputs(row.stage))
         MlflowClient().set_tag(parent, f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
@@ -150,7 +160,10 @@ def _record(parent: str, rows: list[StageRow]) -> None:
 
 @contextmanager
 def _alive() -> Iterator[None]:
-    """Note that this process runs this flow, so that a later one can tell if it was killed."""
+    """Record the process of this flow run during the block.
+
+    A later process can then tell whether the flow run was killed.
+    """
     ALIVE.mkdir(parents=True, exist_ok=True)
     note = ALIVE / f"{flow_run.id}.json"
     write_json(note, {"process": runs.this_process()})
@@ -161,19 +174,22 @@ def _alive() -> Iterator[None]:
 
 
 def close_dead_flows() -> None:
-    """Mark flow runs whose process is gone as Crashed: Prefect alone would show them running."""
+    """Mark flow runs of dead processes as Crashed.
+
+    Prefect alone would keep showing these flow runs as running.
+    """
     for note in ALIVE.glob("*.json"):
         if not runs.is_dead(read_json(note)["process"]):
             continue
         with get_client(sync_client=True) as client:
             state: State[Any] = Crashed(message="the process was killed")
-            with suppress(ObjectNotFound):  # a run of another server, or a deleted one
+            with suppress(ObjectNotFound):  # a deleted run, or a run of a second server
                 client.set_flow_run_state(UUID(note.stem), state, force=True)
         note.unlink()
 
 
 def summary(rows: list[StageRow]) -> str:
-    """Return the run in one line."""
+    """Summarise the pipeline run in a single line."""
     ran = [row.stage for row in rows if row.state == "ran"]
     failed = [row.stage for row in rows if row.state == FAILED]
     if failed:
@@ -187,7 +203,7 @@ def _as_markdown(rows: list[StageRow]) -> str:
 
 
 def print_table(rows: list[StageRow], seconds: float) -> None:
-    """Print what became of each stage, where the results lie and what to type next."""
+    """Print the state, duration and main figure of each stage."""
     table = Table(title=f"{summary(rows)} ({duration(seconds)})", title_justify="left")
     table.add_column("stage")
     table.add_column("state")

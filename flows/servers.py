@@ -1,7 +1,8 @@
-"""Prefect's and MLflow's servers, on loopback only, and who may talk to them.
+"""Loopback-only Prefect and MLflow servers, and their allowed origins.
 
-`make ui` keeps both up and notes their addresses; a pipeline run uses that Prefect server
-while it answers, and else one of its own over the same history.
+`make ui` keeps both servers running and records their addresses. A pipeline run uses the Prefect
+server of `make ui` while the server answers, and otherwise a temporary server over the same
+history.
 """
 
 import atexit
@@ -34,10 +35,10 @@ START_SECONDS = 120.0
 
 
 def port_of(name: str, default: int) -> int:
-    """Return the port that GPTMILL_<NAME>_PORT asks for, or the tool's own."""
+    """Return the port in GPTMILL_<NAME>_PORT, or the tool's default port."""
     text = os.environ.get(f"GPTMILL_{name}_PORT", str(default))
     if not text.isdigit() or not 0 < int(text) < 65536:
-        raise ValueError(f"GPTMILL_{name}_PORT is {text!r}; it must be a port, 1 to 65535")
+        raise ValueError(f"GPTMILL_{name}_PORT is {text!r}; a port is a number from 1 to 65535")
     return int(text)
 
 
@@ -52,13 +53,13 @@ def mlflow_port() -> int:
 
 
 def mlflow_address() -> str:
-    """Return the address under which a person sees the MLflow runs."""
+    """Return the address at which a person opens the MLflow runs."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri.rstrip("/") if uri.startswith("http") else f"http://{HOST}:{mlflow_port()}"
 
 
 def answers(url: str) -> bool:
-    """Return whether a server answers at this address."""
+    """Return whether a server answers at `url`."""
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except urllib.error.HTTPError:
@@ -69,7 +70,7 @@ def answers(url: str) -> bool:
 
 
 def is_free(port: int) -> bool:
-    """Return whether a server could listen on this port of the loopback address."""
+    """Return whether `port` of the loopback address is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -80,7 +81,7 @@ def is_free(port: int) -> bool:
 
 
 def running_prefect() -> str | None:
-    """Return the API address of this project's `make ui`, if it is up."""
+    """Return the API address of this project's `make ui`, if running."""
     if not NOTE.exists():
         return None
     note = read_json(NOTE)
@@ -90,18 +91,19 @@ def running_prefect() -> str | None:
 
 
 def prefect_api() -> str:
-    """Return the address of a Prefect server that answers for as long as this process lives.
+    """Return the address of a Prefect server for this process's lifetime.
 
-    It is the one that the environment names, or `make ui`'s, or a temporary one. That one
-    ends after Prefect's own threads have sent their last words, at the exit of the process.
+    The server in PREFECT_API_URL comes first, then the server of `make ui`, then a temporary
+    server. The temporary server stops when the process exits, after Prefect's own threads have
+    sent their last messages. Raises ValueError where PREFECT_API_URL does not answer.
     """
-    given = os.environ.get("PREFECT_API_URL")
-    if given and not answers(given.rstrip("/") + "/health"):
+    url = os.environ.get("PREFECT_API_URL")
+    if url and not answers(url.rstrip("/") + "/health"):
         raise ValueError(
-            f"PREFECT_API_URL is {given}, where no Prefect server answers: start it, or unset "
-            "the variable to use a temporary one"
+            f"no Prefect server answers at PREFECT_API_URL, {url}: start the server, or unset "
+            "PREFECT_API_URL to use a temporary server"
         )
-    running = given or running_prefect()
+    running = url or running_prefect()
     if running:
         return running
     with socket.socket() as probe:
@@ -114,7 +116,10 @@ def prefect_api() -> str:
 
 @contextmanager
 def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
-    """Run a Prefect server on `port` over this project's history; yield its API address."""
+    """Run a Prefect server and yield its API address.
+
+    The server listens on `port` and works on this project's run history.
+    """
     site = f"http://{HOST}:{port}"
     environment = {
         "PREFECT_API_URL": f"{site}/api",
@@ -122,10 +127,10 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_UI_API_URL": f"{site}/api",
         "PREFECT_SERVER_UI_ENABLED": str(pages).lower(),
-        # any page in the user's browser could else drive this server
+        # without this list any page in the user's browser could control the server
         "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{site},http://localhost:{port}",
     }
-    if not pages:  # a pipeline run needs no scheduler beside it
+    if not pages:  # a pipeline run needs no scheduler
         environment["PREFECT__SERVER_EPHEMERAL"] = "1"
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
     options = ["--host", HOST, "--port", str(port), "--log-level", "error"]
@@ -135,7 +140,10 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
-    """Run an MLflow server on `port` over this project's store, as mlflow/server.toml says."""
+    """Run an MLflow server over this project's store; yield its address.
+
+    The server listens on `port`; further settings come from mlflow/server.toml.
+    """
     site = f"http://{HOST}:{port}"
     settings = tomllib.loads((ROOT / "mlflow" / "server.toml").read_text(encoding="utf-8"))
     options = {
@@ -145,15 +153,19 @@ def mlflow_server(port: int) -> Iterator[str]:
         "port": str(port),
         **settings["options"],
     }
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = ["-m", "mlflow", "server", "--serve-artifacts", *words]
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = ["-m", "mlflow", "server", "--serve-artifacts", *flags]
     with server("mlflow", command, settings["environment"], f"{site}/health"):
         yield site
 
 
 @contextmanager
 def server(name: str, arguments: list[str], extra: dict[str, str], health: str) -> Iterator[None]:
-    """Run `python ARGUMENTS` until the block ends, once its health address answers."""
+    """Run `python ARGUMENTS` until the block ends.
+
+    The block begins once the health address answers. Raises ValueError where the server does not
+    start.
+    """
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
     with log.open("w", encoding="utf-8") as file:
@@ -167,24 +179,26 @@ def server(name: str, arguments: list[str], extra: dict[str, str], health: str) 
             start_new_session=True,
         )
         try:
-            _wait(process, name, health, log)
+            _wait_until_healthy(process, name, health, log)
             yield
         finally:
             end_group(process)
 
 
-def _wait(process: subprocess.Popen[bytes], name: str, health: str, log: Path) -> None:
+def _wait_until_healthy(
+    process: subprocess.Popen[bytes], name: str, health: str, log: Path
+) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not answers(health):
         if process.poll() is not None or time.monotonic() > deadline:
-            ending = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-            raise ValueError(f"the {name} server did not start; {log} ends with:\n{ending}")
+            last_lines = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+            raise ValueError(f"the {name} server did not start; {log} ends with:\n{last_lines}")
         time.sleep(0.1)
 
 
 @contextmanager
 def noted(prefect: str, mlflow: str) -> Iterator[None]:
-    """Tell pipeline runs of this project where the servers are, while the block runs."""
+    """Record the servers' addresses for pipeline runs during the block."""
     write_json(NOTE, {"prefect": prefect, "mlflow": mlflow, "process": this_process()})
     try:
         yield

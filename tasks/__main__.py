@@ -1,7 +1,7 @@
-"""`python -m tasks STAGE`: run one stage. DVC calls this; people call `make STAGE`.
+"""Command line of a single stage: `python -m tasks STAGE`.
 
-Exit status: 0 done; 2 a mistake that the user can mend, told in one sentence; 1 a fault
-of ours, with its traceback; 130 or 143 ended by a signal.
+DVC runs this command; people run `make STAGE`. Exit status: 0 success; 2 a user's mistake,
+reported in one sentence; 1 a bug in this project, with a traceback; 130 or 143 ended by a signal.
 """
 
 import os
@@ -25,11 +25,11 @@ from tasks.processes.receipt import tell
 from tasks.project.environment import set_environment, use_own_source, wrong_environment
 
 TERMINATE_AFTER_S = 20.0
-"""Seconds that a rank has to end in: one that waits for a dead one's answer never would."""
+"""Seconds a rank has to end: a rank waiting for a dead rank's answer would never end."""
 
 
 def main(arguments: list[str]) -> int:
-    """Run the stage that is named, from this tree's own code."""
+    """Run the named stage from this tree's own code."""
     raise_on_sigterm()
     die_with_parent()
     set_environment()
@@ -47,15 +47,15 @@ def main(arguments: list[str]) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """Check the name and execute the stage, turning failures into exit statuses."""
+    """Check the name, execute the stage, return the exit status."""
     try:
         from tasks.project.graph import stages
 
         names = list(stages())
         if len(arguments) != 1 or arguments[0] not in names:
-            given = " ".join(arguments) or "nothing"
+            words = " ".join(arguments) or "nothing"
             return fail(
-                f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {given}", 2
+                f"usage: python -m tasks STAGE, one of {', '.join(names)}; given: {words}", 2
             )
         from tasks.frame.stage import execute
 
@@ -77,7 +77,10 @@ def run(arguments: list[str]) -> int:
 
 
 def fail(message: str, status: int) -> int:
-    """Say what went wrong, to a person and in the receipt; a rank has its launcher say it."""
+    """Report a failure on stderr and in the receipt.
+
+    A launched rank hands the message to the launcher instead.
+    """
     if failed(message):
         return status
     rank = os.environ.get("RANK", "0")

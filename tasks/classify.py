@@ -15,7 +15,6 @@ from tasks.shared.classifier import (
     fit,
     predict_test,
 )
-from tasks.shared.classifier import ledger as ledger
 
 
 class Classify(ClassifierTraining):

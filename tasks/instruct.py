@@ -1,6 +1,5 @@
 """instruct: load_gpt2, split/instructions -> artifacts/instruct (an assistant)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,7 +31,17 @@ class Instruct(TrainingSection):
     mask_prompt: bool = Field(description="learn answers alone, not the prompts before them")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    max_new_tokens: int = Field(gt=0, description="an answer on the test part ends here at last")
+    max_new_tokens: int = Field(gt=0, description="the longest answer on the test part")
+
+    def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
+        """Return the records of instructions/train.json that a training batch holds."""
+        folder = inputs.input("load_gpt2")
+        tokenizer, length = Tokenizer.from_folder(folder), read_config(folder).context_length
+        records = read_json(inputs.input("split/instructions") / "train.json")
+        rows = encode_rows(records, tokenizer, read_template(folder, tokenizer), length)
+        order = RowOrder(rows.lengths, self.batch_size, inputs.seed)
+        places = [rows.places[row] for row in order.rows(number)]
+        return [{"row": place, **records[place]} for place in places]
 
 
 @stage
@@ -72,7 +81,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         lambda step: batch(rows["train"], order.rows(step), end_id=end, mask_prompt=masked),
         plan=params.plan(run, steps=steps, evaluate_every=order.steps_per_epoch),
         evaluate=lambda: {"val/loss": mean_language_loss(model, validation, device)},
-        describe=lambda number: ledger(params, run)(number),
+        describe=partial(params.describe_batch, run),
         flops_per_token=flops,
     )
 
@@ -95,16 +104,3 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     tuned_card("instruct", run.out, run, split / "train.json", metrics)
     run.log_model("assistant", run.out)
     return metrics
-
-
-def ledger(params: Instruct, run: Inputs) -> Callable[[int], list[dict[str, Any]]]:
-    """Return what says which records of instructions/train.json a batch holds, from 0 on."""
-    folder = run.input("load_gpt2")
-    length = read_config(folder).context_length
-    tokenizer = Tokenizer.from_folder(folder)
-    records = read_json(run.input("split/instructions") / "train.json")
-    rows = encode_rows(records, tokenizer, read_template(folder, tokenizer), length)
-    order = RowOrder(rows.lengths, params.batch_size, run.seed)
-    return lambda number: [
-        {"row": rows.places[row], **records[rows.places[row]]} for row in order.rows(number)
-    ]

@@ -38,7 +38,7 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
     run.show("files", pd.DataFrame(files))
     config = found.config
     metrics: Metrics = {
-        "family": "gpt2" if config.llama is None else "llama",
+        "family": config.family,
         "n_parameters": found.n_parameters,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,

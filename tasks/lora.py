@@ -16,7 +16,6 @@ from tasks.shared.classifier import (
     fit,
     predict_test,
 )
-from tasks.shared.classifier import ledger as ledger
 
 BASE = "artifacts/load_gpt2"  # as the adapter names it: its place in the project
 

@@ -1,7 +1,8 @@
-"""One contestant of benchmarks/generation.py: a model, its usual decoder, new ids on demand.
+"""A contestant of benchmarks/generation.py: a model and a decoder.
 
-Reads a number of new ids a line from its input and answers with a line of JSON: the seconds that
-as many greedy ids for each prompt took, a hash of them, and the process's peak memory.
+Reads the number of new ids from each line of standard input and decodes as many ids for each prompt,
+greedily and with the model's usual decoder. Answers with a line of JSON: the seconds taken, a hash of the new ids, and the
+process's peak memory.
 """
 
 import hashlib
@@ -28,7 +29,10 @@ def prompts_of(task: dict[str, Any]) -> Tensor:
 
 
 def ours(task: dict[str, Any]) -> Decode:
-    """Our own decoder: the weights as they are, or laid out for decoding in `precision`."""
+    """Return our own decoder.
+
+    The weights are used as loaded, or laid out for decoding in `precision`.
+    """
     from gptmill.generation.decoder import Batch, GenerationConfig, Row
     from gptmill.generation.quantization import quantize
 
@@ -49,13 +53,13 @@ def ours(task: dict[str, Any]) -> Decode:
 
 
 def transformers(task: dict[str, Any]) -> Decode:
-    """Hugging Face's generate on the weights that ours starts from."""
+    """Return Hugging Face's generate, with our initial weights."""
     model: Any = trainer.transformers(task).eval().to(_dtype(task))
     model.generation_config.eos_token_id = None
     prompts = prompts_of(task)
 
     def decode(n_new: int) -> list[list[int]]:
-        found = model.generate(
+        sequences = model.generate(
             prompts,
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=n_new,
@@ -63,13 +67,13 @@ def transformers(task: dict[str, Any]) -> Decode:
             use_cache=task["cached"],
             pad_token_id=0,
         )
-        return found[:, prompts.size(1) :].tolist()
+        return sequences[:, prompts.size(1) :].tolist()
 
     return decode
 
 
 def litgpt(task: dict[str, Any]) -> Decode:
-    """Return litgpt's generate, for many rows its batched one."""
+    """Return litgpt's generate, or the batched version for several rows."""
     from litgpt.generate.base import batched_generate_fn, generate
 
     torch.manual_seed(1)
@@ -80,8 +84,8 @@ def litgpt(task: dict[str, Any]) -> Decode:
     def decode(n_new: int) -> list[list[int]]:
         length = prompts.size(1) + n_new
         if len(prompts) == 1:
-            found = generate(model, prompts[0], length, temperature=0.0, include_prompt=False)
-            return [found.tolist()]
+            new_ids = generate(model, prompts[0], length, temperature=0.0, include_prompt=False)
+            return [new_ids.tolist()]
         steps = list(
             batched_generate_fn(
                 model,
@@ -99,7 +103,10 @@ def litgpt(task: dict[str, Any]) -> Decode:
 
 
 def book(task: dict[str, Any]) -> Decode:
-    """Return the book's loop, which reads everything again, or its package's with a cache."""
+    """Return the book's loop.
+
+    With a cache, use the package's version; without, recompute the whole sequence for each id.
+    """
     prompts = prompts_of(task)
     if task["cached"]:
         from llms_from_scratch.kv_cache.generate import generate_text_simple
@@ -111,8 +118,8 @@ def book(task: dict[str, Any]) -> Decode:
     model = trainer.book(task, GPTModel).eval().to(_dtype(task))
 
     def decode(n_new: int) -> list[list[int]]:
-        found = generate_text_simple(model, prompts, n_new, task["length"])
-        return found[:, prompts.size(1) :].tolist()
+        sequences = generate_text_simple(model, prompts, n_new, task["length"])
+        return sequences[:, prompts.size(1) :].tolist()
 
     return decode
 
@@ -125,20 +132,20 @@ CONTESTANTS = {"ours": ours, "transformers": transformers, "litgpt": litgpt, "bo
 
 
 def main() -> None:
-    """Answer each line of input until there is none."""
+    """Answer each line of standard input."""
     task = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keep the libraries' prints out of the answers
     torch.set_float32_matmul_precision("highest")
     decode = CONTESTANTS[task["contestant"]](task)
     for line in sys.stdin:
         started = time.perf_counter()
-        found = decode(int(line))
+        rows = decode(int(line))
         seconds = time.perf_counter() - started
-        assert [len(row) for row in found] == [int(line)] * task["rows"], "too few new ids"
+        assert [len(row) for row in rows] == [int(line)] * task["rows"], "too few new ids"
         answer = {
             "seconds": seconds,
-            "ids": hashlib.sha256(str(found).encode()).hexdigest()[:12],
+            "ids": hashlib.sha256(str(rows).encode()).hexdigest()[:12],
             "memory": trainer.peak_memory(task["device"]),
         }
         answers.write(json.dumps(answer) + "\n")

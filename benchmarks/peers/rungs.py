@@ -1,7 +1,7 @@
-"""A GPT written as a first one is, and the levers that make it fast, each to be pulled by itself.
+"""A plain GPT with switchable optimizations, for benchmarks/ladder.py.
 
-For benchmarks/ladder.py. Every rung starts from equal weights and reads equal batches, so that
-losses show whether a lever changes more than time.
+The plain GPT is written the way a first implementation is. Every rung starts from equal weights and
+reads equal batches. The losses therefore show whether an optimization changes more than time.
 
 Letters: B rows, T positions, C width, H heads, D width of one head, V vocabulary.
 """
@@ -20,7 +20,7 @@ VOCABULARY, PADDED = 50257, 50304
 
 
 class Norm(nn.Module):
-    """A layer norm, formula by formula."""
+    """A layer norm, written out from the formula."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -28,19 +28,23 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., C) of x (..., C)."""
+        """Return x (..., C), normalized, scaled and shifted."""
         mean = x.mean(dim=-1, keepdim=True)
         variance = x.var(dim=-1, keepdim=True, unbiased=False)
         return self.weight * (x - mean) / torch.sqrt(variance + 1e-5) + self.bias
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Return GELU's tanh form, formula by formula."""
+    """Return GELU's tanh approximation, written out from the formula."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class Attention(nn.Module):
-    """Causal attention: three products and all scores, or one product and torch's kernel."""
+    """Causal attention, plain or optimized.
+
+    Plain attention computes three products and all scores; `flash` uses a single product and
+    torch's kernel.
+    """
 
     def __init__(self, task: dict[str, Any]) -> None:
         super().__init__()
@@ -54,11 +58,11 @@ class Attention(nn.Module):
             self.register_buffer("mask", torch.ones(length, length, dtype=torch.bool).triu(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix each position of x (B, T, C) with those before it."""
+        """Mix each position of x (B, T, C) with all earlier positions."""
         rows, length, width = x.shape
-        found = torch.cat([layer(x) for layer in self.attend], dim=-1) if not self.flash else None
-        found = self.attend[0](x) if found is None else found  # (B, T, 3C)
-        parts = found.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = torch.cat([layer(x) for layer in self.attend], dim=-1) if not self.flash else None
+        qkv = self.attend[0](x) if qkv is None else qkv  # (B, T, 3C)
+        parts = qkv.view(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind()  # (B, H, T, D)
         if self.flash:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -75,7 +79,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added."""
+    """Attention and feed-forward, with norms and residual connections."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """GPT-2's architecture, its head not tied, as in the book."""
+    """GPT-2's architecture with an untied head, as in the book."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         super().__init__()
@@ -108,7 +112,10 @@ class PlainGPT(nn.Module):
         self._draw()
 
     def _draw(self) -> None:
-        """Give each matrix weights that hang on its place alone, however it is cut or padded."""
+        """Initialize weights.
+
+        A matrix's weights depend only on the position in the model, not on splits and padding.
+        """
         generator = torch.Generator().manual_seed(1)
         layers = [m for m in self.modules() if isinstance(m, nn.Linear | nn.Embedding)]
         with torch.no_grad():
@@ -121,15 +128,15 @@ class PlainGPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return logits (B, T, V) of ids (B, T)."""
-        places = torch.arange(ids.size(1), device=ids.device)
-        out: Tensor = self.head(self.ln_f(self.blocks(self.wte(ids) + self.wpe(places))))
+        positions = torch.arange(ids.size(1), device=ids.device)
+        out: Tensor = self.head(self.ln_f(self.blocks(self.wte(ids) + self.wpe(positions))))
         return out
 
 
 def plain(
     task: dict[str, Any], batch_at: Callable[[int, dict[str, Any]], tuple[Tensor, Tensor]]
 ) -> Callable[[int], float]:
-    """Return the plain loop, with the levers that `task` names."""
+    """Return the plain training loop, optimized as `task` selects."""
     kind = task["device"]
     model = PlainGPT(task).to(kind, torch.bfloat16 if task["bf16"] else torch.float32)
     adamw = torch.optim.AdamW(

@@ -1,8 +1,9 @@
-"""One contestant of benchmarks/training.py: a model, its usual loop, steps on demand.
+"""A contestant of benchmarks/training.py: a model and a loop.
 
-Reads a number of steps a line from its input and answers with a line of JSON: seconds and loss
-of each step, and the process's peak memory. It is idle between two lines, so that several
-contestants can be measured in turn.
+Reads the number of steps from each line of standard input, trains as many steps in the model's
+usual loop, and answers with a line of JSON: seconds and loss of each step, and the process's peak
+memory. The process is idle between two lines; several contestants can therefore be measured in
+turn.
 """
 
 import json
@@ -24,7 +25,7 @@ Step = Callable[[int], float]
 
 
 def shape_of(task: dict[str, Any]) -> GPTConfig:
-    """Return the shape that every contestant has."""
+    """Return the model shape, the same for every contestant."""
     return GPTConfig(
         vocab_size=VOCABULARY,
         context_length=task["length"],
@@ -38,7 +39,7 @@ def shape_of(task: dict[str, Any]) -> GPTConfig:
 
 
 def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return random ids and targets (B, T), the same for every contestant."""
+    """Return random ids and targets (B, T), equal for all contestants."""
     generator = torch.Generator().manual_seed(number)
     size = (task["rows"], task["length"] + 1)
     ids = torch.randint(VOCABULARY, size, generator=generator)
@@ -46,7 +47,10 @@ def batch_at(number: int, task: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def ours(task: dict[str, Any]) -> Step:
-    """Our own loop, as a stage runs it, its guard, ledger and schedule included."""
+    """Return our own loop, as run by a stage.
+
+    Guard, ledger and schedule are included.
+    """
     from gptmill.device import RuntimeConfig, keep_freed_memory, pick
     from gptmill.model.objectives import LANGUAGE
     from gptmill.training.guard import GuardConfig
@@ -96,7 +100,10 @@ def ours(task: dict[str, Any]) -> Step:
 
 
 def book(task: dict[str, Any], kind: Any = None) -> nn.Module:
-    """Return the book's own model (llms-from-scratch), or one of its kinds, untied as they are."""
+    """Return the book's GPT, or the class `kind`.
+
+    The models come from llms-from-scratch and have an untied head.
+    """
     from llms_from_scratch.ch04 import GPTModel
 
     return (kind or GPTModel)(
@@ -113,7 +120,7 @@ def book(task: dict[str, Any], kind: Any = None) -> nn.Module:
 
 
 def transformers(task: dict[str, Any]) -> nn.Module:
-    """Return Hugging Face's GPT-2 with the weights that ours starts from."""
+    """Return Hugging Face's GPT-2, with our initial weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -139,7 +146,10 @@ def transformers(task: dict[str, Any]) -> nn.Module:
 
 
 def litgpt(task: dict[str, Any]) -> nn.Module:
-    """Return litgpt's model in the same shape; it has rotary positions and is not tied."""
+    """Return litgpt's model in the same shape.
+
+    The model has rotary positions and an untied head.
+    """
     from litgpt import model
     from litgpt.config import Config
 
@@ -164,7 +174,10 @@ def litgpt(task: dict[str, Any]) -> nn.Module:
 
 
 def usual(build: Callable[[dict[str, Any]], nn.Module], task: dict[str, Any]) -> Step:
-    """Return a plain loop: forward, cross-entropy, backward, clip, torch's AdamW as it comes."""
+    """Return a plain training loop.
+
+    A step is forward, cross-entropy, backward, clip and torch's default AdamW.
+    """
     kind = task["device"]
     torch.manual_seed(1)
     model = build(task).to(kind).train()
@@ -194,10 +207,10 @@ PEERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def main() -> None:
-    """Answer each line of input until there is none."""
+    """Answer each line of standard input."""
     task = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keep the libraries' prints out of the answers
     name = task["contestant"]
     torch.set_float32_matmul_precision("high" if task.get("tf32") else "highest")
     task["deterministic"] = task.get("deterministic", name != "ours, free")
@@ -219,7 +232,10 @@ def main() -> None:
 
 
 def peak_memory(device: str) -> int:
-    """Return the most bytes that the process took, of the GPU where it runs there."""
+    """Return the process's peak memory in bytes.
+
+    On CUDA, the peak is of GPU memory; otherwise, of resident memory.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_reserved()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

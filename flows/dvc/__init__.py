@@ -1,1 +1,1 @@
-"""All that runs DVC, reads its pins or repairs its records."""
+"""Modules that run DVC, read its pins and repair its records."""

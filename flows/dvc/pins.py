@@ -1,8 +1,9 @@
-"""What data.dvc pins, what lies in data/, and the DVC commands that bring the two together.
+"""Comparison of data/ with the pin in data.dvc, and DVC commands.
 
-data.dvc holds one hash for all of data/. Its `meta`, which DVC leaves alone, tells an edit
-of the source table from bytes that changed by themselves: the table's hash, a hash for what
-each source became, and one for each of the user's own files.
+The commands bring data/ and the pin into agreement. data.dvc holds a single hash of all of
+data/. DVC leaves the entry `meta` of data.dvc alone, and `meta` tells an edit of the source
+table from bytes that changed without an edit: the entry holds the hash of the table, a hash of
+each source's files, and a hash of each of the user's own files.
 """
 
 import hashlib
@@ -26,14 +27,17 @@ META = "made_from"
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What data was made from: hashes of the table, of each source's files, of own files."""
+    """Origin of data/: hashes of table, source files and own files."""
 
     table: str
     sources: Mapping[str, str]
     own: Mapping[str, str]
 
     def edited_since(self, pinned: "MadeFrom") -> bool:
-        """Tell whether the table or a user's own file changed; one that is not here did not."""
+        """Return whether the table or a user's own file changed.
+
+        An own file that is missing on this machine counts as unchanged.
+        """
         own = {path: digest for path, digest in self.own.items() if path in pinned.own}
         return self.table != pinned.table or any(
             digest != pinned.own[path] for path, digest in own.items()
@@ -42,14 +46,17 @@ class MadeFrom:
 
 @dataclass(frozen=True)
 class Pin:
-    """data.dvc: the hash of data/, and what it was made from where that is known."""
+    """Content of data.dvc: the hash of data/, and its origin.
+
+    The origin is None where data.dvc does not record an origin.
+    """
 
     md5: str
     origin: MadeFrom | None
 
 
 def read_pin(root: Path) -> Pin | None:
-    """Read data.dvc; None where there is none yet."""
+    """Load data.dvc; return None where the file does not exist."""
     path = root / "data.dvc"
     if not path.exists():
         return None
@@ -59,7 +66,7 @@ def read_pin(root: Path) -> Pin | None:
 
 
 def write_pin(root: Path, origin: MadeFrom) -> None:
-    """Have DVC take in data/ as it is and pin it, with what it was made from."""
+    """Pin the present data/ with DVC, and record its origin."""
     dvc(root, "add", "data")
     yaml, path = YAML(), root / "data.dvc"
     content = yaml.load(path.read_text(encoding="utf-8"))
@@ -76,47 +83,57 @@ def write_pin(root: Path, origin: MadeFrom) -> None:
 
 
 def matches(root: Path, pin: Pin) -> bool:
-    """Tell whether data/ is, byte for byte, what data.dvc pins."""
+    """Return whether data/ equals the pinned data byte for byte."""
     return (root / "data").is_dir() and content_hash(root / "data") == pin.md5
 
 
 def altered(root: Path) -> list[str]:
-    """Name the files of data/ that are not what data/manifest/ says."""
-    made = made_here(root)
-    found = {name: sha256(path) for name, path in raw_files(root).items()}
-    return sorted(name for name in {*made, *found} if made.get(name) != found.get(name))
+    """Return the files of data/ that differ from data/manifest/."""
+    recorded = made_here(root)
+    hashes = {name: sha256(path) for name, path in raw_files(root).items()}
+    names = {*recorded, *hashes}
+    return sorted(name for name in names if recorded.get(name) != hashes.get(name))
 
 
 def unsaved(root: Path) -> list[str]:
-    """Name the files of data/ whose bytes DVC's cache does not hold: to replace is to lose them."""
-    made = made_here(root)
-    unknown = [path for name, path in raw_files(root).items() if made.get(name) != sha256(path)]
+    """Return the files known neither to data/manifest/ nor to DVC's cache.
+
+    The bytes of these files exist only in data/: replacing data/ would lose them.
+    """
+    recorded = made_here(root)
+    unknown = [path for name, path in raw_files(root).items() if recorded.get(name) != sha256(path)]
     return [
         path.relative_to(root).as_posix()
         for path in unknown
-        if not _cached(_cache(root), md5(path)).exists()
+        if not _cache_path(_cache_folder(root), md5(path)).exists()
     ]
 
 
 def made_here(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file of data/ as its own manifest tells; empty without one."""
+    """Return the SHA-256 of each file as recorded in data/manifest/.
+
+    The result is empty without a manifest.
+    """
     files = read_manifest(root / "data")["files"]
     return {name: entry["sha256"] for name, entry in files.items()}
 
 
 def raw_files(root: Path) -> dict[str, Path]:
-    """Return the files of data/ by their paths below it, short of its manifest."""
+    """Return the files of data/ by relative path, without the manifest."""
     paths = visible_files(root / "data")
     files = {path.relative_to(root / "data").as_posix(): path for path in paths}
     return {name: path for name, path in files.items() if not name.startswith(f"{MANIFEST}/")}
 
 
 def restore(root: Path, pin: Pin) -> str:
-    """Bring data/ back from DVC's cache or remote; say from where, "" if neither has it."""
-    if _cached(_cache(root), pin.md5).exists() and _try(root, pin, "checkout"):
+    """Restore data/ from DVC's cache or remote; return the store's name.
+
+    Returns "" where neither the cache nor the remote has the data.
+    """
+    if _cache_path(_cache_folder(root), pin.md5).exists() and _restore_with(root, pin, "checkout"):
         return "DVC's cache"
     remotes = dvc(root, "remote", "list").split()
-    if remotes and _try(root, pin, "pull"):
+    if remotes and _restore_with(root, pin, "pull"):
         return f"the DVC remote {remotes[0]}"
     if remotes:
         print(f"the DVC remote {remotes[0]} does not have this data, or cannot be reached")
@@ -124,18 +141,21 @@ def restore(root: Path, pin: Pin) -> str:
 
 
 def dvc(root: Path, *arguments: str) -> str:
-    """Run DVC and return what it prints; raise ValueError with its last line when it fails."""
-    done = _run(root, *arguments)
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        why = (lines or done.stderr.splitlines() or ["no message"])[-1]
-        raise ValueError(f"`dvc {' '.join(arguments)}` failed: {why}")
-    return done.stdout
+    """Run DVC and return its output.
+
+    Raises ValueError with DVC's last error line where the command fails.
+    """
+    result = _run(root, *arguments)
+    if result.returncode != 0:
+        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = (errors or result.stderr.splitlines() or ["no message"])[-1]
+        raise ValueError(f"`dvc {' '.join(arguments)}` failed: {reason}")
+    return result.stdout
 
 
-def _try(root: Path, pin: Pin, command: str) -> bool:
-    done = _run(root, command, "--quiet", "--force", "data.dvc")
-    return done.returncode == 0 and matches(root, pin)
+def _restore_with(root: Path, pin: Pin, command: str) -> bool:
+    result = _run(root, command, "--quiet", "--force", "data.dvc")
+    return result.returncode == 0 and matches(root, pin)
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -146,20 +166,23 @@ def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def _cache(root: Path) -> Path:
+def _cache_folder(root: Path) -> Path:
     return Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
 
 
-def _cached(folder: Path, digest: str) -> Path:
+def _cache_path(folder: Path, digest: str) -> Path:
     return folder / digest[:2] / digest[2:]
 
 
 def listing_hash(hashes: Mapping[str, str]) -> str:
-    """Return one hash for several files' names and hashes, short enough for a line of YAML."""
+    """Return a single hash of several files' names and hashes.
+
+    The hash is short enough for a line of YAML: 32 hex digits.
+    """
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def own_hash(path: Path) -> str:
-    """Return one hash for a user's own file, or for all files of a folder."""
+    """Return a single hash of a user's own file, or of a folder's files."""
     files: Iterable[Path] = visible_files(path) if path.is_dir() else [path]
     return listing_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})

@@ -1,13 +1,14 @@
-"""What a DVC that was killed in its commit leaves behind, put right before the next one starts.
+"""Repair of DVC's records, before DVC runs again after a kill.
 
-DVC 3.67 writes some of its records in place, and fails on a half of one every time after:
-- `.dvc/tmp/rwlock`, empty or cut short, stops each command;
-- an empty folder in the run cache stops `repro` of one stage, with a TypeError;
-- `dvc.lock` and `data.dvc`, cut short, are no records, or such that DVC reads a wrong hash.
+DVC 3.67 writes some of its records in place. A kill during DVC's commit leaves half-written
+records, on which every later DVC command fails:
+- `.dvc/tmp/rwlock`, empty or truncated, stops every command;
+- an empty folder in the run cache stops `repro` of a stage, with a TypeError;
+- `dvc.lock` or `data.dvc`, truncated, is unreadable, or gives DVC a wrong hash.
 
-No work is lost by any of them. A lock of dead processes is nobody's, an empty folder says
-nothing, and the last commit has a whole dvc.lock, from which `repro` gets on: the outputs that
-this one knew are in the cache, and the run cache knows whose they are.
+The repair loses no work. A lock of dead processes has no owner, an empty folder holds no
+record, and the last commit has a complete dvc.lock, from which `repro` continues: the outputs
+listed in the truncated dvc.lock are in the cache, and the run cache maps them to their stages.
 """
 
 import configparser
@@ -28,27 +29,35 @@ from gptmill.files import write_bytes
 from tasks.processes import locks
 from tasks.project.environment import ROOT
 
-LOCK_TIMEOUT_S = 3.0  # seconds for a living DVC to be done with what it writes
-SETTLED = 1.0  # seconds in which a living DVC, of another tree with this cache, fills a new folder
+LOCK_TIMEOUT_S = 3.0  # seconds for a running DVC to finish its write
+# seconds within which a running DVC of a second tree with the same cache fills a new folder
+SETTLED = 1.0
 CONFLICT = b"\n>>>>>>> "
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def repair(root: Path = ROOT) -> None:
-    """Put DVC's records right, and say what was wrong; nothing where they are whole."""
+    """Repair DVC's records, and report each repair.
+
+    Intact records stay unchanged, and no report is printed.
+    """
     _repair_rwlock(root)
     for record in ("dvc.lock", "data.dvc"):
         _repair_record(root, record)
     _repair_runs(root)
 
 
-def _tell(what: str) -> None:
-    print(f"{what}: DVC was killed while it wrote it; put right", file=sys.stderr, flush=True)
+def _report(record: str) -> None:
+    message = f"{record}: DVC was killed while writing this record; repaired"
+    print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _held(lock: Path) -> Iterator[bool]:
-    """Hold one of DVC's own locks; False where a living DVC keeps it, which then writes well."""
+def _hold(lock: Path) -> Iterator[bool]:
+    """Hold a lock file of DVC; yield whether the lock was acquired.
+
+    A running DVC keeps its lock, and then completes the record by itself.
+    """
     file = locks.take(lock, patience=LOCK_TIMEOUT_S)
     try:
         yield file is not None
@@ -61,10 +70,10 @@ def _repair_rwlock(root: Path) -> None:
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.exists() or _is_json(path):
         return
-    with _held(path.with_name("rwlock.lock")) as alone:
-        if alone and path.exists() and not _is_json(path):
+    with _hold(path.with_name("rwlock.lock")) as acquired:
+        if acquired and path.exists() and not _is_json(path):
             path.unlink()
-            _tell(".dvc/tmp/rwlock")
+            _report(".dvc/tmp/rwlock")
 
 
 def _is_json(path: Path) -> bool:
@@ -76,30 +85,32 @@ def _is_json(path: Path) -> bool:
 
 
 def _repair_record(root: Path, name: str) -> None:
-    """Take a record from the last commit where this one is cut; remove it where there is none.
+    """Restore a truncated record from the last commit.
 
-    What was there is kept in .state/. A merge that stopped at a conflict is the user's.
+    The record is removed where the last commit has no intact version. The truncated file is
+    saved in .state/. A merge that stopped at a conflict is left to the user.
     """
     path = root / name
-    if not _is_cut(path):
+    if not _is_truncated(path):
         return
-    with _held(root / ".dvc" / "tmp" / "lock") as alone:
-        if not alone or not _is_cut(path):
+    with _hold(root / ".dvc" / "tmp" / "lock") as acquired:
+        if not acquired or not _is_truncated(path):
             return
-        kept = root / ".state" / f"{name}.cut"
-        kept.parent.mkdir(exist_ok=True)
-        write_bytes(kept, path.read_bytes())
+        backup = root / ".state" / f"{name}.cut"
+        backup.parent.mkdir(exist_ok=True)
+        write_bytes(backup, path.read_bytes())
         show = ["git", "show", f"HEAD:./{name}"]
-        done = subprocess.run(show, cwd=root, capture_output=True, check=False)
-        if done.returncode == 0 and is_record(done.stdout):
-            write_bytes(path, done.stdout)
-            _tell(f"{name}, now that of the last commit (this one is in {kept.relative_to(root)})")
+        result = subprocess.run(show, cwd=root, capture_output=True, check=False)
+        saved = f"the truncated file is saved as {backup.relative_to(root)}"
+        if result.returncode == 0 and is_record(result.stdout):
+            write_bytes(path, result.stdout)
+            _report(f"{name} (restored from the last commit; {saved})")
         else:
             path.unlink()
-            _tell(f"{name}, begun anew (this one is in {kept.relative_to(root)})")
+            _report(f"{name} (removed; {saved})")
 
 
-def _is_cut(path: Path) -> bool:
+def _is_truncated(path: Path) -> bool:
     if not path.exists():
         return False
     content = path.read_bytes()
@@ -107,21 +118,22 @@ def _is_cut(path: Path) -> bool:
 
 
 def is_record(content: bytes) -> bool:
-    """Return whether this is a dvc.lock or a data.dvc that DVC reads, with no hash cut short.
+    """Return whether DVC can read the content as dvc.lock or data.dvc.
 
-    One that ends between two stages or entries is one, too: the run cache knows the rest.
+    Every hash must be complete. A file that ends between two stages or entries counts as a
+    record, too: the run cache holds the missing entries.
     """
     try:
-        read = YAML(typ="safe").load(content)
+        record = YAML(typ="safe").load(content)
     except (YAMLError, UnicodeDecodeError):
         return False
-    if not isinstance(read, dict):
+    if not isinstance(record, dict):
         return False
-    stages = read.get("stages") if "schema" in read else {"data": read}
-    return isinstance(stages, dict) and all(map(_is_whole, stages.values()))
+    stages = record.get("stages") if "schema" in record else {"data": record}
+    return isinstance(stages, dict) and all(map(_is_complete, stages.values()))
 
 
-def _is_whole(stage: Any) -> bool:
+def _is_complete(stage: Any) -> bool:
     if not isinstance(stage, dict) or None in stage.values():
         return False
     entries = [*stage.get("deps", []), *stage.get("outs", [])]
@@ -134,30 +146,33 @@ def _is_whole(stage: Any) -> bool:
 
 
 def _repair_runs(root: Path) -> None:
-    """Remove folders of the run cache that hold no record and are about to get none."""
-    if not _empty_runs(root):
+    """Remove run-cache folders that hold no record and await none."""
+    if not _empty_run_folders(root):
         return
-    with _held(root / ".dvc" / "tmp" / "lock") as alone:
-        before = _empty_runs(root) if alone else []
-        if before:
+    with _hold(root / ".dvc" / "tmp" / "lock") as acquired:
+        folders = _empty_run_folders(root) if acquired else []
+        if folders:
             time.sleep(SETTLED)
-        for folder in before:
-            with suppress(OSError):  # it has been filled
+        for folder in folders:
+            with suppress(OSError):  # DVC has filled the folder meanwhile
                 folder.rmdir()
-                _tell(f".dvc/cache/runs/{folder.parent.name}/{folder.name[:8]}...")
+                _report(f".dvc/cache/runs/{folder.parent.name}/{folder.name[:8]}...")
 
 
-def _empty_runs(root: Path) -> list[Path]:
-    found = (_cache(root) / "runs").glob("??/*/")
-    return [path for path in found if not any(path.iterdir())]
+def _empty_run_folders(root: Path) -> list[Path]:
+    folders = (_cache_folder(root) / "runs").glob("??/*/")
+    return [folder for folder in folders if not any(folder.iterdir())]
 
 
-def _cache(root: Path) -> Path:
-    """Return DVC's cache as its settings say; asking DVC itself takes half a second."""
-    place = root / ".dvc" / "cache"
+def _cache_folder(root: Path) -> Path:
+    """Return DVC's cache folder, read from DVC's config files.
+
+    Asking DVC itself takes half a second.
+    """
+    folder = root / ".dvc" / "cache"
     for name in ("config", "config.local"):
         settings = configparser.ConfigParser(interpolation=None)
         settings.read(root / ".dvc" / name, encoding="utf-8")
         if settings.has_option("cache", "dir"):
-            place = root / ".dvc" / settings.get("cache", "dir")
-    return place
+            folder = root / ".dvc" / settings.get("cache", "dir")
+    return folder

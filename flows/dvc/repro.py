@@ -1,8 +1,9 @@
-"""The one place that runs DVC: a stage as a process group of its own, watched line by line.
+"""`dvc repro` of a stage, as a process group watched line by line.
 
-Why a process and never DVC's Python API: two threads of one process run a stage twice at
-once, and a stage needs its own memory. Why `--single-item`: a recursive `repro` fails on
-inputs that another one reads.
+Every pipeline stage runs DVC through this module. A process instead of DVC's Python API: two
+threads of a process would run a stage twice at once, and a stage needs its own memory.
+`--single-item` instead of a recursive `repro`: a recursive `repro` fails on inputs in use by a
+second `repro`.
 """
 
 import re
@@ -19,7 +20,7 @@ from tasks.project.environment import ROOT
 from tasks.project.graph import lock
 
 KILLED_BY = re.compile(r"exited with -(\d+)")
-# what DVC says about git after each stage, which the flow's table says once
+# DVC's own lines and git hints after each stage; the flow's table reports them once
 CHATTER = re.compile(
     r"^(\s*$|Running stage |> exec python -m tasks|Updating lock file|Generating lock file"
     r"|To track the changes|\s*git add |To enable auto staging|\s*dvc config core.autostage"
@@ -32,7 +33,7 @@ EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
 
 @dataclass
 class StageOutcome:
-    """What became of one stage, as the receipt and dvc.lock tell it."""
+    """Outcome of a stage, as recorded in its receipt and dvc.lock."""
 
     stage: str
     state: str
@@ -40,8 +41,8 @@ class StageOutcome:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def first(self, event: str) -> dict[str, Any] | None:
-        """Return the first event of a kind."""
-        return next((found for found in self.events if found["event"] == event), None)
+        """Return the first event of a kind, or None."""
+        return next((entry for entry in self.events if entry["event"] == event), None)
 
 
 def repro(
@@ -51,10 +52,10 @@ def repro(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
 ) -> StageOutcome:
-    """Bring one stage up to date, passing on its output and events as they appear.
+    """Bring a stage up to date, and forward its output and events.
 
-    Whatever ends this call early (Ctrl-C, a cancel, an error) first ends the stage's whole
-    process group.
+    Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
+    error), the stage's whole process group is ended first.
     """
     repair()
     before = lock().get(stage)
@@ -71,20 +72,20 @@ def repro(
                 if not CHATTER.match(line):
                     on_line(line.rstrip())
                     last = line.strip() + "\n" + last[:2000]
-                _pass_on(reader, events, on_event)
+                _forward_events(reader, events, on_event)
             status = process.wait()
         except BaseException:
             end_group(process)
             raise
         finally:
             process.stdout.close()
-        _pass_on(reader, events, on_event)
+        _forward_events(reader, events, on_event)
     if status != 0:
-        return StageOutcome(stage, FAILED, _why(stage, last, events), events)
+        return StageOutcome(stage, FAILED, _failure_message(stage, last, events), events)
     return StageOutcome(stage, _state(before, lock().get(stage), events), "", events)
 
 
-def _pass_on(
+def _forward_events(
     reader: receipt.ReceiptReader,
     events: list[dict[str, Any]],
     on_event: Callable[[dict[str, Any]], None],
@@ -95,18 +96,25 @@ def _pass_on(
 
 
 def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
-    """Tell from receipt and lock: a receipt means it ran, a new entry alone that DVC had it."""
+    """Return the state of a stage from its receipt and lock entry.
+
+    Events in the receipt mean a run of the stage. A new lock entry alone means outputs restored
+    from DVC's cache.
+    """
     if events:
         return EXECUTED
     return UNCHANGED if before == after else RESTORED
 
 
-def _why(stage: str, last: str, events: list[dict[str, Any]]) -> str:
-    """Return the stage's own message, or the signal that left it no time for one."""
-    told = next((event["message"] for event in events if event["event"] == "error"), None)
-    if told:
-        return str(told)
-    found = KILLED_BY.search(last)
-    if found:
-        return f"{stage} {killed_by(int(found[1]))}"
+def _failure_message(stage: str, last: str, events: list[dict[str, Any]]) -> str:
+    """Return the stage's own error message, or name the killing signal.
+
+    A signal can leave a stage no time for a message.
+    """
+    message = next((event["message"] for event in events if event["event"] == "error"), None)
+    if message:
+        return str(message)
+    match = KILLED_BY.search(last)
+    if match:
+        return f"{stage} {killed_by(int(match[1]))}"
     return next((line for line in last.splitlines() if line), f"dvc could not run {stage}")

@@ -1,1 +1,1 @@
-"""What `make sweep` is made of: its file, the search, a worktree a trial, the record."""
+"""Parts of `make sweep`: sweep file, search, worktree per trial, record."""

@@ -1,4 +1,7 @@
-"""What a sweep file asks for: checked as a whole before any work, against params.yaml too."""
+"""Sweep files, checked completely before any work.
+
+A file is checked by itself and against params.yaml.
+"""
 
 import hashlib
 import itertools
@@ -33,9 +36,9 @@ from tasks.project.environment import ROOT
 from tasks.project.params import validated
 
 FILE = "configs/sweeps/short.yaml"
-"""The sweep file that `make sweep` takes where none is named."""
-PROBES = 2000  # combinations that a sampler's space is tried on before any work
-A_RANGE, A_LIST = "{a range}", "[a list]"  # what pydantic puts in front of mistakes in either
+"""The default sweep file of `make sweep`, used without FILE."""
+PROBES = 2000  # combinations of a sampled space to validate before any work
+A_RANGE, A_LIST = "{a range}", "[a list]"  # pydantic's prefixes for mistakes in either
 
 
 def _number(value: Any) -> int | float:
@@ -62,7 +65,7 @@ class SweepPart(BaseModel):
 
 
 class Range(SweepPart):
-    """Numbers from `low` to `high`: whole ones where both ends are whole."""
+    """Numbers from `low` to `high`, whole where both ends are whole."""
 
     low: Number
     high: Number
@@ -71,14 +74,14 @@ class Range(SweepPart):
 
     @model_validator(mode="after")
     def check_ends(self) -> "Range":
-        """Stop at a range that holds nothing, or that no sampler can draw from."""
+        """Raise ValueError for a range that is empty or cannot be sampled."""
         if not self.low < self.high:
             raise ValueError(f"low is {self.low}, high {self.high}; low must be below high")
         if self.log and self.low <= 0:
-            raise ValueError(f"low is {self.low}; with log it must be above 0")
+            raise ValueError(f"low is {self.low}; with log, low must be above 0")
         if self.step is not None and (self.log or not 0 < self.step <= self.high - self.low):
             raise ValueError(
-                f"step is {self.step}; it must be above 0, at most high - low, and without log"
+                f"step is {self.step}; step must be above 0, at most high - low, and without log"
             )
         return self
 
@@ -88,7 +91,7 @@ class Range(SweepPart):
         return all(isinstance(end, int) for end in (self.low, self.high, self.step or 1))
 
     def steps(self) -> list[int | float]:
-        """Return every number of a range with a step."""
+        """Return all numbers of a range with a step."""
         assert self.step is not None
         low, high, step = (Decimal(str(end)) for end in (self.low, self.high, self.step))
         numbers = (low + k * step for k in range(int((high - low) / step) + 1))
@@ -103,7 +106,7 @@ Tagged = Annotated[
 
 
 class Search(SweepPart):
-    """A sweep file."""
+    """The content of a sweep file."""
 
     stage: str
     metric: str
@@ -116,9 +119,9 @@ class Search(SweepPart):
 
     @model_validator(mode="after")
     def check_sampler(self) -> "Search":
-        """Stop where the sampler and the space do not fit each other."""
+        """Raise ValueError where sampler and space do not fit together."""
         if self.sampler != "grid" and self.trials == "all":
-            raise ValueError(f"trials is all; with sampler {self.sampler} it must be a number")
+            raise ValueError(f"trials is all; with sampler {self.sampler}, trials must be a number")
         for key, domain in self.space.items():
             if isinstance(domain, list):
                 texts = [encoded(choice) for choice in domain]
@@ -132,7 +135,10 @@ class Search(SweepPart):
         return self
 
     def domain(self, key: str) -> Domain:
-        """Return what a key may be; the range of a grid is the list of its steps."""
+        """Return the allowed values of a key.
+
+        In a grid, a range becomes the list of its steps.
+        """
         domain = self.space[key]
         if self.sampler == "grid" and isinstance(domain, Range):
             return list(domain.steps())
@@ -142,7 +148,7 @@ class Search(SweepPart):
     def grid(self) -> list[Changes]:
         """Return every combination of a grid, in the order of the trials.
 
-        The order is shuffled by the seed: a grid that is stopped early has looked everywhere.
+        The seed shuffles the order: a grid stopped early has covered all regions of the space.
         """
         assert self.sampler == "grid"
         points = list(combinations({key: self.domain(key) for key in self.space}))
@@ -151,7 +157,7 @@ class Search(SweepPart):
 
     @property
     def n_trials(self) -> int:
-        """Return how many trials there are in the end."""
+        """Return the number of trials in the complete sweep."""
         if self.sampler != "grid":
             assert isinstance(self.trials, int)
             return self.trials
@@ -159,12 +165,18 @@ class Search(SweepPart):
 
     @property
     def stages(self) -> list[str]:
-        """Return the stages that a trial brings up to date, in the graph's order."""
+        """Return the stages of a trial, in the graph's order.
+
+        A trial brings all of these stages up to date.
+        """
         return [*graph.ancestors(self.stage), self.stage]
 
 
 def combinations(space: Mapping[str, Domain]) -> Iterator[Changes]:
-    """Return every combination of choices; of a range, its two ends."""
+    """Return every combination of choices.
+
+    A range contributes its two ends.
+    """
     values = [
         domain if isinstance(domain, list) else [domain.low, domain.high]
         for domain in space.values()
@@ -174,7 +186,10 @@ def combinations(space: Mapping[str, Domain]) -> Iterator[Changes]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A checked search, and where its record lies: a folder that no other search shares."""
+    """A checked search and its record folder.
+
+    No two searches share a record folder.
+    """
 
     search: Search
     stem: str
@@ -182,29 +197,38 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Name the file, and what its trials rest on: changed code or data is a new sweep."""
+        """Return the sweep's name: the file's stem and a hash.
+
+        The hash covers every input of the trials: changed code or data makes a new sweep.
+        """
         text = json.dumps(self.facts, sort_keys=True)
         return f"sweep-{self.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def folder(self) -> Path:
-        """Return where the study and the worktrees of unfinished trials lie."""
+        """Return the folder of the study and of unfinished trials' worktrees."""
         return ROOT / ".state" / "sweeps" / self.name
 
 
 def read(file: str) -> Sweep:
-    """Read a sweep file. Raises ValueError, one line a mistake."""
+    """Load a sweep file.
+
+    Raises ValueError with a line per mistake.
+    """
     path = (ROOT / file).resolve()
     if not path.is_relative_to(ROOT):
-        raise ValueError(f"{file} lies outside {ROOT}; FILE names a sweep file of this project")
+        raise ValueError(f"{file} is outside {ROOT}; FILE must name a sweep file of this project")
     if not path.is_file():
-        raise ValueError(f"{file} is missing; FILE names a sweep file like {FILE}")
+        raise ValueError(f"{file} is missing; FILE must name a sweep file like {FILE}")
     search = parse(graph.read_yaml(path), file)
     return Sweep(search, path.stem, _facts(search))
 
 
 def parse(content: Any, file: str) -> Search:
-    """Return what a file holds as a search that fits this project. Raises ValueError."""
+    """Return a file's content as a checked search.
+
+    Raises ValueError where the content does not fit this project.
+    """
     search = validated(Search, content, file=file)
     try:
         check(search)
@@ -214,16 +238,19 @@ def parse(content: Any, file: str) -> Search:
 
 
 def check(search: Search) -> None:
-    """Raise ValueError where a search does not fit this project's stages and params."""
+    """Check a search against this project's stages and params.
+
+    Raises ValueError for the first mistake.
+    """
     if search.stage not in graph.stages():
-        known = ", ".join(graph.stages())
-        raise ValueError(f"stage is {search.stage}; the stages are {known}")
+        names = ", ".join(graph.stages())
+        raise ValueError(f"stage is {search.stage}; the stages are {names}")
     keys = [*search.fixed, *search.space]
     for key in keys:
         _check_key(search, key)
-    for one, other in itertools.permutations(keys, 2):
-        if f"{other}.".startswith(f"{one}."):
-            raise ValueError(f"{other} is given by {one} already: keep one of them")
+    for parent, child in itertools.permutations(keys, 2):
+        if f"{child}.".startswith(f"{parent}."):
+            raise ValueError(f"{child} is set by {parent} already: remove either key")
     _check_metric(search)
     if search.sampler == "grid":
         _check_grid(search)
@@ -233,33 +260,39 @@ def check(search: Search) -> None:
 
 def _check_key(search: Search, key: str) -> None:
     section, *_ = key.split(".")
-    read = {name for stage in search.stages for name in graph.stages()[stage]["params"]}
-    found: Any = graph.params()
+    sections = {name for stage in search.stages for name in graph.stages()[stage]["params"]}
+    value: Any = graph.params()
     for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
+        if not isinstance(value, dict) or part not in value:
             raise ValueError(f"params.yaml has no {key}")
-        found = found[part]
-    if section not in read:
+        value = value[part]
+    if section not in sections:
         raise ValueError(
             f"{key} changes nothing: {' and '.join(search.stages)} read only "
-            f"{', '.join(name for name in graph.params() if name in read)}"
+            f"{', '.join(name for name in graph.params() if name in sections)}"
         )
     if key in graph.REFERENCE.findall((ROOT / "dvc.yaml").read_text(encoding="utf-8")):
-        raise ValueError(f"{key} decides which files a stage reads: edit params.yaml for that")
+        raise ValueError(f"{key} selects the input files of a stage: edit params.yaml instead")
 
 
 def _check_metric(search: Search) -> None:
-    """Compare with what the stage wrote last; where it never ran, the first trial tells."""
+    """Check the metric against the stage's last metrics.json.
+
+    Where the stage has never run, the first trial checks the metric.
+    """
     path = ROOT / "artifacts" / search.stage / "metrics.json"
     if path.exists():
         require_metric(search, read_json(path))
 
 
 def require_metric(search: Search, metrics: Mapping[str, Any]) -> float:
-    """Return the value of the metric. Raises ValueError where a stage does not write it."""
+    """Return the value of the searched metric.
+
+    Raises ValueError where the stage does not write a number under the metric's name.
+    """
     value = metrics.get(search.metric)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        numbers = ", ".join(key for key, found in metrics.items() if not isinstance(found, str))
+        numbers = ", ".join(key for key, entry in metrics.items() if not isinstance(entry, str))
         raise ValueError(f"metric is {search.metric}; {search.stage} writes {numbers}")
     return float(value)
 
@@ -272,30 +305,37 @@ def _check_grid(search: Search) -> None:
 
 
 def _check_values(search: Search) -> None:
-    """Raise ValueError where a choice, or an end of a range, fits no combination of the others."""
+    """Raise ValueError where a value is valid in no combination.
+
+    Checked values are all choices and both ends of every range, combined with the values of the
+    remaining keys.
+    """
     points = list(itertools.islice(combinations(search.space), 100 * PROBES))
     random.Random(search.seed).shuffle(points)
-    fits: set[tuple[str, str]] = set()
+    valid: set[tuple[str, str]] = set()
     mistakes: dict[tuple[str, str], str] = {}
     for point in points[:PROBES]:
         pairs = [(key, encoded(value)) for key, value in point.items()]
         mistake = refusal({**search.fixed, **point})
         if mistake is None:
-            fits.update(pairs)
+            valid.update(pairs)
         else:
             mistakes.update(dict.fromkeys(pairs, mistake))
     for pair, mistake in mistakes.items():
-        if pair not in fits:
+        if pair not in valid:
             raise ValueError(f"at {pair[0]} {pair[1]}: {mistake}")
 
 
 def refusal(changes: Changes) -> str | None:
-    """Return why the stages' own sections refuse these params; None where they take them."""
+    """Return the reason why params are invalid, or None.
+
+    The stages' own sections validate the params.
+    """
     shared: dict[str, type] = {"seed": int, "runtime": RuntimeConfig}
     for name in sorted({key.split(".")[0] for key in changes}):
         if name not in shared and name not in graph.stages():
-            return f"{name} is no section that a stage reads: name the stage's own value"
-        # a copy through JSON: the params themselves stay
+            return f"no stage reads the section {name}: use a key in a stage's own section"
+        # a copy through JSON leaves the loaded params unchanged
         section = {name: json.loads(_section_text(name))}
         put(section, {key: value for key, value in changes.items() if key.split(".")[0] == name})
         kind = shared.get(name) or load(name).section
@@ -312,7 +352,10 @@ def _section_text(name: str) -> str:
 
 
 def _facts(search: Search) -> dict[str, Any]:
-    """Return what a trial's value rests on, by name: the search, code, params and raw data."""
+    """Return the inputs of a trial's value, by name.
+
+    The inputs are the search, the code, the params and the raw data.
+    """
     facts: dict[str, Any] = {"the search": search.model_dump(mode="json", exclude={"trials"})}
     pin = read_pin(ROOT)
     facts["data.dvc"] = pin.md5 if pin else None
@@ -321,16 +364,19 @@ def _facts(search: Search) -> dict[str, Any]:
         facts[f"dvc.yaml {name}"] = {key: stage[key] for key in ("cmd", "deps", "params", "outs")}
         for path in set(stage["deps"]) - set(graph.inputs(name)):
             if (ROOT / path).exists():
-                below = file_hashes(ROOT / path)
-                facts |= {(Path(path) / file).as_posix(): below[file] for file in below}
+                hashes = file_hashes(ROOT / path)
+                facts |= {(Path(path) / file).as_posix(): hashes[file] for file in hashes}
         for section in stage["params"]:
             facts.update(_params_facts(section, search))
     return facts
 
 
 def _params_facts(section: str, search: Search) -> dict[str, Any]:
-    """Return the params of a section that the trials share."""
-    own = {section: json.loads(_section_text(section))}
-    given = {key: None for key in (*search.fixed, *search.space) if key.split(".")[0] == section}
-    put(own, given)
-    return {f"params.yaml {section}": own[section]}
+    """Return a section's params shared by all trials.
+
+    The values of fixed and searched keys are replaced by None.
+    """
+    content = {section: json.loads(_section_text(section))}
+    replaced = {key: None for key in (*search.fixed, *search.space) if key.split(".")[0] == section}
+    put(content, replaced)
+    return {f"params.yaml {section}": content[section]}

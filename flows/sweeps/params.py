@@ -1,4 +1,7 @@
-"""Dotted keys of params.yaml and their values: put in place, written as YAML, shown in a line."""
+"""Dotted keys of params.yaml and their values.
+
+The functions set values, write YAML and format params in a single line.
+"""
 
 import json
 from io import StringIO
@@ -6,26 +9,35 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-Changes = dict[str, Any]  # `pretrain.optimizer.warmup` and what it is to be
+Changes = dict[str, Any]  # new values by key: `pretrain.optimizer.warmup`
 
 
 def encoded(choice: Any) -> str:
-    """Return a choice as text: samplers and their records know plain values only."""
+    """Encode a choice as text.
+
+    Samplers and their records accept plain values only.
+    """
     return json.dumps(choice, sort_keys=True)
 
 
 def put(content: Any, changes: Changes) -> None:
-    """Put values under dotted keys into nested content, which has every key already."""
+    """Set values under dotted keys in nested content.
+
+    The content must have every key already.
+    """
     for key, value in changes.items():
         *path, last = key.split(".")
-        found = content
+        section = content
         for part in path:
-            found = found[part]
-        found[last] = value
+            section = section[part]
+        section[last] = value
 
 
 def edited(text: str, changes: Changes) -> str:
-    """Return params.yaml's text with other values; its comments and its shape stay."""
+    """Return params.yaml's text with changed values.
+
+    Comments and layout stay unchanged.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 4096
@@ -38,21 +50,21 @@ def edited(text: str, changes: Changes) -> str:
 
 
 def as_yaml(changes: Changes) -> str:
-    """Return params as YAML that fits into params.yaml."""
+    """Return params as YAML, ready to paste into params.yaml."""
     nested: dict[str, Any] = {}
     for key, value in changes.items():
         *path, last = key.split(".")
-        found = nested
+        section = nested
         for part in path:
-            found = found.setdefault(part, {})
-        found[last] = value
+            section = section.setdefault(part, {})
+        section[last] = value
     out = StringIO()
     YAML().dump(nested, out)
     return out.getvalue()
 
 
 def shown(changes: Changes) -> str:
-    """Write params in one line, by the shortest names that tell them apart."""
+    """Format params in a single line, under their shortest unique names."""
     names = short_names(list(changes))
     return ", ".join(f"{names[key]} {_plain(value)}" for key, value in changes.items())
 
@@ -62,6 +74,9 @@ def _plain(value: Any) -> str:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Return each key's last word, or the whole key where two end in the same word."""
+    """Return each key's shortest unique name.
+
+    The name is the key's last word, or the whole key where two keys end in the same word.
+    """
     ends = [key.rsplit(".", 1)[-1] for key in keys]
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}

@@ -1,4 +1,7 @@
-"""What a sweep shows: its runs in MLflow, a table of the trials and a plot that compares them."""
+"""Results of a sweep: MLflow runs, a table and a plot.
+
+The table and the plot compare the trials.
+"""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +31,11 @@ TRIAL_TAG = "sweep.trial"
 
 @dataclass(frozen=True)
 class Record:
-    """The MLflow run of a sweep, and below it a run a trial, below which the stage's own runs."""
+    """The MLflow runs of a sweep, in three levels.
+
+    The sweep's run is the parent of a run per trial. A trial's run is the parent of the runs of
+    its stages.
+    """
 
     sweep: Sweep
     experiment: str
@@ -36,49 +43,61 @@ class Record:
 
     @classmethod
     def open(cls, sweep: Sweep) -> "Record":
-        """Open the run of this sweep: the one that it had before it was stopped, or a new one."""
+        """Open the run of a sweep.
+
+        A sweep that was stopped continues its earlier run; a new sweep gets a new run.
+        """
         experiment = runs.connect()
         runs.close_dead_runs(experiment)
-        where = f"tags.`{SWEEP_TAG}` = '{sweep.name}' and tags.`stage` = 'sweep'"
-        run = _opened(experiment, where, {"mlflow.runName": sweep.name, "stage": "sweep"})
+        query = f"tags.`{SWEEP_TAG}` = '{sweep.name}' and tags.`stage` = 'sweep'"
+        run = _reopen_or_create(experiment, query, {"mlflow.runName": sweep.name, "stage": "sweep"})
         MlflowClient().set_tag(run, SWEEP_TAG, sweep.name)
         return cls(sweep, experiment, run)
 
     def trial(self, number: int, params: Changes) -> str:
-        """Open the run of a trial: its params are the searched ones, which are to be compared."""
-        where = f"tags.`mlflow.parentRunId` = '{self.run}' and tags.`{TRIAL_TAG}` = '{number}'"
+        """Open the run of a trial.
+
+        The run logs the searched params only, for comparison between trials.
+        """
+        query = f"tags.`mlflow.parentRunId` = '{self.run}' and tags.`{TRIAL_TAG}` = '{number}'"
         tags = {
             "mlflow.runName": f"trial-{number}",
             "mlflow.parentRunId": self.run,
             "stage": "trial",
             TRIAL_TAG: str(number),
         }
-        run = _opened(self.experiment, where, tags)
+        run = _reopen_or_create(self.experiment, query, tags)
         for key, value in params.items():
             MlflowClient().log_param(run, key, value if isinstance(value, str) else encoded(value))
         return run
 
     def note(self, run: str, commit: str) -> None:
-        """Note the commit that makes a trial's bytes again: its params are in it."""
+        """Record the commit that reproduces a trial's bytes.
+
+        The commit contains the trial's params.
+        """
         MlflowClient().set_tag(run, "mlflow.source.git.commit", commit)
         MlflowClient().set_tag(run, "git.dirty", "false")
 
     def finish(self, run: str, metrics: dict[str, Any], states: dict[str, str]) -> None:
-        """Close a trial's run with what its stage wrote."""
+        """Close a trial's run with its metrics and stage states."""
         client, stamp = MlflowClient(), int(time.time() * 1000)
-        figures = {key: found for key, found in metrics.items() if not isinstance(found, str)}
+        figures = {key: value for key, value in metrics.items() if not isinstance(value, str)}
         client.log_batch(run, metrics=[Metric(*item, stamp, 0) for item in figures.items()])
         for stage, state in states.items():
             client.set_tag(run, f"stage.{stage}", state)
         client.set_terminated(run, "FINISHED")
 
     def fail(self, run: str, message: str) -> None:
-        """Close the run of a trial that came to nothing."""
+        """Close a run as failed, with the error message."""
         MlflowClient().set_tag(run, "error", message[:5000])
         MlflowClient().set_terminated(run, "FAILED")
 
     def compare(self, trials: Sequence[FrozenTrial]) -> None:
-        """Put table and plot of the trials so far on the sweep's run, and into its folder."""
+        """Save a table and a plot of the trials so far.
+
+        Both go to the sweep's run in MLflow, and the plot to the sweep's folder, too.
+        """
         client, search = MlflowClient(), self.sweep.search
         table = frame(search, trials)
         client.log_text(self.run, table.to_csv(index=False), "trials.csv")
@@ -93,27 +112,30 @@ class Record:
                 client.set_tag(self.run, f"best.{key}", value)
 
     def close(self, status: str, *, run: str | None = None) -> None:
-        """Close the sweep's run, or that of a trial."""
+        """Close the sweep's run, or the run of a trial."""
         MlflowClient().set_terminated(run or self.run, status)
 
     @property
     def address(self) -> str:
-        """Return where a person sees the sweep's run."""
+        """Return the address of the sweep's run in MLflow."""
         return f"{mlflow_address()}/#/experiments/{self.experiment}/runs/{self.run}"
 
 
-def _opened(experiment: str, where: str, tags: dict[str, str]) -> str:
-    """Return the run that fits, set running again, or a new one; this process answers for it."""
+def _reopen_or_create(experiment: str, query: str, tags: dict[str, str]) -> str:
+    """Return the run that matches a query, or a new run.
+
+    A matching run is set to running again. The tags name this process as the owner of the run.
+    """
     client = MlflowClient()
-    found = client.search_runs([experiment], where, max_results=1)
+    matches = client.search_runs([experiment], query, max_results=1)
     tags = {
         **tags,
         runs.PROCESS_TAG: runs.this_process(),
         **runs.git_tags(),
     }
-    if not found:
+    if not matches:
         return str(client.create_run(experiment, tags=tags).info.run_id)
-    run = str(found[0].info.run_id)
+    run = str(matches[0].info.run_id)
     for name, value in tags.items():
         client.set_tag(run, name, value)
     client.update_run(run, status="RUNNING")
@@ -121,7 +143,7 @@ def _opened(experiment: str, where: str, tags: dict[str, str]) -> str:
 
 
 def frame(search: Search, trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """Return the trials as a table, the best first, the failed ones last."""
+    """Return a table of the trials, best first, failed last."""
     rows = [
         {
             "trial": trial.number,
@@ -141,7 +163,7 @@ def frame(search: Search, trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 
 
 def print_table(search: Search, trials: Sequence[FrozenTrial], title: str) -> None:
-    """Print the trials, the best first."""
+    """Print a table of the trials, best first, failed last."""
     names = short_names(list(search.space))
     failed = any(trial.value is None for trial in trials)
     table = Table(title=title, title_justify="left")
@@ -165,7 +187,7 @@ def _cell(value: Any) -> str:
 
 
 def plot(search: Search, trials: Sequence[FrozenTrial]) -> Figure:
-    """Plot the values in the order of the trials, and against each param."""
+    """Plot trial values in trial order and against each param."""
     keys = list(search.space)
     columns = min(len(keys) + 1, 4)
     rows = -(-(len(keys) + 1) // columns)
@@ -187,24 +209,27 @@ def _plot_order(axes: Axes, search: Search, trials: Sequence[FrozenTrial]) -> No
     numbers = [trial.number for trial in trials]
     values = np.array([np.nan if t.value is None else t.value for t in trials], dtype=float)
     if np.isfinite(values).any():
-        least = np.fmin if search.direction == "minimize" else np.fmax
-        axes.plot(numbers, values, "o", label="a trial")
-        axes.step(numbers, least.accumulate(values), where="post", label="the best so far")
+        better = np.fmin if search.direction == "minimize" else np.fmax
+        axes.plot(numbers, values, "o", label="trial")
+        axes.step(numbers, better.accumulate(values), where="post", label="best so far")
     top = best(search, trials)
     if top is not None:
-        axes.plot(top.number, top.values[0], "o", color="tab:green", label="the best")
+        axes.plot(top.number, top.values[0], "o", color="tab:green", label="best")
     for trial in trials:
         if trial.value is None:
             axes.axvline(trial.number, color="tab:red", linestyle=":", label="failed")
     axes.set_xlabel("trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once.keys())
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys())
 
 
 def _plot_param(axes: Axes, search: Search, key: str, finished: Sequence[FrozenTrial]) -> None:
-    """Plot values against a param: on a scale of numbers, or a place a choice."""
+    """Plot trial values against a param.
+
+    Numeric params have a numeric scale; non-numeric params have a tick per choice.
+    """
     domain = search.domain(key)
     tried = [params_of(search, trial)[key] for trial in finished]
     choices = [domain.low, domain.high] if isinstance(domain, Range) else domain
@@ -219,6 +244,6 @@ def _plot_param(axes: Axes, search: Search, key: str, finished: Sequence[FrozenT
             axes.set_xticks(choices, [_cell(choice) for choice in choices])
             axes.minorticks_off()
         return
-    places = [encoded(choice) for choice in choices]
-    axes.scatter([places.index(encoded(value)) for value in tried], values, c=colours)
-    axes.set_xticks(range(len(places)), [_cell(choice) for choice in choices])
+    ticks = [encoded(choice) for choice in choices]
+    axes.scatter([ticks.index(encoded(value)) for value in tried], values, c=colours)
+    axes.set_xticks(range(len(ticks)), [_cell(choice) for choice in choices])

@@ -1,8 +1,9 @@
-"""Optuna: which params a trial tries, and the record of those that are done.
+"""Optuna search: params of each trial, and the study of finished trials.
 
-What trial `number` tries is a function of the search, the number and the finished trials
-before it, and of nothing else. So the record needs finished trials alone: a trial that was
-cut off is drawn again, the same, and a sweep that was stopped goes on as if it never was.
+The params of trial `number` are a function of the search, the number and the finished trials
+before trial `number`, and of nothing more. Recording finished trials is therefore enough: an
+interrupted trial draws the same params again, and a sweep that was stopped continues as if
+never stopped.
 """
 
 import json
@@ -24,15 +25,18 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from flows.sweeps.file import Domain, Range, Search, Sweep
 from flows.sweeps.params import Changes, encoded
 
-SIGNIFICANT = 4  # digits of a drawn fraction: what a person can paste, and finer than matters
+SIGNIFICANT = 4  # digits of a drawn fraction: easy to paste, and finer than needed
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
-    """Open the study of a sweep, or make it: a SQLite file that Optuna's own tools open, too."""
+    """Open the study of a sweep, or create the study.
+
+    The study is a SQLite file. Optuna's own tools can open the file, too.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = sweep.folder / "study.db"
     if not path.exists():
-        # whole or absent: a store that was killed in its making does not open again
+        # complete or absent: a store killed during its creation does not open again
         partial = path.with_name(".study.db.partial")
         partial.unlink(missing_ok=True)
         storage = _storage(partial)
@@ -49,12 +53,15 @@ def _storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}")
 
 
-def suggest(search: Search, number: int, done: Sequence[FrozenTrial]) -> Changes:
-    """Return what trial `number` tries, given the trials before it."""
+def suggest(search: Search, number: int, trials: Sequence[FrozenTrial]) -> Changes:
+    """Return the params of trial `number`.
+
+    The params depend on the first `number` finished trials.
+    """
     if search.sampler == "grid":
         return search.grid[number]
     study = optuna.create_study(direction=search.direction, sampler=_sampler(search, number))
-    study.add_trials(list(done)[:number])
+    study.add_trials(list(trials)[:number])
     drawn = study.ask(_distributions(search)).params
     return {key: _value(search.domain(key), drawn[key]) for key in search.space}
 
@@ -73,14 +80,14 @@ def _distribution(domain: Domain) -> BaseDistribution:
         return CategoricalDistribution([encoded(choice) for choice in domain])
     low, high, step = domain.low, domain.high, domain.step
     if step is not None:
-        high = domain.steps()[-1]  # an end that no step reaches is never drawn
+        high = domain.steps()[-1]  # Optuna never draws an end that no step reaches
     if domain.whole:
         return IntDistribution(int(low), int(high), log=domain.log, step=int(step or 1))
     return FloatDistribution(low, high, log=domain.log, step=step)
 
 
 def _value(domain: Domain, drawn: Any) -> Any:
-    """Return a drawn value as params.yaml gets it."""
+    """Return a drawn value in the form for params.yaml."""
     if not isinstance(domain, Range):
         return json.loads(drawn)
     if domain.whole or domain.step is not None:
@@ -96,15 +103,18 @@ def record(
     value: float | None,
     facts: dict[str, Any],
 ) -> None:
-    """Add a trial that is done; one without a value has failed. This is one transaction."""
-    kept = {
+    """Add a finished trial to the study, in a single transaction.
+
+    A trial without a value is recorded as failed.
+    """
+    encoded_params = {
         key: params[key] if isinstance(search.domain(key), Range) else encoded(params[key])
         for key in search.space
     }
     trial = create_trial(
         state=TrialState.FAIL if value is None else TrialState.COMPLETE,
         value=value,
-        params=kept,
+        params=encoded_params,
         distributions=_distributions(search),
         user_attrs=facts,
     )
@@ -112,7 +122,7 @@ def record(
 
 
 def params_of(search: Search, trial: FrozenTrial) -> Changes:
-    """Return what a trial tried, as params.yaml has it."""
+    """Return a trial's params in the form for params.yaml."""
     return {
         key: trial.params[key]
         if isinstance(search.domain(key), Range)
@@ -122,12 +132,17 @@ def params_of(search: Search, trial: FrozenTrial) -> Changes:
 
 
 def best(search: Search, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
-    """Return the best of the finished trials, the first where several are; None without any."""
-    finished = [trial for trial in trials if trial.value is not None]
+    """Return the best of the successful trials, or None.
+
+    The first trial wins where several trials have the best value.
+    """
+    successful = [trial for trial in trials if trial.value is not None]
     sign = 1 if search.direction == "minimize" else -1
-    return min(finished, key=lambda trial: (sign * _number(trial), trial.number), default=None)
+    return min(
+        successful, key=lambda trial: (sign * _trial_value(trial), trial.number), default=None
+    )
 
 
-def _number(trial: FrozenTrial) -> float:
+def _trial_value(trial: FrozenTrial) -> float:
     assert trial.value is not None
     return trial.value

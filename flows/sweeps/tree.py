@@ -1,8 +1,8 @@
-"""A git worktree a trial: a commit of the tree as it lies here, with the trial's params.
+"""A git worktree per trial, at a commit with the trial's params.
 
-What is not committed travels too, new files included, only ignored ones stay. Each trial
-has a commit of its own, kept by a ref, so that the commit that MLflow notes makes the
-trial's bytes again.
+The commit holds the user's present working tree: uncommitted changes and new files are
+included, and only ignored files are left out. A ref keeps the commit of each trial, and
+therefore the commit recorded in MLflow can reproduce the trial's bytes.
 """
 
 import os
@@ -16,7 +16,7 @@ from flows.dvc.pins import dvc
 from tasks.project.environment import ROOT
 
 REFS = "refs/gptmill/sweeps"
-# no hook of the user's repository runs for a tree that is ours
+# hooks of the user's repository must not run in the sweep's own worktrees
 QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 WHO = {
     f"GIT_{role}_{field}": value
@@ -28,8 +28,11 @@ WHO = {
 def git(
     *words: str, cwd: Path = ROOT, extra: dict[str, str] | None = None, text: str | None = None
 ) -> str:
-    """Run git and return what it prints; raise ValueError with its last line when it fails."""
-    done = subprocess.run(
+    """Run git and return its output.
+
+    Raises ValueError with the last line of git's errors where the command fails.
+    """
+    result = subprocess.run(
         ["git", *QUIET, *words],
         cwd=cwd,
         env={**os.environ, **(extra or {})},
@@ -37,56 +40,62 @@ def git(
         capture_output=True,
         encoding="utf-8",
     )
-    if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ValueError(f"`git {' '.join(words[:2])}` failed: {why}")
-    return done.stdout.strip()
+    if result.returncode != 0:
+        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"`git {' '.join(words[:2])}` failed: {reason}")
+    return result.stdout.strip()
 
 
 def check_repository() -> None:
-    """Raise ValueError where there is no commit that a worktree could start from."""
+    """Raise ValueError where git has no commit for a worktree."""
     try:
         top = git("rev-parse", "--show-toplevel")
         git("rev-parse", "--verify", "HEAD")
     except ValueError:
         raise ValueError(
-            "a sweep needs git, and a first commit: each trial is a worktree"
+            "a sweep needs a git repository with a first commit: each trial is a worktree"
         ) from None
     if Path(top).resolve() != ROOT.resolve():
-        raise ValueError(f"a sweep needs params.yaml at the top of its repository, which is {top}")
+        raise ValueError(f"a sweep needs params.yaml at the top of its repository, {top}")
 
 
 def commit(params: str, message: str, *, ref: str) -> str:
-    """Commit the tree as it lies here with other params, off every branch; return the commit."""
+    """Commit the working tree with new params; return the commit.
+
+    The commit is on no branch: the ref `ref` keeps the commit.
+    """
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
-        own = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
-        if own.exists():
-            shutil.copy2(own, index)  # the user's own index stays as it is
+        user_index = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
+        if user_index.exists():
+            shutil.copy2(user_index, index)  # the user's own index stays unchanged
         extra = {"GIT_INDEX_FILE": str(index), **WHO}
         git("add", "--all", extra=extra)
         blob = git("hash-object", "-w", "--stdin", text=params)
         git("update-index", "--add", "--cacheinfo", f"100644,{blob},params.yaml", extra=extra)
         tree = git("write-tree", extra=extra)
-        made = git("commit-tree", tree, "-p", "HEAD", "-m", message, extra=extra)
-    git("update-ref", f"{REFS}/{ref}", made)
-    return made
+        commit_id = git("commit-tree", tree, "-p", "HEAD", "-m", message, extra=extra)
+    git("update-ref", f"{REFS}/{ref}", commit_id)
+    return commit_id
 
 
-def prepare(folder: Path, made: str) -> None:
-    """Have a worktree of a commit at `folder`; what an unfinished trial kept there stays."""
+def prepare(folder: Path, commit_id: str) -> None:
+    """Prepare a worktree of a commit at `folder`.
+
+    The files of an unfinished trial in `folder` are kept.
+    """
     if _is_worktree(folder):
         _unlock(folder)
-        git("checkout", "--quiet", "--force", "--detach", made, cwd=folder)
+        git("checkout", "--quiet", "--force", "--detach", commit_id, cwd=folder)
     else:
         remove(folder)
-        git("worktree", "add", "--quiet", "--force", "--detach", str(folder), made)
-    config = f"[cache]\n    dir = {_cache()}\n"
+        git("worktree", "add", "--quiet", "--force", "--detach", str(folder), commit_id)
+    config = f"[cache]\n    dir = {_cache_folder()}\n"
     (folder / ".dvc" / "config.local").write_text(config, encoding="utf-8")
 
 
 def remove(folder: Path) -> None:
-    """Remove a worktree, in whatever state it is; git forgets it."""
+    """Remove a worktree in any state, with git's entry for it."""
     if _is_worktree(folder):
         git("worktree", "remove", "--force", "--force", str(folder))
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +103,10 @@ def remove(folder: Path) -> None:
 
 
 def _is_worktree(folder: Path) -> bool:
-    """Return whether git takes `folder` for a worktree; a half-made one may have no commit yet."""
+    """Return whether git accepts `folder` as a worktree.
+
+    A half-created worktree may have no commit yet, and is not accepted.
+    """
     if not (folder / ".git").exists():
         return False
     try:
@@ -105,11 +117,14 @@ def _is_worktree(folder: Path) -> bool:
 
 
 def _unlock(folder: Path) -> None:
-    """Remove the lock of a git that was killed here; no other one works in this worktree."""
+    """Remove the index lock of a git process that was killed.
+
+    No second git process works in the worktree of a trial.
+    """
     path = git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder)
     Path(path).unlink(missing_ok=True)
 
 
 @cache
-def _cache() -> str:
+def _cache_folder() -> str:
     return dvc(ROOT, "cache", "dir").strip()

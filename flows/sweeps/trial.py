@@ -1,7 +1,8 @@
-"""`python -m flows.sweeps.trial STAGE FILE`: what a sweep runs in the worktree of a trial.
+"""`python -m flows.sweeps.trial STAGE FILE`: a trial's process.
 
-It brings the stage, and all that it rests on, up to date with the worktree's own code, and
-writes to FILE what became of them. Its folder is the worktree, so ROOT is, too.
+A sweep runs this module in the worktree of a trial. The module brings the stage and all stages
+upstream up to date with the worktree's own code, and writes their outcome to FILE. The working
+directory is the worktree, and ROOT is the worktree, too.
 """
 
 import sys
@@ -13,7 +14,10 @@ from tasks.project.environment import ROOT, set_environment, use_own_source
 
 
 def main(arguments: list[str]) -> int:
-    """Run one trial; a sweep that was killed is closed in MLflow on the way out."""
+    """Run a trial and return its exit status.
+
+    On SIGTERM, the MLflow runs of a killed sweep are closed before the exit.
+    """
     raise_on_sigterm()
     set_environment()
     use_own_source()
@@ -36,7 +40,10 @@ def main(arguments: list[str]) -> int:
 
 
 def bring_up_to_date(stage: str) -> dict[str, Any]:
-    """Run what is stale of a stage and of what it rests on, up to the first that fails."""
+    """Run a stage and its upstream stages where stale.
+
+    The first failure ends the run.
+    """
     from flows.dvc.pins import dvc
     from flows.dvc.repair import repair
     from flows.dvc.repro import FAILED, repro
@@ -45,7 +52,7 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
 
     repair()
     if (ROOT / "data.dvc").exists():
-        # copied or cloned, never linked: nothing that a trial does reaches the cache's files
+        # DVC copies or clones, and never links: a trial cannot change the cache's files
         dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")
     states: dict[str, str] = {}
     for name in [*ancestors(stage), stage]:

@@ -1,1 +1,1 @@
-"""gptmill: text, tensors and models; knows nothing of what orchestrates it."""
+"""gptmill: text, tensors and models, independent of orchestration."""

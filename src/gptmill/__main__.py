@@ -1,4 +1,4 @@
-"""`python -m gptmill`: the same as the console script `gptmill`."""
+"""`python -m gptmill`, the same as the console script `gptmill`."""
 
 import sys
 

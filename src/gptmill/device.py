@@ -1,7 +1,7 @@
-"""What the work runs on: device, precision, threads, and what equal bytes depend on.
+"""Device, precision, threads and the conditions for equal bytes.
 
-Deterministic algorithms are always on. Equal bytes are promised between runs whose
-`Device.record()` is equal: another thread count or build sums in another order.
+Deterministic algorithms are always on. Runs with an equal `Device.record()` are promised to produce
+equal bytes: a different thread count or torch build sums in a different order.
 """
 
 import ctypes
@@ -22,14 +22,18 @@ PrecisionChoice = Literal["auto", "fp32", "bf16"]
 Precision = Literal["fp32", "bf16"]
 
 
-# On a CPU compiled steps are no faster than ours (benchmarks/README.md). On CUDA compiling takes
-# a minute: it pays from some minutes of training on.
+# FLOPs of work from which compiling pays. On a CPU compiled steps are no faster than uncompiled
+# steps (benchmarks/README.md). On CUDA compiling takes a minute and pays from several minutes of
+# training.
 WORTH_COMPILING = {"cpu": math.inf, "cuda": 3e16, "mps": math.inf}
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What to run on; `auto` takes the fastest device, and bf16 where the device is fast in it."""
+    """Requested device, precision, compilation and memory use.
+
+    `auto` selects the fastest device, and bf16 where the device is fast in bf16.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -37,22 +41,25 @@ class RuntimeConfig:
     precision: PrecisionChoice
     compile: bool | Literal["auto"]
     micro_batch: int | Literal["auto"]
-    """Rows of a training step that go through the model together; `auto` halves them where
-    memory runs out. The step is the same sum however it is cut."""
+    """Rows of a training step per forward and backward pass; `auto` halves the number where
+    memory runs out. The step's gradient is the same sum for every size."""
     recompute: bool
-    """Keep of each block's forward pass only what went in, and do it again for the gradients:
-    a third more work for far less memory, and the same bytes."""
+    """Keep only the input of each block in the forward pass, and recompute the block in the
+    backward pass: a third more work for far less memory, and the same bytes."""
 
     def __post_init__(self) -> None:
         _check_choice("device", self.device, get_args(DeviceChoice))
         _check_choice("precision", self.precision, get_args(PrecisionChoice))
         if self.micro_batch != "auto" and self.micro_batch < 1:
-            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1, or auto")
+            raise ValueError(f"micro_batch is {self.micro_batch}; allowed are auto and 1 or more")
 
 
 @dataclass(frozen=True)
 class Device:
-    """What was picked. Training computes in `precision`; weights and optimizer stay fp32."""
+    """Selected device and settings.
+
+    Training computes in `precision`; weights and optimizer stay fp32.
+    """
 
     device: str
     model: str
@@ -65,30 +72,31 @@ class Device:
     recompute: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return the context in which a forward pass runs in this precision."""
+        """Return the autocast context for a forward pass in `precision`."""
         bf16 = self.precision == "bf16"
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=bf16)
 
     def record(self) -> dict[str, str | int]:
-        """Return what equal bytes depend on, for the run's record."""
+        """Return the conditions for equal bytes, for the run's record."""
         return asdict(self)
 
 
 def pick(config: RuntimeConfig, *, flops: float = 0.0, one_shape: bool = True) -> Device:
-    """Choose device and precision, and switch deterministic algorithms on for this process.
+    """Select device and precision, and enable deterministic algorithms.
 
-    `flops` is how much work is to come: `compile: auto` compiles where that is worth the wait.
-    Only batches of `one_shape` are compiled: among several a compiler chooses kernels by those
-    that it has seen, and a training that goes on would end in other bytes. Raises ValueError where
-    the device asked for is not there.
+    Deterministic algorithms apply to the whole process. `flops` is the amount of work ahead:
+    `compile: auto` compiles where the work is worth the wait. Only batches of `one_shape` are
+    compiled: with several shapes a compiler chooses kernels by the shapes seen before, and a
+    resumed training would end in different bytes. Raises ValueError where the requested device is
+    missing.
     """
     name = device_name(config.device)
     auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
-    # cuBLAS is deterministic only with a fixed workspace, which it reads once, at its start
+    # cuBLAS is deterministic only with a fixed workspace, and reads the setting once, at startup
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # on by default with the line above: it writes NaN over every new tensor, a fifth of a step's
-    # time here, to make reads of unset memory show; equal hashes are tested instead
+    # on by default with deterministic algorithms: torch writes NaN over every new tensor to reveal
+    # reads of uninitialized memory, a fifth of a CPU step's time; equal hashes are tested instead
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Device(
         device=name,
@@ -103,12 +111,13 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0, one_shape: bool = True) -
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for what comes next, instead of giving it to the system.
+    """Make glibc keep freed memory for later allocations.
 
-    Each step frees gigabytes and asks for them again; every page that comes back from the
-    system is zeroed first. A CPU step is 1.1 to 1.4 times as fast (benchmarks/README.md). Only
-    for work whose arrays have the same sizes in each step: where they vary, what is kept rarely
-    fits and memory grows without end (18 GB were seen). Elsewhere than on glibc it does nothing.
+    Each step frees gigabytes and allocates the same amount again; the system zeroes every returned
+    page first. With freed memory kept, a CPU step is 1.1 to 1.4 times as fast
+    (benchmarks/README.md). Only for work with the same array sizes in each step: with varying
+    sizes, freed blocks rarely fit and memory grows without bound (up to 18 GB observed). Without
+    glibc the function does nothing.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -121,21 +130,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST = 2**31 - 1
 
 
-def processes(config: RuntimeConfig, wanted: int | Literal["auto"]) -> int:
-    """Return how many processes train together on this machine: one a GPU, or as many as asked.
+def processes(config: RuntimeConfig, requested: int | Literal["auto"]) -> int:
+    """Return the number of training processes on this machine.
 
-    Raises ValueError where there are fewer GPUs than asked for.
+    `auto` is one process per GPU. Raises ValueError where the machine has fewer GPUs than
+    requested.
     """
     name = device_name(config.device)
-    there = torch.cuda.device_count() if name == "cuda" else 1
-    if wanted == "auto":
-        return there
-    if wanted > there and name != "cpu":
+    available = torch.cuda.device_count() if name == "cuda" else 1
+    if requested == "auto":
+        return available
+    if requested > available and name != "cpu":
         kind = "GPU" if name == "cuda" else name
         raise ValueError(
-            f"devices is {wanted}, but this machine shows {there} {kind}: lower it, or write auto"
+            f"devices is {requested}, but this machine has {available} {kind}; lower devices, or "
+            "set auto"
         )
-    return wanted
+    return requested
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -144,17 +155,20 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def device_name(choice: DeviceChoice) -> str:
-    """Return the kind of device that is used. Raises ValueError where one asked for is missing."""
-    there = {
+    """Return the kind of device to use.
+
+    Raises ValueError where the requested device is missing.
+    """
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if choice == "auto":
-        return next(name for name, is_there in there.items() if is_there)
-    if not there[choice]:
-        found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise ValueError(f"device is {choice!r}, but this machine and torch build have {found}")
+        return next(name for name, is_available in available.items() if is_available)
+    if not available[choice]:
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise ValueError(f"device is {choice!r}, but this machine and torch build have {names}")
     return choice
 
 
@@ -172,7 +186,8 @@ def _model(device: str) -> str:
         return torch.cuda.get_device_name()
     if device == "mps":
         return f"Apple {platform.machine()}"
-    # the name alone is often just "Intel(R) Xeon(R) Processor": what torch may use tells more
+    # the name alone is often just "Intel(R) Xeon(R) Processor"; the instruction sets that
+    # torch may use tell more
     amx = "+AMX" if torch.cpu.get_capabilities().get("amx_bf16") else ""
     return f"{_cpu_name()} ({torch.backends.cpu.get_cpu_capability()}{amx})"
 
@@ -185,7 +200,10 @@ def _cpu_name() -> str:
 
 
 def peak_memory() -> float:
-    """Return the most memory that was held so far, bytes: CUDA's own, else the process's."""
+    """Return the peak memory so far, in bytes.
+
+    The peak is CUDA's where CUDA is available, otherwise the process's.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

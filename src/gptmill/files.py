@@ -1,7 +1,7 @@
-"""Files that are whole or absent: every write goes to a temporary name first, then is renamed.
+"""Atomic writes: write under a temporary name, then rename.
 
-A reader, a second run or DVC never sees half a file under its real name, whenever the
-writer dies.
+A file or folder is complete or absent. A reader, a second run or DVC never sees a partial file
+under its real name, even if the writer dies.
 """
 
 import hashlib
@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a fifth of a second, which most that write files do not need
+if TYPE_CHECKING:  # the import takes 0.2 s, and most callers write no tables
     import pandas as pd
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name in the same folder, flush it to disk, rename it."""
+    """Write a file atomically.
+
+    Write under a temporary name in the same folder, flush to disk and rename.
+    """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(content)
@@ -28,23 +31,29 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8 with the line ends it has, on every system the same bytes."""
+    """Write text as UTF-8 with unchanged line ends.
+
+    The bytes are the same on every operating system.
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, so that equal content is equal bytes."""
+    """Write JSON with sorted keys: equal content gives equal bytes."""
     text = json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(path, text + "\n")
 
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
-    """Write a table without its index; floats in their shortest exact form."""
+    """Write a table without index, floats in shortest exact form."""
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def read_json(path: Path) -> Any:
-    """Read a UTF-8 JSON file. Raises ValueError naming the file where it is something else."""
+    """Read a UTF-8 JSON file.
+
+    Raises ValueError with the path where the content is not UTF-8 JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -52,12 +61,18 @@ def read_json(path: Path) -> Any:
 
 
 def md5(path: Path) -> str:
-    """Return a file's MD5, the hash by which DVC names content. It guards against mistakes."""
+    """Return a file's MD5, the hash by which DVC names content.
+
+    MD5 guards against mistakes.
+    """
     return _digest(path, "md5")
 
 
 def sha256(path: Path) -> str:
-    """Return a file's SHA-256, by which raw downloads are pinned. It guards against malice."""
+    """Return a file's SHA-256, used to pin raw downloads.
+
+    SHA-256 guards against malice.
+    """
     return _digest(path, "sha256")
 
 
@@ -68,10 +83,10 @@ def _digest(path: Path, algorithm: str) -> str:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` that takes its name when the block ends well.
+    """Yield an empty folder, renamed to `path` on success.
 
-    A folder that already has the name is replaced. When the block raises, the partial
-    folder is removed and `path` stays as it was.
+    The folder is beside `path`, and an existing folder at `path` is replaced. When the block
+    raises, the partial folder is removed and `path` stays unchanged.
     """
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Where raw data came from: sources, with licence and hash, handed on from stage to stage.
+"""Origins of raw data: sources with licence and hash.
 
-`make data` records them in data/manifest/, one file for each folder of data/, so that a stage
-depends on what it reads alone. A stage that reads raw data writes its sources beside its outputs,
-and model cards name all that went into the weights.
+Origins are passed from stage to stage. `make data` records the sources in data/manifest/, with a
+file for each folder of data/, so that a stage depends only on the data it reads. A stage that reads
+raw data writes the sources beside its outputs, and model cards name every source of the weights.
 """
 
 import hashlib
@@ -14,29 +14,32 @@ from typing import Any
 from gptmill.files import read_json, write_json
 
 MANIFEST = "manifest"
-"""The folder of data/ whose file KIND.json records the files below data/KIND and their sources."""
+"""Folder of data/: KIND.json records the files below data/KIND and their sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A source of raw data. Its hash is that of its file, or of `sha256sum`'s list of them all."""
+    """A source of raw data.
+
+    The hash covers the only file, or the `sha256sum` list of all files.
+    """
 
     name: str
     licence: str
     attribution: str
-    """Whose it is, in words; empty where nobody said."""
+    """Author or rights holder, in words; empty where unknown."""
     files: int
     hash: str
-    """The algorithm, a colon, the digest: `sha256:...`."""
+    """Algorithm, colon and digest: `sha256:...`."""
 
 
 def manifest_of(data: Path, path: str) -> Path:
-    """Return the file of data/manifest/ that records a path relative to data/."""
+    """Return the manifest file for a path relative to data/."""
     return data / MANIFEST / f"{path.partition('/')[0]}.json"
 
 
 def read_manifest(data: Path) -> dict[str, dict[str, Any]]:
-    """Return all that data/manifest/ records: `files` by path, `sources` by name."""
+    """Return all manifest records: `files` by path, `sources` by name."""
     files: dict[str, Any] = {}
     sources: dict[str, Any] = {}
     for path in sorted((data / MANIFEST).glob("*.json")):
@@ -47,9 +50,10 @@ def read_manifest(data: Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_origins(data: Path, below: str) -> list[Origin]:
-    """Return the sources of a file of data/, or of all files below a folder of it.
+    """Return the sources of a file or folder of data/.
 
-    `LC_ALL=C sha256sum FILES | sha256sum`, run in data/, prints the hash of several files.
+    A folder stands for all files below. `LC_ALL=C sha256sum FILES | sha256sum`, run in data/,
+    prints the hash of several files.
     """
     content = read_json(manifest_of(data, below))
     hashes: dict[str, dict[str, str]] = {}
@@ -62,10 +66,10 @@ def manifest_origins(data: Path, below: str) -> list[Origin]:
             name=source,
             licence=content["sources"][source]["licence"],
             attribution=content["sources"][source]["attribution"],
-            files=len(found),
-            hash=f"sha256:{_joint_hash(found)}",
+            files=len(digests),
+            hash=f"sha256:{_joint_hash(digests)}",
         )
-        for source, found in sorted(hashes.items())
+        for source, digests in sorted(hashes.items())
     ]
 
 
@@ -77,10 +81,10 @@ def _joint_hash(hashes: dict[str, str]) -> str:
 
 
 def write_origins(path: Path, origins: Iterable[Origin]) -> None:
-    """Write sources beside what was made of them."""
+    """Write sources beside the data made from them."""
     write_json(path, [asdict(origin) for origin in origins])
 
 
 def read_origins(path: Path) -> list[Origin]:
-    """Read what `write_origins` wrote."""
+    """Read sources written by `write_origins`."""
     return [Origin(**entry) for entry in read_json(path)]

@@ -1,7 +1,7 @@
-"""What DVC and git record of a file or folder: its hash, and the commit that stands for it.
+"""DVC hashes of files and folders, and their git commits.
 
-A file's hash is its MD5; a folder's is the MD5 of the JSON list of its files' hashes and relative
-paths, with `.dir` behind it.
+The hash of a file is its MD5. The hash of a folder is the MD5 of the JSON list of its files' hashes
+and relative paths, followed by `.dir`.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from pathlib import Path
 from gptmill.files import md5
 
 IGNORED = ("__pycache__", "*.pyc", "*.partial")
-"""Names of files and folders that do not count; .dvcignore names the same for DVC."""
+"""Names of ignored files and folders; .dvcignore lists the same names for DVC."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that count, in order of their names."""
+    """Yield the files below a folder, sorted, without ignored files."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not any(map(_is_ignored, path.relative_to(folder).parts)):
             yield path
@@ -29,13 +29,16 @@ def _is_ignored(name: str) -> bool:
 
 
 def file_hashes(path: Path) -> dict[str, str]:
-    """Return the MD5 of each file below a folder by its relative path; of a file, under "."."""
+    """Return the MD5 of every file below a folder.
+
+    The keys are relative paths; a single file has the key ".".
+    """
     files = [path] if path.is_file() else files_below(path)
     return {file.relative_to(path).as_posix(): md5(file) for file in files}
 
 
 def content_hash(path: Path) -> str:
-    """Return the hash that DVC gives a file or a folder."""
+    """Return DVC's hash of a file or a folder."""
     if path.is_file():
         return md5(path)
     hashes = file_hashes(path)
@@ -44,10 +47,10 @@ def content_hash(path: Path) -> str:
 
 
 def recorded_at(folder: Path) -> str | None:
-    """Return the commit at HEAD if its dvc.lock records `folder` with just these bytes.
+    """Return the commit at HEAD if dvc.lock records `folder` unchanged.
 
-    The folder may lie in an output, as the merged model of `lora` does. None outside of a
-    repository, and where the bytes are others than the recorded ones.
+    The folder may lie in an output, as the merged model of `lora` does. Returns None outside a git
+    repository, and where the bytes differ from the recorded bytes.
     """
     folder = folder.resolve()
     root = _git(folder, "rev-parse", "--show-toplevel").strip()
@@ -62,9 +65,9 @@ def recorded_at(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """Return what git prints; nothing where it fails, or is not there."""
+    """Return git's output, empty where git fails or is missing."""
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")
+        result = subprocess.run(["git", *words], cwd=folder, capture_output=True, encoding="utf-8")
     except OSError:
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return result.stdout if result.returncode == 0 else ""

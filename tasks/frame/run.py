@@ -101,8 +101,10 @@ class Run(Inputs):
         self._tracking.params({f"device.{name}": value for name, value in record.items()})
         self.log(", ".join(f"{name} {value}" for name, value in record.items()))
 
-    def first_rank_only(self) -> None:
-        """Go on in the first rank alone, which now has what all have made together."""
+    @property
+    def is_first_rank(self) -> bool:
+        """Return whether this process saves and reports."""
+        return self.world.rank == 0
 
     def store(self) -> StateStore:
         """Return where this stage's training keeps its state, and what it goes on from."""
@@ -184,10 +186,6 @@ class Run(Inputs):
         self._meter.close()
 
 
-class FollowerDone(Exception):  # noqa: N818, nothing is wrong
-    """The rest of the stage is the first rank's alone."""
-
-
 class Follower(Run):
     """The hands of every rank behind the first: they read, and report nothing."""
 
@@ -202,10 +200,6 @@ class Follower(Run):
 
     def save_beside_state(self, name: str, content: Any) -> None:
         """Keep nothing: the first rank does."""
-
-    def first_rank_only(self) -> None:
-        """Leave: raises FollowerDone."""
-        raise FollowerDone
 
     def _tell_device(self, record: Mapping[str, str | int]) -> None:
         pass

@@ -9,7 +9,7 @@ import math
 import shutil
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
@@ -22,7 +22,7 @@ from gptmill.records import content_hash
 from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
-from tasks.frame.run import Follower, FollowerDone, Metrics, Run
+from tasks.frame.run import Follower, Metrics, Run
 from tasks.processes.receipt import tell
 from tasks.project import graph
 from tasks.project.environment import ROOT
@@ -103,7 +103,7 @@ def _group(params: Section, runtime: RuntimeConfig) -> AbstractContextManager[Wo
 
 def _follow(job: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
     """Do this rank's share of the work; what comes of it is the first rank's to report."""
-    with _group(params, runtime) as world, suppress(FollowerDone):
+    with _group(params, runtime) as world:
         training = resume.Training(job.name, {})
         job.body(params, Follower(None, training, runtime=runtime, world=world))
 

@@ -1,1 +1,1 @@
-"""Process groups, locks, progress, and the receipt a stage leaves for its flow."""
+"""Process groups, locks, progress meters, and stages' receipts for flows."""

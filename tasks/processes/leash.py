@@ -1,7 +1,8 @@
-"""`python -m tasks.processes.leash COMMAND ...`: become COMMAND, and end when the parent ends.
+"""Launcher of a command that must not outlive the parent.
 
-A process that must not outlive its starter is started through this: the setting is made
-here, after the fork and before the exec, where no other thread can be in the way.
+`python -m tasks.processes.leash COMMAND ...` becomes COMMAND, and ends when the parent ends.
+The module requests the signal on the parent's death after the fork and before the exec, while
+the process has a single thread and nothing can interfere.
 """
 
 import os

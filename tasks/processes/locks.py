@@ -1,4 +1,4 @@
-"""Locks between processes: files that the kernel lets go of when their holder ends."""
+"""File locks between processes, released by the kernel when the holder ends."""
 
 import fcntl
 import time
@@ -7,9 +7,10 @@ from typing import TextIO
 
 
 def take(path: Path, *, patience: float) -> TextIO | None:
-    """Return the locked file, held until it is closed; None where another process stays at it.
+    """Lock a file and return it open, or None on timeout.
 
-    Waits `patience` seconds at most; infinity waits for ever.
+    Closing the file releases the lock. While a different process holds the lock, `take` waits
+    for at most `patience` seconds; infinity waits for ever.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""No process outlives the one that asked for it, and a signal is an exception, not an end."""
+"""Process lifetimes: children end with their parent.
+
+SIGTERM raises an exception instead of ending the process at once.
+"""
 
 import ctypes
 import os
@@ -15,11 +18,14 @@ from types import FrameType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-NOTHING = 0  # the signal that only asks whether anybody is there
+NOTHING = 0  # the null signal, which only checks whether the group has a member
 
 
 class Terminated(BaseException):
-    """A signal asked this process to end. Not an Exception: nothing may swallow it."""
+    """Request by a signal to end this process.
+
+    A BaseException, so that no `except Exception` swallows the request.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"ended by {signal.Signals(number).name}")
@@ -27,18 +33,18 @@ class Terminated(BaseException):
 
 
 def raise_on_sigterm() -> None:
-    """Turn SIGTERM into `Terminated`, so that `finally` blocks run and records are closed.
+    """Raise `Terminated` on SIGTERM.
 
-    Python swallows what is raised while it takes an object apart (`__del__`, a weak reference's
-    callback), and reports it to `sys.unraisablehook`. A signal that met such a moment is sent
-    again, and so is Ctrl-C.
+    `finally` blocks then run and records are closed. Python swallows exceptions raised during the
+    finalization of an object (`__del__`, a weak reference's callback) and reports them to
+    `sys.unraisablehook`. The hook installed here sends a swallowed SIGTERM or Ctrl-C again.
     """
 
     def handler(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated(number)
 
-    usual = sys.unraisablehook
+    previous_hook = sys.unraisablehook
 
     def send_again(swallowed: "sys.UnraisableHookArgs") -> None:
         if isinstance(swallowed.exc_value, Terminated):
@@ -47,9 +53,9 @@ def raise_on_sigterm() -> None:
         elif isinstance(swallowed.exc_value, KeyboardInterrupt):
             number = signal.SIGINT
         else:
-            usual(swallowed)
+            previous_hook(swallowed)
             return
-        # a little later: what is raised in here would be swallowed too
+        # after a short delay, since Python swallows exceptions raised inside this hook too
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     sys.unraisablehook = send_again
@@ -57,25 +63,26 @@ def raise_on_sigterm() -> None:
 
 
 def die_with_parent() -> None:
-    """Have SIGTERM sent to this process when its parent dies, even by SIGKILL.
+    """Send SIGTERM to this process when the parent dies, even by SIGKILL.
 
-    On Linux the kernel does it (prctl(2)) and the setting survives exec; elsewhere a thread
-    watches, which ends with the process image.
+    On Linux the kernel sends the signal (prctl(2)), and the setting survives exec. Without
+    prctl a thread polls the parent's process id, and an exec ends the thread.
     """
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the kernel was told
+        if os.getppid() != parent:  # the parent died before the prctl call
             os.kill(os.getpid(), signal.SIGTERM)
     else:
         threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
 
 
 def end_after_sigterm(patience: float) -> None:
-    """End this process `patience` seconds after SIGTERM, whatever it waits for.
+    """End this process `patience` seconds after SIGTERM, even if blocked.
 
-    Python's own handlers run between two of its instructions, and so not while one waits on a
-    device or on another process. What the kernel writes to this socket needs no such turn.
+    Python's own signal handlers run between two bytecode instructions, and so never while an
+    instruction waits for a device or a process. The signal number reaches the socket below at
+    once, without waiting for the interpreter.
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
@@ -84,7 +91,7 @@ def end_after_sigterm(patience: float) -> None:
     def watch() -> None:
         while signal.SIGTERM not in reading.recv(64):
             pass
-        writing.fileno()  # held open as long as this thread reads
+        writing.fileno()  # keep the socket open as long as this thread reads
         time.sleep(patience)
         os._exit(128 + signal.SIGTERM)
 
@@ -92,16 +99,20 @@ def end_after_sigterm(patience: float) -> None:
 
 
 def watch_parent(parent: int, interval: float = 1.0) -> None:
-    """Send this process SIGTERM once `parent` is no longer its parent."""
+    """Send SIGTERM to this process once `parent` has died.
+
+    Compares the parent's process id every `interval` seconds.
+    """
     while os.getppid() == parent:
         time.sleep(interval)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str]) -> Popen[str]:
-    """Start `python WORDS` as a process group that ends with this process; its output is a pipe.
+    """Start `python WORDS` as a process group tied to this process.
 
-    A process of its own group gets no Ctrl-C of the terminal's: `end_group` ends it.
+    The output is a pipe. Ctrl-C in the terminal does not reach a separate process group: end the
+    group with `end_group`.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "tasks.processes.leash", sys.executable, *words],
@@ -117,14 +128,20 @@ def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str])
 
 
 def killed_by(number: int) -> str:
-    """Say which signal ended a process that had no time for words of its own."""
+    """Return the error message for a process killed by a signal.
+
+    A killed process has no time to write a message of its own.
+    """
     name = signal.Signals(number).name
-    hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
+    hint = "; the kernel kills processes when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
 
 
 def end_group(leader: Popen[Any], *, patience: float = 15.0) -> None:
-    """End a process group: SIGTERM, `patience` seconds to close its records, then SIGKILL."""
+    """End a process group by SIGTERM, then by SIGKILL.
+
+    Between the two signals the group has `patience` seconds to close its records.
+    """
     started = time.monotonic()
     number: int = signal.SIGTERM
     while _signal_group(leader, number) and time.monotonic() - started < patience + 5:
@@ -134,8 +151,11 @@ def end_group(leader: Popen[Any], *, patience: float = 15.0) -> None:
 
 
 def _signal_group(leader: Popen[Any], number: int) -> bool:
-    """Send a signal (0 only asks) and return whether the group still has a member."""
-    leader.poll()  # a dead leader that nobody has asked after still counts as a member
+    """Send a signal and return whether the group has a member.
+
+    Signal 0 sends nothing and only checks.
+    """
+    leader.poll()  # reap the leader: a dead process still counts as a member until then
     try:
         os.killpg(leader.pid, number)
     except ProcessLookupError:

@@ -1,4 +1,7 @@
-"""Progress of long work: a bar in a terminal, else a plain line every few seconds."""
+"""Progress of long work: a bar in a terminal, or plain lines.
+
+Without a terminal a plain line is due every few seconds.
+"""
 
 import sys
 import time
@@ -12,7 +15,7 @@ PLAIN_INTERVAL = 5.0  # seconds between plain lines
 
 @dataclass
 class Meter:
-    """Shows how far a stage is. Reporting only: nothing here can change an artifact."""
+    """Progress meter of a stage. Reporting only: a meter cannot change an artifact."""
 
     label: str
     started: float = field(default_factory=time.monotonic)
@@ -21,7 +24,7 @@ class Meter:
     task: TaskID | None = None
 
     def update(self, step: int, steps: int, text: str) -> str | None:
-        """Show step `step` of `steps`; return the plain line where one was due."""
+        """Show `step` of `steps`; return a plain line when due."""
         if sys.stdout.isatty():
             self._draw(step, steps, text)
             return None
@@ -29,11 +32,11 @@ class Meter:
         if step < steps and now - self.shown < PLAIN_INTERVAL:
             return None
         self.shown = now
-        left = (now - self.started) / max(step, 1) * (steps - step)
-        return f"step {step}/{steps}  {text}  {duration(left)} left"
+        remaining = (now - self.started) / max(step, 1) * (steps - step)
+        return f"step {step}/{steps}  {text}  {duration(remaining)} left"
 
     def close(self) -> None:
-        """Leave the terminal as a line of text needs it."""
+        """Stop the bar and free the terminal for lines of text."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -52,7 +55,7 @@ class Meter:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person reads them: `48s`, `3m12s`, `2h05m`."""
+    """Format seconds for a reader: `48s`, `3m12s`, `2h05m`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -1,8 +1,8 @@
-"""The receipt: what a stage tells whoever started it, one JSON object a line, as it happens.
+"""The receipt: a stage's events for its starter, as JSON lines.
 
-The flow reads it while the stage runs. A receipt that exists means that the stage ran;
-printed text is for people. It holds run ids, times and addresses, and so never lies in
-an output folder.
+The stage appends each event as it happens, and the flow reads the receipt while the stage runs.
+The existence of a receipt means that the stage ran; printed text is for people. A receipt holds
+run ids, times and addresses, and is therefore never written to an output folder.
 """
 
 import json
@@ -14,7 +14,7 @@ VARIABLE = "GPTMILL_RECEIPT"
 
 
 def tell(event: str, **facts: Any) -> None:
-    """Append one event to the receipt, if anybody asked for one."""
+    """Append an event to the receipt, if the starter requested a receipt."""
     path = os.environ.get(VARIABLE)
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
@@ -22,19 +22,22 @@ def tell(event: str, **facts: Any) -> None:
 
 
 class ReceiptReader:
-    """Reads the events that were appended since it last looked."""
+    """Reader of the events appended since the previous read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.position = 0
 
     def new(self) -> list[dict[str, Any]]:
-        """Return the whole lines that are new; a line half written waits for the next call."""
+        """Return the events of all new complete lines.
+
+        A half-written line waits for the next call.
+        """
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self.position)
             content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.position += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        complete = content[: content.rfind(b"\n") + 1]
+        self.position += len(complete)
+        return [json.loads(line) for line in complete.splitlines()]

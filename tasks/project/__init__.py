@@ -1,1 +1,1 @@
-"""The project's own files: where they are, the graph, params.yaml."""
+"""The project's own files: their paths, the stage graph, params.yaml."""

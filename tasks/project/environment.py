@@ -1,7 +1,7 @@
-"""Where things are, and what never leaves the machine: set before prefect, mlflow or dvc load.
+"""Project paths, and settings that keep data on this machine.
 
-A value that is already in the environment wins: a team points the tools at its own
-servers by their own variables.
+The settings are made before prefect, mlflow or dvc is imported. A value already in the
+environment wins: a team points the tools at the team's servers through the tools' own variables.
 """
 
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 QUIET = {
-    # no tool reports home; mlflow honours the word "true" only
+    # no tool sends telemetry; mlflow accepts only the word "true"
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # no stage goes to the network, and no pickle is opened
+    # no stage uses the network, and no tool loads a pickle
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-    # a machine whose git is missing says so once, not in every process
+    # report a missing git once, not in every process
     "GIT_PYTHON_REFRESH": "quiet",
     "TOKENIZERS_PARALLELISM": "false",
-    # torch takes big tensors in huge pages: a CPU training step is 1.4 times faster (measured),
-    # and memory stays flat, which it does not where malloc is told to keep freed blocks
+    # torch allocates big tensors in huge pages: a CPU training step is 1.4 times faster (measured),
+    # and memory stays flat; memory grows if malloc is told to keep freed blocks instead
     "THP_MEM_ALLOC_ENABLE": "1",
-    # how Prefect is kept out of a newcomer's way
+    # no prompts, notices or progress bars that would distract a newcomer
     "PREFECT_CLI_PROMPT": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -35,38 +35,41 @@ QUIET = {
 
 
 def set_environment() -> None:
-    """Fill in what the environment leaves open, and put this interpreter's tools first on PATH."""
-    places = {
+    """Set unset variables, and put this interpreter's tools first on PATH."""
+    folders = {
         "PREFECT_HOME": str(ROOT / ".state" / "prefect"),
-        # DVC's default is a folder that every user of the machine may write to
+        # DVC's default is a folder writable by every user of the machine
         "DVC_SITE_CACHE_DIR": str(ROOT / ".dvc" / "tmp" / "site"),
     }
-    for name, value in {**QUIET, **places}.items():
+    for name, value in {**QUIET, **folders}.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
-    own = str(Path(sys.executable).parent)
+    bin_folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
-    if path.split(os.pathsep)[0] != own:
-        os.environ["PATH"] = os.pathsep.join(filter(None, [own, path]))
+    if path.split(os.pathsep)[0] != bin_folder:
+        os.environ["PATH"] = os.pathsep.join(filter(None, [bin_folder, path]))
 
 
 def use_own_source() -> None:
-    """Put this tree's src first on the path, and stop if gptmill still comes from elsewhere.
+    """Put this tree's src first on the import path.
 
-    An editable install would else have a worktree or a second clone run the main tree's
-    code while DVC hashes its own.
+    Without this, an editable install would make a worktree or a second clone run the main tree's
+    code while DVC hashes the clone's own. Raises SystemExit if gptmill is still imported from a
+    different folder.
     """
     sys.path.insert(0, str(ROOT / "src"))
     import gptmill
 
-    found = Path(gptmill.__file__ or "").resolve().parent
-    if found != ROOT / "src" / "gptmill":
-        raise SystemExit(f"gptmill comes from {found}, not from {ROOT / 'src'}: unset PYTHONPATH")
+    package = Path(gptmill.__file__ or "").resolve().parent
+    if package != ROOT / "src" / "gptmill":
+        raise SystemExit(
+            f"gptmill is imported from {package}, not from {ROOT / 'src'}: unset PYTHONPATH"
+        )
 
 
 def wrong_environment(error: ImportError) -> str:
-    """Say that this Python lacks what the project needs, and where the right one is."""
+    """Return the error message for a Python without the project's packages."""
     return (
-        f"{error}: {sys.executable} is not the project's environment; `make env` makes .venv, "
-        "whose bin folder must come first on PATH"
+        f"{error}: {sys.executable} is not the project's environment; run `make env` to create "
+        ".venv, and put .venv/bin first on PATH"
     )

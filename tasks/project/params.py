@@ -1,4 +1,4 @@
-"""What a person writes in params.yaml and files like it, checked: one sentence a mistake."""
+"""Validation of params.yaml and similar files, with a sentence per mistake."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ T = TypeVar("T")
 
 
 def checked(kind: type[T], section: str) -> T:
-    """Return a section of params.yaml as `kind`. Raises ValueError, one line a mistake."""
+    """Load a section of params.yaml as `kind`.
+
+    Raises ValueError with one line per mistake.
+    """
     content = graph.params()
     if section not in content:
         raise ValueError(f"params.yaml has no section `{section}`")
@@ -21,21 +24,24 @@ def checked(kind: type[T], section: str) -> T:
 
 
 def validated(kind: type[T], content: Any, *, file: str, section: str = "") -> T:
-    """Return what a file holds, or a section of it, as `kind`.
+    """Validate the content of a file or section as `kind`.
 
-    Raises ValueError, one line a mistake.
+    Raises ValueError with one line per mistake.
     """
     try:
-        # through JSON, whose strict mode takes mappings for dataclasses and lists for tuples
-        adapter = _adapter(cast("Any", kind))  # a type is hashable, which mypy doubts
-        found: T = adapter.validate_json(json.dumps(content), strict=True)
+        # pydantic's strict JSON mode accepts mappings for dataclasses and lists for tuples
+        adapter = _adapter(cast("Any", kind))  # mypy does not accept a type as hashable
+        value: T = adapter.validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         lines = (_sentence(mistake, file, section) for mistake in error.errors())
         raise ValueError("\n".join(lines)) from None
     except TypeError:
         where = f"{file}: `{section}`" if section else file
-        raise ValueError(f"{where} holds something that is no plain value") from None
-    return found
+        raise ValueError(
+            f"{where} holds a value of an unsupported type: allowed are text, numbers, booleans, "
+            "null, lists and mappings"
+        ) from None
+    return value
 
 
 @cache
@@ -44,15 +50,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _sentence(mistake: Mapping[str, Any], file: str, section: str) -> str:
-    # in brackets stand pydantic's own names for the kinds of value that a key may have
+    # skip parts in brackets, pydantic's own names for the kinds of value allowed for a key
     parts = (str(part) for part in mistake["loc"])
     where = ".".join(part for part in (section, *parts) if part and part[0] not in "{[")
     match mistake["type"]:
         case "missing":
             return f"{file}: {where} is missing"
         case "extra_forbidden" | "unexpected_keyword_argument":
-            return f"{file}: {where} is unknown: remove it or mend its name"
-    what = mistake["msg"].removeprefix("Value error, ")
-    given = mistake["input"]
-    shown = "" if isinstance(given, dict) else f" (given: {json.dumps(given, default=str)})"
-    return f"{file}: {where + ': ' if where else ''}{what[0].lower()}{what[1:]}{shown}"
+            return f"{file}: {where} is unknown: remove the key or correct the name"
+    message = mistake["msg"].removeprefix("Value error, ")
+    value = mistake["input"]
+    suffix = "" if isinstance(value, dict) else f" (given: {json.dumps(value, default=str)})"
+    return f"{file}: {where + ': ' if where else ''}{message[0].lower()}{message[1:]}{suffix}"

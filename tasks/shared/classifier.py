@@ -1,7 +1,7 @@
 """What both ways of training a classifier share: rows, training, predictions on the test part."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,6 +40,19 @@ class ClassifierTraining(TrainingSection):
     balance: Balance = Field(description="rows of each class in training: as few, as many, as is")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+
+    def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
+        """Return the rows of labelled/train.csv that a training batch holds."""
+        folder = inputs.input("load_gpt2")
+        length = read_config(folder).context_length
+        tokenizer = Tokenizer.from_folder(folder)
+        data = Labelled.read(inputs.input("split/labelled"), tokenizer, length)
+        _, order, kept = order_of(self, inputs, data)
+        table = data.tables["train"]
+        return [
+            {"row": int(row), **table.loc[row, ["label", "text"]].to_dict()}
+            for row in kept[order.rows(number)]
+        ]
 
 
 @dataclass(frozen=True)
@@ -81,19 +94,6 @@ def order_of(
     return rows, RowOrder(rows.lengths, params.batch_size, run.seed), kept
 
 
-def ledger(params: ClassifierTraining, run: Inputs) -> Callable[[int], list[dict[str, Any]]]:
-    """Return what says which rows of labelled/train.csv a batch holds, counted from 0."""
-    folder = run.input("load_gpt2")
-    length = read_config(folder).context_length
-    data = Labelled.read(run.input("split/labelled"), Tokenizer.from_folder(folder), length)
-    _, order, kept = order_of(params, run, data)
-    texts, labels = (list(data.tables["train"][name]) for name in ("text", "label"))
-    return lambda number: [
-        {"row": int(row), "label": labels[row], "text": texts[row]}
-        for row in kept[order.rows(number)]
-    ]
-
-
 def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled) -> Metrics:
     """Train what of the model is trainable, in place; return what it was trained on."""
     rows, order, kept = order_of(params, run, data)
@@ -115,7 +115,7 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
             evaluate_every=order.steps_per_epoch,
         ),
         evaluate=evaluate,
-        describe=lambda number: ledger(params, run)(number),
+        describe=partial(params.describe_batch, run),
     )
     n_trainable, n_parameters = count_parameters(model)
     return {

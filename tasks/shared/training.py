@@ -18,7 +18,7 @@ from gptmill.training.guard import GuardConfig
 from gptmill.training.optimizers import OptimizerConfig
 from gptmill.training.plan import Plan, Step, StoppingConfig
 from gptmill.training.trainer import Trainer
-from tasks.frame.run import Run
+from tasks.frame.run import Inputs, Run
 from tasks.frame.stage import Section
 from tasks.tracking import plots
 
@@ -26,12 +26,16 @@ Steps = Generator[Step, None, None]
 
 
 class TrainingSection(Section):
-    """What every stage that trains is told of its course."""
+    """The params that every stage with a training loop has."""
 
     learning_rate: float = Field(gt=0, description="the peak, after warmup")
     optimizer: OptimizerConfig
     stopping: StoppingConfig
     guard: GuardConfig
+
+    def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
+        """Return the rows of training batch `number`, counted from 0, from the stage's inputs."""
+        raise NotImplementedError
 
     def plan(self, run: Run, *, steps: int, evaluate_every: int, sample_every: int = 0) -> Plan:
         """Return the course of a training of so many steps."""
@@ -133,11 +137,11 @@ def train(
     sample: Callable[[int], str] | None = None,
     flops_per_token: float = 0.0,
 ) -> Trained:
-    """Train to the end, reporting each step; write training.csv.
+    """Train to the end, or resume; report each step and write training.csv.
 
-    Goes on from the state of the same training, if one was cut off.
+    All ranks call this. The first one writes and reports.
     """
-    store = None if run.world.rank else run.store()
+    store = run.store() if run.is_first_rank else None
     trainer = Trainer(
         model,
         objective,
@@ -150,22 +154,23 @@ def train(
         store=store,
         world=run.world,
     )
+    trainer.restore()
     for note in store.notes if store is not None else ():
         run.log(note)
     if trainer.resumed_at:
-        run.log(f"goes on from step {trainer.resumed_at:,} of {plan.steps:,}")
+        run.log(f"resumes from step {trainer.resumed_at:,} of {plan.steps:,}")
         run.tag("resumed_at", str(trainer.resumed_at))
     ceilings = _ceilings(run) if flops_per_token else {}
     report = Report(run, plan.steps, ceilings, flops_per_token)
     with closing(trainer.steps()) as steps:
         for step in _with_bad_batches(run, trainer, steps):
             report.add(step)
-    run.first_rank_only()
     table = pd.DataFrame(report.rows)
-    write_csv(run.out / "training.csv", table)
-    run.figure("training", plots.curves(table))
-    run.figure("learning_rate", plots.line(table, "learning_rate"))
-    run.figure("throughput", plots.line(pd.DataFrame(report.costs), "tokens_per_second"))
+    if run.is_first_rank:
+        write_csv(run.out / "training.csv", table)
+        run.figure("training", plots.curves(table))
+        run.figure("learning_rate", plots.line(table, "learning_rate"))
+        run.figure("throughput", plots.line(pd.DataFrame(report.costs), "tokens_per_second"))
     return Trained(table, list(report.samples.values()), trainer.evaluation())
 
 

@@ -1,1 +1,1 @@
-"""MLflow: runs, logged models, plots. Nothing here can change an artifact."""
+"""MLflow runs, logged models and plots, without influence on artifacts."""

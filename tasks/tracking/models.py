@@ -1,7 +1,8 @@
-"""Checkpoint folders as MLflow models: loaded with `mlflow.pyfunc`, served with `mlflow models`.
+"""Checkpoint folders as MLflow models.
 
-A logged model is the folder, gptmill's code and one `served_*.py` file, which MLflow runs to
-load it. Nothing in it is a pickle.
+`mlflow.pyfunc` loads a logged model and `mlflow models` serves the model. A logged model consists
+of the folder, gptmill's code and a `served_*.py` file, run by MLflow to load the model. No part
+is a pickle.
 """
 
 from collections.abc import Callable
@@ -23,13 +24,13 @@ from tasks.tracking.runs import MODEL_TAG, maker
 ServedKind = Literal["generator", "classifier", "assistant"]
 
 CODE = ROOT / "src" / "gptmill"
-# What a served file and gptmill import when they only predict; mlflow adds itself.
+# Packages imported by a served file and gptmill for prediction alone; mlflow adds itself.
 PACKAGES = ("jinja2", "numpy", "pandas", "tiktoken", "tokenizers", "torch")
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a kind of model takes and returns."""
+    """Signature of a kind of model: inputs, outputs, params, example."""
 
     inputs: Schema
     outputs: Callable[[Path], Schema]
@@ -51,7 +52,7 @@ def _classes(folder: Path) -> Schema:
 
 
 _TOKENS = ParamSpec("max_new_tokens", DataType.long, 64)
-_SHORT = {"max_new_tokens": 8}  # MLflow runs the example when it logs: a proof, and not a slow one
+_SHORT = {"max_new_tokens": 8}  # MLflow runs the example on logging: a proof, and a fast proof
 SERVED: dict[ServedKind, Served] = {
     "classifier": Served(
         inputs=_columns("text"),
@@ -85,7 +86,10 @@ SERVED: dict[ServedKind, Served] = {
 
 
 def log_model(kind: ServedKind, folder: Path, *, name: str) -> Any:
-    """Log a checkpoint folder as a model of the active MLflow run; return MLflow's record of it."""
+    """Log a checkpoint folder as a model of the active run.
+
+    Returns MLflow's record of the model.
+    """
     served = SERVED[kind]
     return mlflow.pyfunc.log_model(
         name=name,
@@ -99,15 +103,18 @@ def log_model(kind: ServedKind, folder: Path, *, name: str) -> Any:
 
 
 def requirements() -> list[str]:
-    """Return what a served model needs, in the versions installed here.
+    """Return a served model's packages, pinned to the installed versions.
 
-    A build's own suffix such as "+cpu" is left out: package indexes know the plain version.
+    A build suffix like "+cpu" is left out: package indexes know the plain version.
     """
     return [f"{package}=={version(package).split('+')[0]}" for package in PACKAGES]
 
 
 def log_adopted(stage: str) -> None:
-    """Log the model in a stage's folder with the run that made it, where a trial left that out."""
+    """Log the model of an adopted trial with the trial's run.
+
+    A trial tags the run that wrote the stage's folder with the kind of model, but logs no model.
+    """
     folder = ROOT / "artifacts" / stage
     run = maker({f"artifacts/{stage}": content_hash(folder)})
     if run is None:

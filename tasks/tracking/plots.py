@@ -1,4 +1,7 @@
-"""Figures of what `evaluate` found. They go to MLflow; the numbers behind them are artifacts."""
+"""Figures of training curves and of the results of `evaluate`.
+
+The figures go to MLflow; the plotted numbers are artifacts.
+"""
 
 from collections.abc import Mapping
 
@@ -9,7 +12,7 @@ from matplotlib.figure import Figure
 
 
 def losses(table: pd.DataFrame) -> Figure:
-    """Plot each language model's loss as a bar."""
+    """Plot the loss of each language model as a bar."""
     figure = Figure(figsize=(6, 2.5), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(table["model"], table["loss"])
@@ -21,7 +24,7 @@ def losses(table: pd.DataFrame) -> Figure:
 
 
 def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Plot how often each class was taken for each, one panel a model."""
+    """Plot a confusion matrix for each model in a separate panel."""
     figure = Figure(figsize=(3.2 * len(tables), 3.4), layout="constrained")
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (model, table) in zip(panels, tables.items(), strict=True):
@@ -35,9 +38,9 @@ def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
 def _matrix(axes: Axes, counts: pd.DataFrame) -> None:
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    places = np.arange(len(counts))
-    axes.set_xticks(places, counts.columns)
-    axes.set_yticks(places, counts.index)
+    positions = np.arange(len(counts))
+    axes.set_xticks(positions, counts.columns)
+    axes.set_yticks(positions, counts.index)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
     for (row, column), count in np.ndenumerate(counts.to_numpy()):
@@ -53,28 +56,31 @@ def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
         axes.plot(
             curve["false_positive_rate"], curve["true_positive_rate"], label=model.replace("_", " ")
         )
-    axes.set_xlabel(f"share of other rows taken for {positive}")
-    axes.set_ylabel(f"share of {positive} rows found")
+    axes.set_xlabel(f"share of non-{positive} rows predicted as {positive}")
+    axes.set_ylabel(f"share of {positive} rows predicted as {positive}")
     axes.legend(loc="lower right")
     return figure
 
 
 def exact_matches(table: pd.DataFrame) -> Figure:
-    """Plot exact answers by kind of question beside the most frequent answer's, with intervals."""
+    """Plot exact-match rates by kind of question, with intervals.
+
+    Bars of the model before fine-tuning and of the most frequent answer stand beside them.
+    """
     figure = Figure(figsize=(7, 0.6 + 0.6 * len(table)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(table))
+    positions = np.arange(len(table))
     for offset, column, label in (
         (-0.27, "exact_match", "assistant"),
         (0, "before_exact_match", "before fine-tuning"),
         (0.27, "baseline_exact_match", "most frequent answer"),
     ):
-        value = table[column].to_numpy()
-        below = value - table[f"{column}_low"].to_numpy()
-        above = table[f"{column}_high"].to_numpy() - value
-        reach = np.maximum(np.stack([below, above]), 0)  # at 0 and 1 rounding leaves -1e-17
-        axes.barh(places + offset, value, height=0.25, xerr=reach, label=label, capsize=2)
-    axes.set_yticks(places, table["kind"])
+        rates = table[column].to_numpy()
+        below = rates - table[f"{column}_low"].to_numpy()
+        above = table[f"{column}_high"].to_numpy() - rates
+        errors = np.maximum(np.stack([below, above]), 0)  # at 0 and 1 rounding leaves -1e-17
+        axes.barh(positions + offset, rates, height=0.25, xerr=errors, label=label, capsize=2)
+    axes.set_yticks(positions, table["kind"])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of answers that match exactly, with 95 % interval")
@@ -83,7 +89,7 @@ def exact_matches(table: pd.DataFrame) -> Figure:
 
 
 def curves(table: pd.DataFrame) -> Figure:
-    """Plot the losses over steps and, where it was measured, the accuracy beside them."""
+    """Plot losses over steps, and the accuracy beside them if measured."""
     names = ["loss", "accuracy"] if "val_accuracy" in table else ["loss"]
     figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
@@ -98,7 +104,7 @@ def curves(table: pd.DataFrame) -> Figure:
 
 
 def line(table: pd.DataFrame, column: str) -> Figure:
-    """Plot one column over steps."""
+    """Plot a column over steps."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(table["step"], table[column])

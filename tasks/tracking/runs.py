@@ -1,8 +1,8 @@
-"""MLflow: one experiment, one run a stage, and the hashes that tie a run to its bytes.
+"""MLflow runs: one experiment with a run per stage.
 
-The store is `MLFLOW_TRACKING_URI`, or a SQLite file in mlflow/ that needs no server.
-Which run made a file is one search: the tag `dvc.out.PATH` holds the hash that dvc.lock
-records for PATH.
+The store is `MLFLOW_TRACKING_URI`, or a SQLite file in mlflow/ without a server. The hashes tie a
+run to the bytes of inputs and outputs: the tag `dvc.out.PATH` holds dvc.lock's hash for PATH, so
+a single search finds the run that wrote a file.
 """
 
 import math
@@ -29,76 +29,85 @@ STORE = ROOT / "mlflow" / "mlflow.db"
 ARTIFACTS = ROOT / "mlflow" / "artifacts"
 PROCESS_TAG = "gptmill.process"
 MODEL_TAG = "gptmill.model"
-"""Of which kind the model is that a run has made and not logged."""
+"""Tag for the kind of a model that a run has written but not logged."""
 ROUNDING = 1e-5
-"""Figures no further apart than this are the same figure, summed in another order."""
+"""Relative tolerance for equal metric values, since the order of summation may differ."""
 
 
 def tracking_uri() -> str:
-    """Return where runs are recorded."""
+    """Return the URI of the store that records the runs."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{STORE}"
 
 
 @cache
 def connect() -> str:
-    """Point mlflow at the store, make the experiment on first use, and return its id.
+    """Connect mlflow to the store and return the experiment's id.
 
-    Several processes that open a fresh SQLite store together break it for good, so the
-    first opening is done under a lock. Raises ValueError where a server does not answer.
+    Creates the experiment on first use. Several processes opening a fresh SQLite store at the same
+    time would corrupt the store for good, so a lock guards the opening. Raises ValueError if a
+    server does not answer.
     """
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
-    alone = take(ROOT / ".state" / "mlflow.lock", patience=math.inf)
-    assert alone is not None
-    with alone:
+    lock_file = take(ROOT / ".state" / "mlflow.lock", patience=math.inf)
+    assert lock_file is not None
+    with lock_file:
         import mlflow
 
         mlflow.set_tracking_uri(uri)
-        found = mlflow.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        local = ARTIFACTS.as_uri() if uri.startswith("sqlite:") else None
-        # the page opens on training runs, not on traces of chats
+        experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        location = ARTIFACTS.as_uri() if uri.startswith("sqlite:") else None
+        # the experiment's page then opens on training runs, not on chat traces
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        made = mlflow.create_experiment(EXPERIMENT, artifact_location=local, tags=tags)
-        return str(made)
+        return str(mlflow.create_experiment(EXPERIMENT, artifact_location=location, tags=tags))
 
 
 def _check_server(uri: str) -> None:
-    """Ask once, briefly: mlflow itself would try for minutes."""
+    """Send a single short request: mlflow itself would retry for minutes.
+
+    Raises ValueError if no server answers.
+    """
     try:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
     except urllib.error.HTTPError:
-        return  # it answers; what it thinks of this path is its own affair
+        return  # an error status is an answer too: a server may lack this path
     except OSError as error:
         raise ValueError(
-            f"MLFLOW_TRACKING_URI is {uri}, where no MLflow server answers ({error}): start it, "
-            "or unset the variable to record in mlflow/mlflow.db"
+            f"MLFLOW_TRACKING_URI is {uri}, but no MLflow server answers ({error}): start the "
+            "server, or unset the variable to record runs in mlflow/mlflow.db"
         ) from None
 
 
 def this_process() -> str:
-    """Name this process so that no later one can be taken for it."""
+    """Return a unique name: host, process id and start time.
+
+    The start time rules out a later process with the same id.
+    """
     return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
 
 
 def is_dead(process: str) -> bool:
-    """Return whether a process named by `this_process` is known to be gone."""
+    """Return whether a process named by `this_process` has ended.
+
+    False for a process on a different host, where the end cannot be known.
+    """
     host, pid, created = process.rsplit(":", 2)
     if host != socket.gethostname():
         return False
     try:
-        found = psutil.Process(int(pid))
-        if found.status() == psutil.STATUS_ZOMBIE:  # killed, and nobody has asked after it yet
+        candidate = psutil.Process(int(pid))
+        if candidate.status() == psutil.STATUS_ZOMBIE:  # killed, and not yet reaped by the parent
             return True
-        return bool(abs(found.create_time() - float(created)) > 1)
+        return bool(abs(candidate.create_time() - float(created)) > 1)
     except psutil.NoSuchProcess:
         return True
 
 
 def close_dead_runs(experiment: str) -> None:
-    """Mark runs whose process is gone as KILLED: nothing that is dead stays RUNNING."""
+    """Mark the RUNNING runs of dead processes as KILLED."""
     from mlflow import MlflowClient
 
     client = MlflowClient()
@@ -109,9 +118,12 @@ def close_dead_runs(experiment: str) -> None:
 
 
 def close_orphaned_parents() -> None:
-    """Mark the runs above this one as KILLED where their process died and left it to this one."""
-    above = os.environ.get(FLOW_VARIABLE)
-    if above and is_dead(above):
+    """Mark the parent runs as KILLED if the flow's process died.
+
+    A dead flow cannot close the runs above this process, so this process does.
+    """
+    flow_process = os.environ.get(FLOW_VARIABLE)
+    if flow_process and is_dead(flow_process):
         from mlflow import MlflowClient
 
         connect()
@@ -121,7 +133,10 @@ def close_orphaned_parents() -> None:
 
 
 def close_killed(run: str, message: str) -> None:
-    """Mark a stage's run as KILLED where the stage had no time to do it itself (SIGKILL)."""
+    """Mark a stage's run as KILLED after SIGKILL.
+
+    The stage itself had no time to close the run.
+    """
     from mlflow import MlflowClient
 
     connect()
@@ -131,11 +146,14 @@ def close_killed(run: str, message: str) -> None:
 
 
 def git_tags() -> dict[str, str]:
-    """Return commit and dirty flag; dvc.lock is left out, since a clean clone's run changes it."""
+    """Return tags for the commit and the dirty flag.
+
+    Changes of dvc.lock do not count, since a run in a clean clone changes dvc.lock.
+    """
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+        return result.stdout.strip() if result.returncode == 0 else ""
 
     commit = git("rev-parse", "HEAD")
     if not commit:
@@ -145,7 +163,7 @@ def git_tags() -> dict[str, str]:
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested params under dotted names: `optimizer.learning_rate`."""
+    """Flatten nested params to dotted names: `optimizer.learning_rate`."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):
@@ -156,10 +174,10 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StageRun:
-    """The MLflow run of one stage that executes."""
+    """MLflow run of an executing stage."""
 
     def __init__(self, stage: str, *, description: str, earlier: str | None = None) -> None:
-        """Open a run, or go on in the `earlier` one, in which this training began."""
+        """Open a run, or continue the `earlier` run of this training."""
         import mlflow
 
         self.mlflow = mlflow
@@ -168,14 +186,14 @@ class StageRun:
         close_dead_runs(self.experiment)
         tags = {"stage": stage, PROCESS_TAG: this_process(), **git_tags()}
         parent = os.environ.get(PARENT_VARIABLE)
-        self.continued = earlier is not None and _is_there(earlier)
+        self.continued = earlier is not None and _run_exists(earlier)
         if self.continued:
-            # shown under the pipeline that goes on with it
-            under = {"mlflow.parentRunId": parent} if parent else {}
+            # list the run under the pipeline that resumes the training
+            parent_tag = {"mlflow.parentRunId": parent} if parent else {}
             run = mlflow.start_run(run_id=earlier, log_system_metrics=True)
             if "error" in run.data.tags:
                 mlflow.delete_tag("error")
-            mlflow.set_tags({**tags, **under})
+            mlflow.set_tags({**tags, **parent_tag})
         else:
             run = mlflow.start_run(
                 experiment_id=self.experiment,
@@ -192,7 +210,7 @@ class StageRun:
         self._sent = time.monotonic()
 
     def inputs(self, hashes: Mapping[str, str]) -> None:
-        """Record what the stage reads: as tags, and as dataset inputs with their digests."""
+        """Record input hashes as tags and as digests of dataset inputs."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         self.mlflow.set_tags({f"dvc.dep.{path}": value for path, value in hashes.items()})
@@ -206,14 +224,14 @@ class StageRun:
         self.mlflow.MlflowClient().log_inputs(self.id, datasets)
 
     def outputs(self, hashes: Mapping[str, str]) -> None:
-        """Record what the stage wrote, under the hashes that dvc.lock will hold."""
+        """Record output hashes as tags; dvc.lock will hold the same hashes."""
         self.mlflow.set_tags({f"dvc.out.{path}": value for path, value in hashes.items()})
 
     def params(self, content: Mapping[str, Any]) -> None:
-        """Record params, nested ones under dotted names.
+        """Record params, with dotted names for nested params.
 
-        A param of a run holds for good: one that is another now that the run goes on (it may be
-        on another machine) is recorded as the tag `continued.NAME`.
+        MLflow keeps the params of a run for good. If a value has changed in a continued run
+        (perhaps on a different machine), the tag `continued.NAME` records the new value.
         """
         flat = flatten(content)
         new = {name: value for name, value in flat.items() if name not in self._params}
@@ -223,11 +241,11 @@ class StageRun:
                 self.mlflow.set_tag(f"continued.{name}", str(value))
 
     def tag(self, name: str, value: str) -> None:
-        """Record a plain word on the run; the last one stands."""
+        """Set a tag on the run; the last value stands."""
         self.mlflow.set_tag(name, value)
 
     def forget_models(self, name: str) -> None:
-        """Delete what this run logged of a model before it was gone on with."""
+        """Delete the models `name` logged before this run was continued."""
         client = self.mlflow.MlflowClient()
         term = f"source_run_id = '{self.id}' AND name = '{name}'"
         for model in client.search_logged_models([self.experiment], filter_string=term):
@@ -236,34 +254,35 @@ class StageRun:
     def metrics(
         self, figures: Mapping[str, float], step: int, *, now: bool = False, once: bool = False
     ) -> None:
-        """Record figures at a step; they are sent together every few seconds (60 times faster).
+        """Record metric values at a step.
 
-        What a run that goes on has already for a step is not recorded twice, nor what differs
-        from it by rounding, as it does where another number of processes goes on. A figure that
-        has become another one (a step done again with other data, after a rollback) is recorded
-        beside the old one, since MLflow takes none back; the later one stands. With `once` the
-        first stays whatever its value: a duration differs when a step is done again.
+        Values are sent in batches every few seconds (60 times faster). A continued run does not
+        record a value twice for the same step, nor a value that differs only by rounding, as
+        happens after a change in the number of processes. A changed value (a step repeated with
+        different data, after a rollback) is recorded beside the old value, since MLflow cannot
+        delete values; the later value stands. With `once` the first value always stays, since a
+        duration differs when a step is repeated.
         """
         stamp = int(time.time() * 1000)
         for name, value in figures.items():
-            there = self._has(name).get(step, [])
-            if not there or not (once or any(_same(float(value), old) for old in there)):
+            recorded = self._recorded_values(name).get(step, [])
+            if not recorded or not (once or any(_is_close(float(value), old) for old in recorded)):
                 self._waiting.append((name, float(value), stamp, step))
         if now or time.monotonic() - self._sent > 5:
             self.flush()
 
-    def _has(self, name: str) -> dict[int, list[float]]:
-        """Return what this run had of a metric before it was gone on with, by step."""
+    def _recorded_values(self, name: str) -> dict[int, list[float]]:
+        """Return a metric's values by step, from before the run was continued."""
         if name not in self._logged:
             client = self.mlflow.MlflowClient()
             history = client.get_metric_history(self.id, name) if self.continued else []
-            found = self._logged[name] = {}
+            values = self._logged[name] = {}
             for entry in history:
-                found.setdefault(entry.step, []).append(entry.value)
+                values.setdefault(entry.step, []).append(entry.value)
         return self._logged[name]
 
     def flush(self) -> None:
-        """Send the figures that wait."""
+        """Send the waiting metric values."""
         from mlflow.entities import Metric
 
         client = self.mlflow.MlflowClient()
@@ -281,15 +300,15 @@ class StageRun:
         self.mlflow.end_run(status)
 
 
-def _same(value: float, other: float) -> bool:
-    """Return whether two figures are equal but for rounding."""
+def _is_close(value: float, recorded: float) -> bool:
+    """Return whether two metric values are equal up to rounding."""
     if math.isnan(value):
-        return math.isnan(other)
-    return math.isclose(value, other, rel_tol=ROUNDING)
+        return math.isnan(recorded)
+    return math.isclose(value, recorded, rel_tol=ROUNDING)
 
 
-def _is_there(run: str) -> bool:
-    """Return whether this store has a run, and not as a deleted one."""
+def _run_exists(run: str) -> bool:
+    """Return whether the store holds a run and has not deleted the run."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -300,13 +319,16 @@ def _is_there(run: str) -> bool:
 
 
 def maker(outputs: Mapping[str, str]) -> str | None:
-    """Return the id of the run that made these outputs, by their hashes; None if unknown."""
+    """Return the id of the run that wrote these outputs.
+
+    The hashes of the outputs identify the run; None if no run matches.
+    """
     from mlflow import MlflowClient
 
     experiment = connect()
 
     terms = [f"tags.`dvc.out.{path}` = '{value}'" for path, value in outputs.items()]
-    found = MlflowClient().search_runs(
+    matches = MlflowClient().search_runs(
         [experiment], " and ".join(terms), order_by=["attributes.start_time DESC"]
     )
-    return str(found[0].info.run_id) if found else None
+    return str(matches[0].info.run_id) if matches else None

@@ -1,6 +1,6 @@
-"""An assistant as MLflow serves it: rows of instruction and input in, answers out.
+"""MLflow model of an assistant: instructions and inputs in, answers out.
 
-MLflow keeps this file and gptmill with the model, so it imports nothing else of the project.
+MLflow stores this file and gptmill with the model, so the file imports no further project code.
 """
 
 from pathlib import Path
@@ -16,10 +16,13 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 
 
 class Assistant(PythonModel):
-    """Loads the checkpoint folder once, then answers through the template it was trained with."""
+    """Assistant that answers through the template used for training.
+
+    The checkpoint folder is loaded once.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Read model and tokenizer."""
+        """Load the model, the tokenizer and the template."""
         folder = Path(context.artifacts["checkpoint"])
         self.model = load_causal_lm(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
@@ -28,19 +31,22 @@ class Assistant(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return the column answer for each row's `instruction` and `input`, if it has one."""
-        assert params is not None, "mlflow fills in what the signature has"
+        """Return the column `answer` for each `instruction` and optional `input`."""
+        assert params is not None, "mlflow fills in the params of the signature"
         columns = ["instruction", "input"]
         rows = model_input.reindex(columns=columns, fill_value="").fillna("")
-        records = [{"instruction": asked, "input": given} for asked, given in rows.to_numpy()]
-        found = answers(
+        records = [
+            {"instruction": instruction, "input": input_text}
+            for instruction, input_text in rows.to_numpy()
+        ]
+        texts = answers(
             self.model,
             records,
             self.tokenizer,
             self.template,
             max_new_tokens=int(params["max_new_tokens"]),
         )
-        return pd.DataFrame({"answer": found})
+        return pd.DataFrame({"answer": texts})
 
 
 set_model(Assistant())

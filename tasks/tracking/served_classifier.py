@@ -1,6 +1,6 @@
-"""A classifier as MLflow serves it: rows of text in, a label and each class's probability out.
+"""MLflow model of a classifier: texts in, labels and class probabilities out.
 
-MLflow keeps this file and gptmill with the model, so it imports nothing else of the project.
+MLflow stores this file and gptmill with the model, so the file imports no further project code.
 """
 
 from pathlib import Path
@@ -16,10 +16,13 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 
 
 class Classifier(PythonModel):
-    """Loads the checkpoint folder once, then classifies in float32 on the CPU."""
+    """Classifier in float32 on the CPU.
+
+    The checkpoint folder is loaded once.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Read model, class names and tokenizer."""
+        """Load the model, the class names and the tokenizer."""
         folder = Path(context.artifacts["checkpoint"])
         self.model, self.class_names = load_classifier(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
@@ -27,7 +30,7 @@ class Classifier(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return the columns label and p_CLASS for each row's `text`."""
+        """Return the columns `label` and `p_CLASS` for each row's `text`."""
         texts = list(model_input["text"])
         rows, _ = encode(texts, self.tokenizer, self.model.config.context_length)
         pad_id = self.tokenizer.eot_id

@@ -1,6 +1,6 @@
-"""A pretrained model as MLflow serves it: rows of prompts in, their continuations out.
+"""MLflow model of a pretrained language model: prompts in, continuations out.
 
-MLflow keeps this file and gptmill with the model, so it imports nothing else of the project.
+MLflow stores this file and gptmill with the model, so the file imports no further project code.
 """
 
 from pathlib import Path
@@ -16,10 +16,13 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 
 
 class Generator(PythonModel):
-    """Loads the checkpoint folder once, then continues prompts; the seed decides the draws."""
+    """Generator of continuations, with draws decided by the seed.
+
+    The checkpoint folder is loaded once.
+    """
 
     def load_context(self, context: Any) -> None:
-        """Read model and tokenizer."""
+        """Load the model and the tokenizer."""
         folder = Path(context.artifacts["checkpoint"])
         self.model = load_causal_lm(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
@@ -27,8 +30,11 @@ class Generator(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Return the column text: what follows each row's `prompt`; an empty one starts anew."""
-        assert params is not None, "mlflow fills in what the signature has"
+        """Return the column `text`, the continuation of each row's `prompt`.
+
+        An empty prompt starts a new document.
+        """
+        assert params is not None, "mlflow fills in the params of the signature"
         end = self.tokenizer.eot_id
         prompts = [self.tokenizer.encode(prompt) or [end] for prompt in model_input["prompt"]]
         config = GenerationConfig(
@@ -37,8 +43,8 @@ class Generator(PythonModel):
             top_k=int(params["top_k"]),
             top_p=1.0,
         )
-        found = generate(self.model, prompts, config, stop_ids={end}, seed=int(params["seed"]))
-        return pd.DataFrame({"text": [self.tokenizer.decode(ids) for ids in found]})
+        rows = generate(self.model, prompts, config, stop_ids={end}, seed=int(params["seed"]))
+        return pd.DataFrame({"text": [self.tokenizer.decode(ids) for ids in rows]})
 
 
 set_model(Generator())

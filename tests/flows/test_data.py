@@ -119,7 +119,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     made, pinned = contents(root), (root / "data.dvc").read_bytes()
     (root / "data" / "text" / "books" / "one.txt").unlink()
     make(root)
-    assert "data/ is back from DVC's cache: 5 files" in capsys.readouterr().out
+    assert "data/ is back from DVC's cache: 4 files" in capsys.readouterr().out
     assert contents(root) == made
 
     pins.dvc(root, "remote", "add", "--default", "store", str(tmp_path / "store"))
@@ -127,7 +127,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     shutil.rmtree(root / ".dvc" / "cache")
     shutil.rmtree(root / "data")
     make(root)
-    assert "data/ is back from the DVC remote store: 5 files" in capsys.readouterr().out
+    assert "data/ is back from the DVC remote store: 4 files" in capsys.readouterr().out
     assert contents(root) == made
 
     for gone in (root / ".dvc" / "cache", tmp_path / "store", root / "data"):
@@ -135,7 +135,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     make(root)
     said = capsys.readouterr().out
     assert "the DVC remote store does not have this data, or cannot be reached" in said
-    assert "data/ is made: 5 files" in said
+    assert "data/ is made: 4 files" in said
     assert contents(root) == made
     assert (root / "data.dvc").read_bytes() == pinned
 
@@ -231,7 +231,7 @@ BAD = {
     "empty.txt": ("text", b" \n", "is empty; a document must have text"),
     "binary.txt": ("text", b"a\0b", "is binary, not text"),
     "latin.txt": ("text", b"one\ncaf\xe9", r"is not UTF-8 text \(line 2\)"),
-    "page.html": ("text", b"<p>", r"is no \.txt file"),
+    "page.html": ("text", b"<p>", r"is not a \.txt file"),
     "columns.csv": ("labelled", b"text,class\na,b\n", "has no column label"),
     "one.csv": ("labelled", b"label,text\nham,a\nham,b\n", r"has one label \(ham\)"),
     "none.csv": ("labelled", b"label,text\nham,\n", "row 1 has an empty text"),
@@ -280,7 +280,7 @@ def test_the_first_place_with_the_right_bytes_wins(
 def test_where_no_place_has_them_each_reason_is_given(root: Path) -> None:
     sources = alternatives(root)
     shutil.rmtree(root / "bpe")
-    message = r"source bpe: path no: .*no is not there; path wrong gives vocab\.bpe with SHA-256"
+    message = r"source bpe: path no: .*no does not exist; path wrong gives vocab\.bpe with SHA-256"
     with pytest.raises(ValueError, match=message):
         make_data(root, sources)
     assert not (root / "data").exists()
@@ -342,7 +342,7 @@ def test_a_second_run_at_once_is_turned_away(
 WAIT = """
 import sys, time
 from pathlib import Path
-from flows import data
+from flows.commands.data import data
 from gptmill.sources import build
 
 def slow(members):

@@ -48,7 +48,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"stage": "train"}, "stage is train; the stages are tokenize, sample"),
     ({"sampler": "cma"}, "sampler: input should be 'grid', 'random' or 'tpe' (given: \"cma\")"),
     ({"seed": "one"}, 'seed: input should be a valid integer (given: "one")'),
-    ({"pruner": "median"}, "pruner is unknown: remove it or mend its name"),
+    ({"pruner": "median"}, "pruner is unknown: remove the key or correct the name"),
     ({"trials": 0}, "trials: must be a whole number above 0, or all (given: 0)"),
     ({"sampler": "tpe"}, "trials is all; with sampler tpe it must be a number"),
     ({"space": {}}, "space: dictionary should have at least 1 item"),
@@ -67,7 +67,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"set": {"pretrain.optimizer": {}}}, "pretrain.optimizer.warmup is given by"),
     ({"set": {RATE: 1e-3}}, "pretrain.learning_rate is given by pretrain.learning_rate already"),
     ({"space": {RATE: [1e-3, -1]}}, "learning_rate: input should be greater than 0 (given: -1)"),
-    ({"space": {"pretrain.optimizer.warmup": [2]}}, "warmup is 2.0; it is a fraction, 0 to 1"),
+    ({"space": {"pretrain.optimizer.warmup": [2]}}, "warmup is 2.0 but must be a fraction from 0 to 1"),
     ({"space": {"runtime.device": ["tpu"]}}, "runtime"),
     ({"set": {"seed": "one"}}, "params.yaml: seed: input should be a valid integer"),
     (
@@ -111,7 +111,8 @@ def test_params_yaml_keeps_all_that_is_not_searched() -> None:
     changed = edited(text, {RATE: 0.0012, "pretrain.optimizer.warmup": 1e-05, "seed": 7})
     pairs = list(zip(text.splitlines(), changed.splitlines(), strict=True))
     differ = [new.split("#")[0].strip() for old, new in pairs if old != new]
-    assert differ == ["seed: 7", "learning_rate: 0.0012", "warmup: 1e-05"]
+    own = "{<<: *optimizer, name: muon, final_learning_rate: 0.05, beta_2: 0.95, warmup: 1e-05}"
+    assert differ == ["seed: 7", "learning_rate: 0.0012", f"optimizer: {own}"]
     found = YAML(typ="safe").load(changed)["pretrain"]
     assert (found["learning_rate"], found["optimizer"]["warmup"]) == (0.0012, 1e-5)
 

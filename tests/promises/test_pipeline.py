@@ -97,7 +97,7 @@ def test_one_stage_alone_refuses_inputs_that_are_not_the_recorded_ones(
     done = project.python("-m", "flows", "stage", "classify")
     file.write_bytes(kept)
     assert done.returncode == 2
-    assert "artifacts/split/labelled/test.csv is not what split wrote" in done.stderr
+    assert "artifacts/split/labelled/test.csv differs from the output of split" in done.stderr
     assert "`make split`" in done.stderr
 
 
@@ -111,7 +111,8 @@ def test_changed_raw_data_is_refused_also_by_dvc_repro(project: Project, first: 
     (project.root / "data.dvc").write_bytes(pinned)
     assert done.returncode != 0
     assert (
-        "data/text/00.txt is not what data/manifest/text.json records" in done.stderr + done.stdout
+        "data/text/00.txt differs from the record in data/manifest/text.json"
+        in done.stderr + done.stdout
     )
 
 

@@ -191,4 +191,4 @@ def test_a_missing_input_names_the_command(project: Project, tmp_path: Path) -> 
     done = project.python("-m", "flows", "stage", "sample")
     (tmp_path / "tokenize").rename(project.root / "artifacts" / "tokenize")
     assert done.returncode == 2
-    assert "artifacts/tokenize is missing: `make tokenize`" in done.stderr
+    assert "artifacts/tokenize is missing: run `make tokenize`" in done.stderr

@@ -53,10 +53,12 @@ def batch_at(index: int, *, rows: int = 4, length: int = 16, vocab_size: int = 3
 
 
 def trainer(model: nn.Module, *, plan: Plan = PLAN, **changed: Any) -> Trainer:
-    """Return a trainer; plan's fields and the trainer's own may be given by name."""
+    """Return a restored trainer; the fields of the plan and of the trainer are keywords."""
     planned = {name: changed.pop(name) for name in list(changed) if hasattr(PLAN, name)}
     settings = {"objective": LANGUAGE, "batches": batch_at, "device": CPU} | changed
-    return Trainer(model, plan=replace(plan, **planned), **settings)
+    made = Trainer(model, plan=replace(plan, **planned), **settings)
+    made.restore()
+    return made
 
 
 def run(model: nn.Module, **changed: Any) -> list[Step]:

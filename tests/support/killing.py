@@ -235,7 +235,7 @@ class Chain:
         done = attempt.steps
         held, owes = before
         if done:
-            words = f"goes on from step {held} of {self.steps}"
+            words = f"resumes from step {held} of {self.steps}"
             first = held if owes else held + 1
             assert done[0] == first, (done, before, attempt.output)
             assert (words in attempt.output) == (held > 0), (held, attempt.output)

@@ -81,9 +81,6 @@ def test_the_card_names_rows_and_sources_and_the_ledger_reads_them(
     assert f"sha256:{sha256(rows)}" in card
     assert "| books |" in card
     assert "| messages |" in card
-    import importlib
-
-    describe = importlib.import_module(f"tasks.{stage.name}").ledger(section, run)
     table = pd.read_csv(rows)
-    for row in describe(0):
+    for row in section.describe_batch(run, 0):
         assert (row["label"], row["text"]) == tuple(table.loc[row["row"], ["label", "text"]])

@@ -241,7 +241,7 @@ def test_a_folder_that_was_not_the_one_scored_is_told(root: Path, stage: str) ->
     table.loc[len(table) - 1, ["p_ham", "p_spam"]] += [0.01, -0.01]
     write_csv(path, table)
     with pytest.raises(
-        ValueError, match=f"does not predict what predictions.csv of .* {stage} says"
+        ValueError, match=f"does not predict the values in predictions.csv of the stage {stage}:"
     ):
         body(FakeRun(root))
 

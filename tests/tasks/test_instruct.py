@@ -10,7 +10,7 @@ from gptmill.files import read_json, write_json
 from gptmill.finetuning.instructions import answers, default_template, read_template
 from gptmill.origins import write_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
-from tasks.instruct import Instruct, instruct, ledger
+from tasks.instruct import Instruct, instruct
 from tasks.project.graph import params
 from tests.support.fakes import FakeRun
 from tests.support.tiny import (
@@ -62,6 +62,6 @@ def test_the_base_s_template_is_trained_in_asked_in_and_saved(tmp_path: Path, ch
 
 
 def test_the_ledger_reads_the_rows_that_were_trained(tmp_path: Path) -> None:
-    describe = ledger(PARAMS, project(tmp_path, chatty=True))
-    rows = [entry["row"] for step in (0, 1) for entry in describe(step)]
+    run = project(tmp_path, chatty=True)
+    rows = [entry["row"] for step in (0, 1) for entry in PARAMS.describe_batch(run, step)]
     assert sorted(rows) == list(range(8))

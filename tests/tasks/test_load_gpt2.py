@@ -82,7 +82,7 @@ def test_weights_that_know_too_few_ids_are_refused(run: FakeRun) -> None:
     save_causal_lm(run.root / "few", few, tiny_tokenizer())
     (run.root / "few" / "config.json").replace(run.root / "weights" / "config.json")
     (run.root / "few" / "model.safetensors").replace(run.root / "weights" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"the weights know 300 ids, the tokenizer has 317"):
+    with pytest.raises(ValueError, match=r"the weights have 300 ids, but the tokenizer has 317"):
         body(run)
     assert not run.out.exists()
 

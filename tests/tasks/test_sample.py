@@ -80,6 +80,6 @@ def test_the_first_batch_is_shown_as_text(project):
 @pytest.mark.parametrize("short", PARTS)
 def test_too_little_text_names_the_part_and_writes_nothing(tmp_path, short):
     write_tokens(tmp_path, **{"train": 20, "validation": 20, short: 1})
-    with pytest.raises(ValueError, match=f"the {short} part has .* too few for one window"):
+    with pytest.raises(ValueError, match=f"the {short} part has .* too few for a window"):
         body(tmp_path, max_length=1000, stride=1000)
     assert not list((tmp_path / "artifacts" / "sample-1000-1000").iterdir())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptmill.checkpoint.checkpoint import layout_of
+from gptmill.checkpoint.families import family_of
 from gptmill.checkpoint.mapping import slots
 from gptmill.checkpoint.weights import save_safetensors
 from gptmill.files import write_json
@@ -38,7 +39,7 @@ def save_adapter(
     language = {"task_type": "CAUSAL_LM", "modules_to_save": None}
     own = head if isinstance(model, GPTClassifier) else language
     # GPT-2's Conv1D holds (in, out); A and B are the same either way.
-    stored = {"fan_in_fan_out": model.config.llama is None}
+    stored = {"fan_in_fan_out": family_of(model.config).conv1d}
     write_json(folder / "adapter_config.json", {**settings, **own, **stored})
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
+from gptmill.checkpoint.families import family_of
 from gptmill.checkpoint.hf_config import (
     SpecialIds,
     read_config,
     read_config_file,
     to_hugging_face,
 )
-from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2, HUGGING_FACE_LLAMA, Layout
+from gptmill.checkpoint.layouts import Layout
 from gptmill.checkpoint.mapping import (
     check,
     file_tensors,
@@ -44,7 +45,7 @@ __all__ = [
 
 def layout_of(config: GPTConfig) -> Layout:
     """Return how Hugging Face stores a model of this family."""
-    return HUGGING_FACE_GPT2 if config.llama is None else HUGGING_FACE_LLAMA
+    return family_of(config).hugging_face
 
 
 def save_causal_lm(
@@ -62,7 +63,7 @@ def save_causal_lm(
     the tokenizer's own.
     """
     ids = special_ids(tokenizer) if ids is None else ids
-    _save(folder, model, {"architectures": [_causal_lm(model.config)]}, ids, dtype)
+    _save(folder, model, {"architectures": [family_of(model.config).causal_lm]}, ids, dtype)
     write_json(folder / "generation_config.json", ids.named())
     tokenizer.save(folder, context_length=model.config.context_length, chat_template=chat_template)
 
@@ -83,7 +84,7 @@ def save_classifier(
     """
     assert len(class_names) == model.score.out_features, "one name a class"
     classes = {
-        "architectures": [_classifier(model.config)],
+        "architectures": [family_of(model.config).classifier],
         "problem_type": "single_label_classification",
         "id2label": {str(index): name for index, name in enumerate(class_names)},
         "label2id": {name: index for index, name in enumerate(class_names)},
@@ -173,14 +174,6 @@ def _load(
     )
     model.load_state_dict(state, assign=True)
     return model.eval()
-
-
-def _causal_lm(config: GPTConfig) -> str:
-    return "GPT2LMHeadModel" if config.llama is None else "LlamaForCausalLM"
-
-
-def _classifier(config: GPTConfig) -> str:
-    return f"{'GPT2' if config.llama is None else 'Llama'}ForSequenceClassification"
 
 
 def _save(

@@ -1,9 +1,10 @@
 """Layouts: how each kind of file names and stores the tensors of a model. One table a layout.
 
-The tables are read by gptmill/mapping.py, in both directions. `N` in a name stands for the number
+The tables are read by mapping.py, in both directions. `N` in a name stands for the number
 of a block. A tensor of ours may be several in a file, one behind the other in its rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,8 +46,28 @@ class Layout:
     """The head is in the file also where it is the token embedding."""
 
 
-def _row(ours: str, *names: str, stored: Stored = "plain") -> TensorRow:
-    return TensorRow(ours, tuple(FileTensor(name, stored) for name in names))
+Files = str | FileTensor | tuple[str | FileTensor, ...]
+"""The tensors of a file that make up one of ours; a plain name is stored as it is."""
+
+
+def _row(ours: str, files: Files, prefix: str = "") -> TensorRow:
+    parts = files if isinstance(files, tuple) else (files,)
+    tensors = (FileTensor(part) if isinstance(part, str) else part for part in parts)
+    return TensorRow(ours, tuple(FileTensor(prefix + t.name, t.stored) for t in tensors))
+
+
+def _rows(
+    first: Mapping[str, Files], prefix: str, block: Mapping[str, Files], last: Mapping[str, Files]
+) -> tuple[TensorRow, ...]:
+    """Return the rows of a layout: those before the blocks, of a block, and after the blocks.
+
+    `prefix` stands before the names of a block's tensors in the file, `transformer.h.N.` in ours.
+    """
+    return (
+        *(_row(ours, files) for ours, files in first.items()),
+        *(_row(f"transformer.h.N.{ours}", files, prefix) for ours, files in block.items()),
+        *(_row(ours, files) for ours, files in last.items()),
+    )
 
 
 HUGGING_FACE_GPT2 = Layout(
@@ -55,41 +76,32 @@ HUGGING_FACE_GPT2 = Layout(
     # Causal masks, which old checkpoints carry.
     ignored=(".attn.bias", ".attn.masked_bias"),
     zero_biases=True,
-    rows=(
-        _row("transformer.wte.weight", "transformer.wte.weight"),
-        _row("transformer.wpe.weight", "transformer.wpe.weight"),
-        _row("transformer.h.N.ln_1.weight", "transformer.h.N.ln_1.weight"),
-        _row("transformer.h.N.ln_1.bias", "transformer.h.N.ln_1.bias"),
-        _row(
-            "transformer.h.N.attn.c_attn.weight",
-            "transformer.h.N.attn.c_attn.weight",
-            stored="transposed",
-        ),
-        _row("transformer.h.N.attn.c_attn.bias", "transformer.h.N.attn.c_attn.bias"),
-        _row(
-            "transformer.h.N.attn.c_proj.weight",
-            "transformer.h.N.attn.c_proj.weight",
-            stored="transposed",
-        ),
-        _row("transformer.h.N.attn.c_proj.bias", "transformer.h.N.attn.c_proj.bias"),
-        _row("transformer.h.N.ln_2.weight", "transformer.h.N.ln_2.weight"),
-        _row("transformer.h.N.ln_2.bias", "transformer.h.N.ln_2.bias"),
-        _row(
-            "transformer.h.N.mlp.c_fc.weight",
-            "transformer.h.N.mlp.c_fc.weight",
-            stored="transposed",
-        ),
-        _row("transformer.h.N.mlp.c_fc.bias", "transformer.h.N.mlp.c_fc.bias"),
-        _row(
-            "transformer.h.N.mlp.c_proj.weight",
-            "transformer.h.N.mlp.c_proj.weight",
-            stored="transposed",
-        ),
-        _row("transformer.h.N.mlp.c_proj.bias", "transformer.h.N.mlp.c_proj.bias"),
-        _row("transformer.ln_f.weight", "transformer.ln_f.weight"),
-        _row("transformer.ln_f.bias", "transformer.ln_f.bias"),
-        _row("lm_head.weight", "lm_head.weight"),
-        _row("score.weight", "score.weight"),
+    rows=_rows(
+        {
+            "transformer.wte.weight": "transformer.wte.weight",
+            "transformer.wpe.weight": "transformer.wpe.weight",
+        },
+        "transformer.h.N.",
+        {
+            "ln_1.weight": "ln_1.weight",
+            "ln_1.bias": "ln_1.bias",
+            "attn.c_attn.weight": FileTensor("attn.c_attn.weight", "transposed"),
+            "attn.c_attn.bias": "attn.c_attn.bias",
+            "attn.c_proj.weight": FileTensor("attn.c_proj.weight", "transposed"),
+            "attn.c_proj.bias": "attn.c_proj.bias",
+            "ln_2.weight": "ln_2.weight",
+            "ln_2.bias": "ln_2.bias",
+            "mlp.c_fc.weight": FileTensor("mlp.c_fc.weight", "transposed"),
+            "mlp.c_fc.bias": "mlp.c_fc.bias",
+            "mlp.c_proj.weight": FileTensor("mlp.c_proj.weight", "transposed"),
+            "mlp.c_proj.bias": "mlp.c_proj.bias",
+        },
+        {
+            "transformer.ln_f.weight": "transformer.ln_f.weight",
+            "transformer.ln_f.bias": "transformer.ln_f.bias",
+            "lm_head.weight": "lm_head.weight",
+            "score.weight": "score.weight",
+        },
     ),
 )
 
@@ -97,26 +109,28 @@ HUGGING_FACE_LLAMA = Layout(
     name="Hugging Face's Llama",
     body="model.",
     ignored=(".rotary_emb.inv_freq",),
-    rows=(
-        _row("transformer.wte.weight", "model.embed_tokens.weight"),
-        _row("transformer.h.N.ln_1.weight", "model.layers.N.input_layernorm.weight"),
-        _row(
-            "transformer.h.N.attn.c_attn.weight",
-            "model.layers.N.self_attn.q_proj.weight",
-            "model.layers.N.self_attn.k_proj.weight",
-            "model.layers.N.self_attn.v_proj.weight",
-        ),
-        _row("transformer.h.N.attn.c_proj.weight", "model.layers.N.self_attn.o_proj.weight"),
-        _row("transformer.h.N.ln_2.weight", "model.layers.N.post_attention_layernorm.weight"),
-        _row(
-            "transformer.h.N.mlp.c_fc.weight",
-            "model.layers.N.mlp.gate_proj.weight",
-            "model.layers.N.mlp.up_proj.weight",
-        ),
-        _row("transformer.h.N.mlp.c_proj.weight", "model.layers.N.mlp.down_proj.weight"),
-        _row("transformer.ln_f.weight", "model.norm.weight"),
-        _row("lm_head.weight", "lm_head.weight"),
-        _row("score.weight", "score.weight"),
+    rows=_rows(
+        {
+            "transformer.wte.weight": "model.embed_tokens.weight",
+        },
+        "model.layers.N.",
+        {
+            "ln_1.weight": "input_layernorm.weight",
+            "attn.c_attn.weight": (
+                "self_attn.q_proj.weight",
+                "self_attn.k_proj.weight",
+                "self_attn.v_proj.weight",
+            ),
+            "attn.c_proj.weight": "self_attn.o_proj.weight",
+            "ln_2.weight": "post_attention_layernorm.weight",
+            "mlp.c_fc.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+            "mlp.c_proj.weight": "mlp.down_proj.weight",
+        },
+        {
+            "transformer.ln_f.weight": "model.norm.weight",
+            "lm_head.weight": "lm_head.weight",
+            "score.weight": "score.weight",
+        },
     ),
 )
 
@@ -125,104 +139,119 @@ BOOK = Layout(
     name="the book's GPTModel",
     ignored=(".att.mask",),
     own_head=True,
-    rows=(
-        _row("transformer.wte.weight", "tok_emb.weight"),
-        _row("transformer.wpe.weight", "pos_emb.weight"),
-        _row("transformer.h.N.ln_1.weight", "trf_blocks.N.norm1.scale"),
-        _row("transformer.h.N.ln_1.bias", "trf_blocks.N.norm1.shift"),
-        _row(
-            "transformer.h.N.attn.c_attn.weight",
-            "trf_blocks.N.att.W_query.weight",
-            "trf_blocks.N.att.W_key.weight",
-            "trf_blocks.N.att.W_value.weight",
-        ),
-        _row(
-            "transformer.h.N.attn.c_attn.bias",
-            "trf_blocks.N.att.W_query.bias",
-            "trf_blocks.N.att.W_key.bias",
-            "trf_blocks.N.att.W_value.bias",
-        ),
-        _row("transformer.h.N.attn.c_proj.weight", "trf_blocks.N.att.out_proj.weight"),
-        _row("transformer.h.N.attn.c_proj.bias", "trf_blocks.N.att.out_proj.bias"),
-        _row("transformer.h.N.ln_2.weight", "trf_blocks.N.norm2.scale"),
-        _row("transformer.h.N.ln_2.bias", "trf_blocks.N.norm2.shift"),
-        _row("transformer.h.N.mlp.c_fc.weight", "trf_blocks.N.ff.layers.0.weight"),
-        _row("transformer.h.N.mlp.c_fc.bias", "trf_blocks.N.ff.layers.0.bias"),
-        _row("transformer.h.N.mlp.c_proj.weight", "trf_blocks.N.ff.layers.2.weight"),
-        _row("transformer.h.N.mlp.c_proj.bias", "trf_blocks.N.ff.layers.2.bias"),
-        _row("transformer.ln_f.weight", "final_norm.scale"),
-        _row("transformer.ln_f.bias", "final_norm.shift"),
-        _row("lm_head.weight", "out_head.weight"),
-        _row("score.weight", "out_head.weight"),
-        _row("score.bias", "out_head.bias"),  # the book's classifiers have one
+    rows=_rows(
+        {
+            "transformer.wte.weight": "tok_emb.weight",
+            "transformer.wpe.weight": "pos_emb.weight",
+        },
+        "trf_blocks.N.",
+        {
+            "ln_1.weight": "norm1.scale",
+            "ln_1.bias": "norm1.shift",
+            "attn.c_attn.weight": ("att.W_query.weight", "att.W_key.weight", "att.W_value.weight"),
+            "attn.c_attn.bias": ("att.W_query.bias", "att.W_key.bias", "att.W_value.bias"),
+            "attn.c_proj.weight": "att.out_proj.weight",
+            "attn.c_proj.bias": "att.out_proj.bias",
+            "ln_2.weight": "norm2.scale",
+            "ln_2.bias": "norm2.shift",
+            "mlp.c_fc.weight": "ff.layers.0.weight",
+            "mlp.c_fc.bias": "ff.layers.0.bias",
+            "mlp.c_proj.weight": "ff.layers.2.weight",
+            "mlp.c_proj.bias": "ff.layers.2.bias",
+        },
+        {
+            "transformer.ln_f.weight": "final_norm.scale",
+            "transformer.ln_f.bias": "final_norm.shift",
+            "lm_head.weight": "out_head.weight",
+            "score.weight": "out_head.weight",
+            "score.bias": "out_head.bias",  # the book's classifiers have one
+        },
     ),
 )
 
 OPENAI = Layout(
     name="OpenAI's TensorFlow GPT-2",
     zero_biases=True,
-    rows=(
-        _row("transformer.wte.weight", "model/wte"),
-        _row("transformer.wpe.weight", "model/wpe"),
-        _row("transformer.h.N.ln_1.weight", "model/hN/ln_1/g"),
-        _row("transformer.h.N.ln_1.bias", "model/hN/ln_1/b"),
-        _row("transformer.h.N.attn.c_attn.weight", "model/hN/attn/c_attn/w", stored="kernel"),
-        _row("transformer.h.N.attn.c_attn.bias", "model/hN/attn/c_attn/b"),
-        _row("transformer.h.N.attn.c_proj.weight", "model/hN/attn/c_proj/w", stored="kernel"),
-        _row("transformer.h.N.attn.c_proj.bias", "model/hN/attn/c_proj/b"),
-        _row("transformer.h.N.ln_2.weight", "model/hN/ln_2/g"),
-        _row("transformer.h.N.ln_2.bias", "model/hN/ln_2/b"),
-        _row("transformer.h.N.mlp.c_fc.weight", "model/hN/mlp/c_fc/w", stored="kernel"),
-        _row("transformer.h.N.mlp.c_fc.bias", "model/hN/mlp/c_fc/b"),
-        _row("transformer.h.N.mlp.c_proj.weight", "model/hN/mlp/c_proj/w", stored="kernel"),
-        _row("transformer.h.N.mlp.c_proj.bias", "model/hN/mlp/c_proj/b"),
-        _row("transformer.ln_f.weight", "model/ln_f/g"),
-        _row("transformer.ln_f.bias", "model/ln_f/b"),
+    rows=_rows(
+        {
+            "transformer.wte.weight": "model/wte",
+            "transformer.wpe.weight": "model/wpe",
+        },
+        "model/hN/",
+        {
+            "ln_1.weight": "ln_1/g",
+            "ln_1.bias": "ln_1/b",
+            "attn.c_attn.weight": FileTensor("attn/c_attn/w", "kernel"),
+            "attn.c_attn.bias": "attn/c_attn/b",
+            "attn.c_proj.weight": FileTensor("attn/c_proj/w", "kernel"),
+            "attn.c_proj.bias": "attn/c_proj/b",
+            "ln_2.weight": "ln_2/g",
+            "ln_2.bias": "ln_2/b",
+            "mlp.c_fc.weight": FileTensor("mlp/c_fc/w", "kernel"),
+            "mlp.c_fc.bias": "mlp/c_fc/b",
+            "mlp.c_proj.weight": FileTensor("mlp/c_proj/w", "kernel"),
+            "mlp.c_proj.bias": "mlp/c_proj/b",
+        },
+        {
+            "transformer.ln_f.weight": "model/ln_f/g",
+            "transformer.ln_f.bias": "model/ln_f/b",
+        },
     ),
 )
 
 GGUF_GPT2 = Layout(
     name="GGUF's gpt2",
     zero_biases=True,
-    rows=(
-        _row("transformer.wte.weight", "token_embd.weight"),
-        _row("transformer.wpe.weight", "position_embd.weight"),
-        _row("transformer.h.N.ln_1.weight", "blk.N.attn_norm.weight"),
-        _row("transformer.h.N.ln_1.bias", "blk.N.attn_norm.bias"),
-        _row("transformer.h.N.attn.c_attn.weight", "blk.N.attn_qkv.weight"),
-        _row("transformer.h.N.attn.c_attn.bias", "blk.N.attn_qkv.bias"),
-        _row("transformer.h.N.attn.c_proj.weight", "blk.N.attn_output.weight"),
-        _row("transformer.h.N.attn.c_proj.bias", "blk.N.attn_output.bias"),
-        _row("transformer.h.N.ln_2.weight", "blk.N.ffn_norm.weight"),
-        _row("transformer.h.N.ln_2.bias", "blk.N.ffn_norm.bias"),
-        _row("transformer.h.N.mlp.c_fc.weight", "blk.N.ffn_up.weight"),
-        _row("transformer.h.N.mlp.c_fc.bias", "blk.N.ffn_up.bias"),
-        _row("transformer.h.N.mlp.c_proj.weight", "blk.N.ffn_down.weight"),
-        _row("transformer.h.N.mlp.c_proj.bias", "blk.N.ffn_down.bias"),
-        _row("transformer.ln_f.weight", "output_norm.weight"),
-        _row("transformer.ln_f.bias", "output_norm.bias"),
-        _row("lm_head.weight", "output.weight"),
+    rows=_rows(
+        {
+            "transformer.wte.weight": "token_embd.weight",
+            "transformer.wpe.weight": "position_embd.weight",
+        },
+        "blk.N.",
+        {
+            "ln_1.weight": "attn_norm.weight",
+            "ln_1.bias": "attn_norm.bias",
+            "attn.c_attn.weight": "attn_qkv.weight",
+            "attn.c_attn.bias": "attn_qkv.bias",
+            "attn.c_proj.weight": "attn_output.weight",
+            "attn.c_proj.bias": "attn_output.bias",
+            "ln_2.weight": "ffn_norm.weight",
+            "ln_2.bias": "ffn_norm.bias",
+            "mlp.c_fc.weight": "ffn_up.weight",
+            "mlp.c_fc.bias": "ffn_up.bias",
+            "mlp.c_proj.weight": "ffn_down.weight",
+            "mlp.c_proj.bias": "ffn_down.bias",
+        },
+        {
+            "transformer.ln_f.weight": "output_norm.weight",
+            "transformer.ln_f.bias": "output_norm.bias",
+            "lm_head.weight": "output.weight",
+        },
     ),
 )
 
 GGUF_LLAMA = Layout(
     name="GGUF's llama",
-    rows=(
-        _row("transformer.wte.weight", "token_embd.weight"),
-        _row("transformer.h.N.ln_1.weight", "blk.N.attn_norm.weight"),
-        TensorRow(
-            "transformer.h.N.attn.c_attn.weight",
-            (
-                FileTensor("blk.N.attn_q.weight", "interleaved"),
-                FileTensor("blk.N.attn_k.weight", "interleaved"),
-                FileTensor("blk.N.attn_v.weight"),
+    rows=_rows(
+        {
+            "transformer.wte.weight": "token_embd.weight",
+        },
+        "blk.N.",
+        {
+            "ln_1.weight": "attn_norm.weight",
+            "attn.c_attn.weight": (
+                FileTensor("attn_q.weight", "interleaved"),
+                FileTensor("attn_k.weight", "interleaved"),
+                "attn_v.weight",
             ),
-        ),
-        _row("transformer.h.N.attn.c_proj.weight", "blk.N.attn_output.weight"),
-        _row("transformer.h.N.ln_2.weight", "blk.N.ffn_norm.weight"),
-        _row("transformer.h.N.mlp.c_fc.weight", "blk.N.ffn_gate.weight", "blk.N.ffn_up.weight"),
-        _row("transformer.h.N.mlp.c_proj.weight", "blk.N.ffn_down.weight"),
-        _row("transformer.ln_f.weight", "output_norm.weight"),
-        _row("lm_head.weight", "output.weight"),
+            "attn.c_proj.weight": "attn_output.weight",
+            "ln_2.weight": "ffn_norm.weight",
+            "mlp.c_fc.weight": ("ffn_gate.weight", "ffn_up.weight"),
+            "mlp.c_proj.weight": "ffn_down.weight",
+        },
+        {
+            "transformer.ln_f.weight": "output_norm.weight",
+            "lm_head.weight": "output.weight",
+        },
     ),
 )

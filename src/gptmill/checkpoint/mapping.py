@@ -1,8 +1,8 @@
-"""Tensors of a file to those of a model and back, by a layout's table.
+"""Conversion between file tensors and model tensors, by layout.
 
-Every name and every shape is accounted for before anything big is read. Reading fills each
-tensor of the model in place, rows by rows, so that beside the model's own weights there is never
-more in memory than the file's pages of one tensor; or it leaves the values where they are.
+Every name and every shape is checked before large data is read. Reading fills each model tensor in
+place, a range of rows at a time: besides the model's own weights, memory never holds more than the
+file's pages of a single tensor. Memory-mapped reading leaves the values in the file.
 
 Letters: C embedding width, G key-value heads, D width of one head, F width of the feed-forward,
 V vocabulary, K classes.
@@ -31,9 +31,10 @@ SlotKind = Literal["value", "zeros", "tied"]
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor of a file: the rows `start` to `stop` of a tensor of ours.
+    """A file tensor, holding rows of a model tensor.
 
-    A tensor that the model lacks is `zeros`, or its embedding once more: `tied`.
+    The rows are `start` to `stop`. A tensor that the model lacks is `zeros`, or a copy of the
+    embedding: `tied`.
     """
 
     name: str
@@ -46,45 +47,49 @@ class Slot:
 
 
 def meta_model(config: GPTConfig, n_classes: int | None = None) -> GPT | GPTClassifier:
-    """Build a model of shapes, without memory for its weights."""
+    """Build a model on the meta device, without weight memory."""
     with torch.device("meta"):
         return GPT(config) if n_classes is None else GPTClassifier(config, n_classes)
 
 
 @lru_cache(maxsize=8)
 def model_shapes(config: GPTConfig, n_classes: int | None) -> Mapping[str, Shape]:
-    """Return the shape of each tensor in the state dict of a model."""
+    """Return the tensor shapes of a model's state dict."""
     state = meta_model(config, n_classes).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def slots(layout: Layout, config: GPTConfig, n_classes: int | None = None) -> list[Slot]:
-    """Return every tensor that a file of this layout holds for a model of this shape.
+    """Return the slots of all file tensors in a layout.
 
-    The head of a tied model is among them, though most files leave it out.
+    The head of a tied model has a slot too, although most files leave it out. Raises
+    ValueError where the layout has no slot for a model tensor.
     """
     shapes = model_shapes(config, n_classes)
     absent = _absent(layout, config, n_classes)
-    found: list[Slot] = []
+    layout_slots: list[Slot] = []
     for row in layout.rows:
         for layer in range(config.n_layers) if ".N." in row.ours else (0,):
             ours = row.ours.replace(".N.", f".{layer}.")
             if ours in shapes:
-                found += _parts(row.parts, ours, shapes[ours], config, layer, "value")
+                layout_slots += _parts(row.parts, ours, shapes[ours], config, layer, "value")
             elif row.ours in absent:
                 shape, kind = absent[row.ours]
-                found += _parts(row.parts, ours, shape, config, layer, kind)
-    covered = {slot.ours for slot in found}
+                layout_slots += _parts(row.parts, ours, shape, config, layer, kind)
+    covered = {slot.ours for slot in layout_slots}
     if shapes.keys() - covered:
-        lacking = ", ".join(sorted(shapes.keys() - covered)[:3])
-        raise ValueError(f"{layout.name} has no place for {lacking}; choose another format")
-    return found
+        missing = ", ".join(sorted(shapes.keys() - covered)[:3])
+        raise ValueError(f"{layout.name} cannot hold {missing}; choose a different format")
+    return layout_slots
 
 
 def _absent(
     layout: Layout, config: GPTConfig, n_classes: int | None
 ) -> dict[str, tuple[Shape, SlotKind]]:
-    """Return what a file may hold and the model does not, with its shape and what it must be."""
+    """Return tensors that only files hold, with shape and kind.
+
+    The kind is the content required of the tensor: zeros, or a copy of the embedding.
+    """
     absent: dict[str, tuple[Shape, SlotKind]] = {}
     if layout.zero_biases and not config.qkv_bias:
         width = config.emb_dim + 2 * config.n_kv_heads * config.head_dim
@@ -104,6 +109,7 @@ def _parts(
     layer: int,
     kind: SlotKind,
 ) -> Iterator[Slot]:
+    """Yield a slot for each part of a model tensor."""
     start = 0
     for part, width in zip(parts, _widths(ours, len(parts), shape, config), strict=True):
         name = part.name.replace("N", str(layer))
@@ -114,7 +120,7 @@ def _parts(
 
 
 def _widths(ours: str, n_parts: int, shape: Shape, config: GPTConfig) -> tuple[int, ...]:
-    """Return how many rows each part of a tensor of ours has."""
+    """Return the row counts of a model tensor's parts."""
     if n_parts == 1:
         return (shape[0],)
     if ".c_attn." in ours:
@@ -133,9 +139,10 @@ def _stored_shape(shape: Shape, stored: Stored) -> Shape:
 
 
 def full_names(layout: Layout, names: Mapping[str, object]) -> dict[str, str]:
-    """Return each name of a file in full, with the name it has there; constants are left out.
+    """Map full tensor names to the names in a file.
 
-    A body that was saved alone has bare names: the hub's GPT-2 has.
+    Constants are left out. A file saved from the body alone, for example GPT-2 on the Hugging Face
+    Hub, has names without the body's prefix.
     """
     heads = ("lm_head.", "score.", layout.body)
     return {
@@ -151,31 +158,31 @@ def check(
     tensors: Tensors,
     *,
     n_classes: int | None = None,
-    asks: str = "config.json asks for",
+    asks: str = "config.json requires",
 ) -> None:
-    """Raise ValueError with the tensors that are missing, left over or of another shape."""
+    """Raise ValueError for missing, unexpected or wrongly shaped tensors."""
     names = full_names(layout, tensors.shapes)
-    given = {full: tensors.shapes[name] for full, name in names.items()}
+    shapes = {full: tensors.shapes[name] for full, name in names.items()}
     expected = {
         slot.name: slot.shape
         for slot in slots(layout, config, n_classes)
-        if slot.kind != "tied" or slot.name in given
+        if slot.kind != "tied" or slot.name in shapes
     }
-    problems = _problems(given, expected, asks)
+    problems = _problems(shapes, expected, asks)
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{tensors.where}: {'; '.join(problems[:3])}{more}")
 
 
-def _problems(given: Mapping[str, Shape], expected: Mapping[str, Shape], asks: str) -> list[str]:
+def _problems(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], asks: str) -> list[str]:
     problems: list[str] = []
-    for name in [*expected, *sorted(given.keys() - expected.keys())]:
-        if name not in given:
+    for name in [*expected, *sorted(shapes.keys() - expected.keys())]:
+        if name not in shapes:
             problems.append(f"{name} {expected[name]} is missing")
         elif name not in expected:
-            problems.append(f"{name} {given[name]} has no place in this model")
-        elif given[name] != expected[name]:
-            problems.append(f"{name} is {given[name]}, {asks} {expected[name]}")
+            problems.append(f"{name} {shapes[name]} is not in this model")
+        elif shapes[name] != expected[name]:
+            problems.append(f"{name} has shape {shapes[name]}, {asks} {expected[name]}")
     return problems
 
 
@@ -191,76 +198,79 @@ def read_state(
     dtype: torch.dtype = torch.float32,
     mapped: bool = False,
 ) -> dict[str, Tensor]:
-    """Return the state dict of a model from checked tensors, each in memory of its own.
+    """Load a model's state dict from checked tensors.
 
-    With `mapped` a tensor whose values lie in the file as the model wants them, or transposed,
-    stays there, and its pages are read when it is used. Raises ValueError where a tensor that the
-    model lacks is not what it stands for.
+    Each tensor gets memory of its own. With `mapped`, a tensor stored in the model's row order,
+    also transposed, stays in the file, and the pages are read on use. Raises ValueError where a
+    `zeros` tensor is not zero, or a `tied` tensor differs from the embedding.
     """
     names = full_names(layout, tensors.shapes)
     shapes = model_shapes(config, n_classes)
     state: dict[str, Tensor] = {}
-    wanted = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
-    for slot in wanted:
-        found, in_file = tensors.take(names[slot.name])
-        if mapped and in_file and _fits(slot, shapes[slot.ours]) and found.dtype == dtype:
-            state[slot.ours] = _turned(found, slot.stored)
+    present = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
+    for slot in present:
+        tensor, in_file = tensors.take(names[slot.name])
+        if mapped and in_file and _fits(slot, shapes[slot.ours]) and tensor.dtype == dtype:
+            state[slot.ours] = _model_view(tensor, slot.stored)
             continue
         if slot.kind == "value":
-            whole = state.get(slot.ours)
-            if whole is None:
-                whole = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
-            _fill(whole[slot.start : slot.stop], found, slot.stored, config.head_dim)
-        elif slot.kind == "zeros" and bool(found.any()):
+            target = state.get(slot.ours)
+            if target is None:
+                target = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
+            _fill(target[slot.start : slot.stop], tensor, slot.stored, config.head_dim)
+        elif slot.kind == "zeros" and bool(tensor.any()):
             raise ValueError(
                 f"{tensors.where}: {slot.name} is not zero, but config.json has no qkv_bias"
             )
-        elif slot.kind == "tied" and not torch.equal(found.to(dtype), state[EMBEDDING]):
-            embedding = next(slot.name for slot in wanted if slot.ours == EMBEDDING)
+        elif slot.kind == "tied" and not torch.equal(tensor.to(dtype), state[EMBEDDING]):
+            embedding = next(slot.name for slot in present if slot.ours == EMBEDDING)
             raise ValueError(
                 f"{tensors.where}: {slot.name} differs from {embedding}, but config.json "
-                "ties them; set tie_word_embeddings to false there"
+                "ties them; set tie_word_embeddings to false"
             )
         if in_file:
-            drop_pages(found)
+            drop_pages(tensor)
     assert state.keys() == shapes.keys(), "the tensors were not checked"
     return state
 
 
 def _fits(slot: Slot, ours: Shape) -> bool:
-    """Return whether a tensor of a file is one of ours, whole and in its order."""
-    whole = (slot.start, slot.stop) == (0, ours[0])
-    return whole and slot.kind == "value" and slot.stored != "interleaved"
+    """Return whether a file tensor can be used in place.
+
+    It must hold all rows of the model tensor, in the model's order.
+    """
+    complete = (slot.start, slot.stop) == (0, ours[0])
+    return complete and slot.kind == "value" and slot.stored != "interleaved"
 
 
-def _turned(found: Tensor, stored: Stored) -> Tensor:
-    """Return a view of what a file holds with the axes of ours."""
+def _model_view(tensor: Tensor, stored: Stored) -> Tensor:
+    """View a file tensor with the model's axes."""
     if stored == "transposed":
-        return found.t()
-    return found[0].t() if stored == "kernel" else found
+        return tensor.t()
+    return tensor[0].t() if stored == "kernel" else tensor
 
 
-def _fill(rows: Tensor, found: Tensor, stored: Stored, head_dim: int) -> None:
-    """Write what a file holds into rows of a tensor of ours."""
+def _fill(rows: Tensor, tensor: Tensor, stored: Stored, head_dim: int) -> None:
+    """Copy a file tensor into rows of a model tensor."""
     if stored == "interleaved":
-        width = found.shape[1:]
-        found = found.view(-1, head_dim // 2, 2, *width).transpose(1, 2)
+        width = tensor.shape[1:]
+        tensor = tensor.view(-1, head_dim // 2, 2, *width).transpose(1, 2)
         rows = rows.view(-1, 2, head_dim // 2, *width)
-    rows.copy_(_turned(found, stored))
+    rows.copy_(_model_view(tensor, stored))
 
 
 def file_tensors(layout: Layout, model: GPT | GPTClassifier) -> dict[str, Tensor]:
-    """Return the tensors of a model as a file of this layout holds them, views where it can be."""
+    """Return a model's tensors in a layout, views where possible."""
     n_classes = model.score.out_features if isinstance(model, GPTClassifier) else None
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     config = model.config
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     expected = model_shapes(config, n_classes)
-    assert found == expected, "a model with wrapped or added modules is not saved"
+    assert shapes == expected, "a model with wrapped or added modules cannot be saved"
     out: dict[str, Tensor] = {}
     for slot in slots(layout, config, n_classes):
         if slot.kind == "value":
-            out[slot.name] = _stored(
+            out[slot.name] = _file_form(
                 state[slot.ours][slot.start : slot.stop], slot.stored, config.head_dim
             )
         elif slot.kind == "zeros":
@@ -270,8 +280,8 @@ def file_tensors(layout: Layout, model: GPT | GPTClassifier) -> dict[str, Tensor
     return out
 
 
-def _stored(rows: Tensor, stored: Stored, head_dim: int) -> Tensor:
-    """Return rows of a tensor of ours as a file holds them."""
+def _file_form(rows: Tensor, stored: Stored, head_dim: int) -> Tensor:
+    """Return rows of a model tensor as stored in files."""
     if stored == "transposed":
         return rows.t()
     if stored == "kernel":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from gptmill.checkpoint.families import family_of
 from gptmill.checkpoint.hf_config import read_config
 from gptmill.checkpoint.weights import open_folder
 from gptmill.files import write_text
@@ -87,9 +88,8 @@ def _spdx(licence: str | None) -> str:
 
 
 def _shape(config: GPTConfig, parameters: int) -> str:
-    family = "GPT-2" if config.llama is None else "Llama"
     rows: list[tuple[object, ...]] = [
-        ("architecture", family),
+        ("architecture", family_of(config).title),
         ("parameters", f"{parameters:,}"),
         ("vocabulary", f"{config.vocab_size:,}"),
         ("context", f"{config.context_length:,} tokens"),
@@ -97,7 +97,7 @@ def _shape(config: GPTConfig, parameters: int) -> str:
         ("width", config.emb_dim),
         ("heads", config.n_heads),
     ]
-    if config.llama is not None:
+    if config.n_kv_heads != config.n_heads:
         rows.append(("key-value heads", config.n_kv_heads))
     rows.append(("feed-forward width", config.ff_dim))
     rows.append(("head tied to the embedding", "yes" if config.tie_weights else "no"))

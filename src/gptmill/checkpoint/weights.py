@@ -1,7 +1,8 @@
-"""Tensors in files: safetensors or PyTorch's own, whole or in shards, named as they lie there.
+"""Tensors in safetensors and PyTorch files, single or sharded.
 
-Files are mapped, and a tensor's pages are given back as soon as it was read. A pickle is read
-with `weights_only=True` alone: nothing in it can run.
+Tensors keep their names from the file. Files are memory-mapped, and a tensor's pages are released
+as soon as the tensor has been read. A pickle is only loaded with `weights_only=True`: no code in
+the file can run.
 """
 
 import ctypes
@@ -23,15 +24,15 @@ from torch import Tensor
 
 from gptmill.files import read_json
 
-# In the order of preference; a folder often carries more than one.
+# In order of preference; a folder often has several of them.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-MAX_HEADER = 100_000_000  # bytes; the safetensors library reads no longer one
-# The types of safetensors files, by the names they have there.
+MAX_HEADER = 100_000_000  # bytes; the safetensors library rejects longer headers
+# Types by their names in safetensors files.
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -52,7 +53,10 @@ Shape = tuple[int, ...]
 
 
 class Taken(NamedTuple):
-    """A tensor, and whether its memory is pages of a file, which can be given back."""
+    """A tensor, and whether it consists of pages of a file.
+
+    File pages can be released with `drop_pages`.
+    """
 
     tensor: Tensor
     mapped: bool
@@ -60,18 +64,18 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensors:
-    """Named tensors that lie in files: their shapes at once, their values one by one."""
+    """Named tensors in files: shapes upfront, values on demand."""
 
     where: Path
     shapes: Mapping[str, Shape]
     take: Callable[[str], Taken]
-    """Return a tensor; it may be asked for once."""
+    """Return a tensor; callable once per name."""
 
 
 def drop_pages(tensor: Tensor) -> None:
-    """Give the pages of a mapped, unchanged tensor back to the system; the file still has them.
+    """Release the pages of a mapped, unchanged tensor.
 
-    Memory that is no file's would be lost.
+    The file still holds the values; memory that is not backed by a file would lose them.
     """
     if sys.platform == "linux" and tensor.is_contiguous():
         end = tensor.data_ptr() + tensor.nbytes
@@ -80,9 +84,10 @@ def drop_pages(tensor: Tensor) -> None:
 
 
 def new_tensor(shape: Shape, dtype: torch.dtype) -> Tensor:
-    """Return a tensor to be filled, on huge pages where the system has them.
+    """Return an uninitialized tensor, on huge pages where available.
 
-    A first touch of each 4 KB costs more than the copying: filling is 3 to 5 times as fast.
+    The first touch of each 4 KB page costs more than the copy itself: filling huge pages is 3 to 5
+    times as fast.
     """
     tensor = torch.empty(shape, dtype=dtype)
     if sys.platform == "linux":
@@ -98,92 +103,98 @@ def _libc() -> ctypes.CDLL:
 
 
 def _advise(address: int, length: int, advice: int) -> None:
-    """Tell the kernel about pages; it may decline, and nothing depends on it."""
+    """Advise the kernel about pages.
+
+    The kernel may decline, and no result depends on the advice.
+    """
     if length > 0:
         _libc().madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
 
 def map_file(path: Path) -> Tensor:
-    """Map the bytes of a file, (size,); what is written to them never reaches the file."""
+    """Memory-map a file, (size,); writes never reach the file."""
     return torch.from_file(str(path), False, path.stat().st_size, dtype=torch.uint8)
 
 
 def open_folder(folder: Path) -> Tensors:
-    """Open the weights of a Hugging Face folder; raise ValueError where there are none."""
-    return _joined(folder, [_open_file(path) for path in weight_files(folder)])
+    """Open the weights of a Hugging Face folder.
+
+    Raises ValueError where the folder has no weights.
+    """
+    return _join(folder, [_open_file(path) for path in weight_files(folder)])
 
 
 def _open_file(path: Path) -> Tensors:
     return open_safetensors(path) if path.suffix == ".safetensors" else open_pickle(path)
 
 
-def _joined(where: Path, files: list[Tensors]) -> Tensors:
-    home = {name: file for file in files for name in file.shapes}
-    if len(home) < sum(len(file.shapes) for file in files):
+def _join(where: Path, files: list[Tensors]) -> Tensors:
+    file_of = {name: file for file in files for name in file.shapes}
+    if len(file_of) < sum(len(file.shapes) for file in files):
         names = [name for file in files for name in file.shapes]
-        double = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{where}: {double} is in more than one file; allowed is one")
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{where}: {duplicate} is in several files; allowed is a single file")
     return Tensors(
         where=where,
-        shapes={name: file.shapes[name] for name, file in home.items()},
-        take=lambda name: home[name].take(name),
+        shapes={name: file.shapes[name] for name, file in file_of.items()},
+        take=lambda name: file_of[name].take(name),
     )
 
 
 def read_shapes(folder: Path) -> dict[str, Shape]:
-    """Return the shape of each tensor in `folder`, from headers where the format has them."""
+    """Return tensor shapes in `folder`, from headers where possible."""
     return dict(open_folder(folder).shapes)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return each tensor in `folder`, on the CPU, in the type that it has there."""
+    """Load the tensors in `folder` to the CPU, types unchanged."""
     tensors = open_folder(folder)
     return {name: tensors.take(name).tensor for name in tensors.shapes}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the file or the shards that hold the weights in `folder`."""
+    """Return the weight file, or the shards, in `folder`."""
     names = [name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not names:
-        raise ValueError(f"{folder}: no weights; allowed is one of {', '.join(WEIGHT_FILES)}")
+        raise ValueError(f"{folder} has no weights; allowed are {', '.join(WEIGHT_FILES)}")
     path = folder / names[0]
     if not path.name.endswith(".index.json"):
         return [path]
     shards = sorted(set(_weight_map(path).values()))
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{path} names {shard!r}; allowed are files beside it")
+            raise ValueError(f"{path} names {shard!r}; allowed are files in the same folder")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
-        raise ValueError(f"{folder}: {path.name} names {', '.join(missing)}, which is missing")
+        raise ValueError(f"{folder}: {path.name} names missing files: {', '.join(missing)}")
     return [folder / shard for shard in shards]
 
 
 def _weight_map(path: Path) -> dict[str, Any]:
     index = read_json(path)
-    found = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise ValueError(f"{path} has no weight_map of tensors and files; fetch it again")
-    return found
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} has no weight_map from tensors to files; fetch the file again")
+    return weight_map
 
 
-# safetensors: eight bytes of the header's length, the header in JSON, the tensors' bytes.
+# safetensors: the header's length in eight bytes, the header in JSON, the tensors' bytes.
 
 
 def open_safetensors(path: Path) -> Tensors:
-    """Map a safetensors file; raise ValueError where it is not whole."""
+    """Memory-map a safetensors file; raise ValueError if incomplete."""
     start, entries = _read_header(path)
-    whole: list[Tensor] = []
+    file_bytes: list[Tensor] = []
 
     def take(name: str) -> Taken:
-        if not whole:
-            whole.append(map_file(path))
+        if not file_bytes:
+            file_bytes.append(map_file(path))
         first, last = (start + offset for offset in entries[name]["data_offsets"])
-        dtype, content = SAFETENSORS_DTYPES[entries[name]["dtype"]], whole[0][first:last]
-        mapped = first % dtype.itemsize == 0  # no file of the library's own has another place
+        dtype, values = SAFETENSORS_DTYPES[entries[name]["dtype"]], file_bytes[0][first:last]
+        mapped = first % dtype.itemsize == 0  # true in every file saved by the library
         if not mapped:
-            content = content.clone()
-        return Taken(content.view(dtype).view(entries[name]["shape"]), mapped)
+            values = values.clone()
+        return Taken(values.view(dtype).view(entries[name]["shape"]), mapped)
 
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     return Tensors(path, shapes, take)
@@ -195,16 +206,16 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
         length = int.from_bytes(file.read(8), "little")
         header = file.read(min(length, MAX_HEADER))
     if size < 8 + length or not header.startswith(b"{"):
-        raise ValueError(f"{path} is not a whole safetensors file; fetch or write it again")
+        raise ValueError(f"{path} is not a complete safetensors file; fetch or save the file again")
     entries: dict[str, Any] = json.loads(header)
     entries.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != 8 + length + end:
-        raise ValueError(f"{path} has {size} bytes, its header says {8 + length + end}")
+        raise ValueError(f"{path} has {size} bytes, but the header requires {8 + length + end}")
     for name, entry in entries.items():
         if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise ValueError(
-                f"{path}: {name} is of type {entry['dtype']}; allowed are "
+                f"{path}: {name} has type {entry['dtype']}; allowed are "
                 f"{', '.join(SAFETENSORS_DTYPES)}"
             )
         first, last = entry["data_offsets"]
@@ -214,18 +225,19 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
             != math.prod(entry["shape"]) * SAFETENSORS_DTYPES[entry["dtype"]].itemsize
         ):
             raise ValueError(
-                f"{path}: {name} {tuple(entry['shape'])} has {last - first} bytes; it must have as "
-                "many as its shape and type"
+                f"{path}: {name} has {last - first} bytes; the size must match shape "
+                f"{tuple(entry['shape'])} and type {entry['dtype']}"
             )
     return 8 + length, entries
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Write tensors of one type, the bytes that the library writes, one tensor at a time.
+    """Save tensors as `dtype` in a safetensors file.
 
-    The metadata has one key: with two the library writes them in random order.
+    The file has the same bytes as the library's, and is written one tensor at a time. The metadata
+    has a single key because the library writes two keys in random order.
     """
-    code = next(code for code, known in SAFETENSORS_DTYPES.items() if known is dtype)
+    code = next(code for code, value in SAFETENSORS_DTYPES.items() if value is dtype)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(tensors):
@@ -246,33 +258,39 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dty
     partial.replace(path)
 
 
-# PyTorch's pickles.
+# PyTorch pickles.
 
 
 def open_pickle(path: Path) -> Tensors:
-    """Open a file of tensors as `torch.save` writes them."""
+    """Open a file of tensors saved with `torch.save`."""
     tensors, mapped = read_pickle(path)
     if not all(map(torch.is_tensor, tensors.values())):
-        raise ValueError(f"{path} holds other things than named tensors; allowed are no others")
+        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
     return of_dict(path, tensors, mapped=mapped)
 
 
 def of_dict(where: Path, tensors: dict[str, Tensor], *, mapped: bool) -> Tensors:
-    """Return tensors that were read already; those in memory are let go of as they are taken."""
+    """Wrap tensors that are already loaded.
+
+    Taking a tensor removes it from `tensors`, so that memory is freed tensor by tensor.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     return Tensors(where, shapes, take=lambda name: Taken(tensors.pop(name), mapped))
 
 
 def read_pickle(path: Path) -> tuple[dict[str, Any], bool]:
-    """Read PyTorch's file without running what it may carry; mapped, where its format allows.
+    """Load a PyTorch file without running code from the file.
 
-    Returns its top dict, and whether the tensors in it are pages of the file.
+    The file is memory-mapped where the format allows. Returns the top-level dict, and whether the
+    tensors are pages of the file. Raises ValueError where the content is not a dict of names.
     """
     mapped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a file of tensors alone; allowed is no other") from error
+        raise ValueError(
+            f"{path} is not a PyTorch file of tensors only; save the state dict alone"
+        ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{path} holds other things than named tensors; allowed are no others")
+        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
     return dict(content), mapped

@@ -1,1 +1,4 @@
-"""The command line `gptmill`: one file a verb, and what they share in frame.py."""
+"""The `gptmill` command line, with a module per verb.
+
+The verbs share frame.py, folders.py and options.py.
+"""

@@ -1,9 +1,10 @@
-"""Talk with an assistant, many turns, in the model's own chat template.
+"""Chat with an assistant in the model's own chat template.
 
-Each line typed is a message. Ctrl-C stops an answer, which stays in the conversation as far
-as it came; Ctrl-D ends. What lies behind is kept as whole turns: where a prompt would leave
-less than --max-new-tokens (at most half the context) for the answer, the oldest turns are left
-out and a line on standard error says so. Standard input may be a pipe: a line is a message.
+Each line typed is a message, and a chat may have many turns. Ctrl-C stops an answer, and the part
+printed by then stays in the conversation; Ctrl-D ends the chat. The history is kept as whole
+turns: where a prompt would leave less than --max-new-tokens (at most half the context) for the
+answer, the oldest turns are left out and a line on standard error reports their number. Standard
+input may be a pipe: each line is a message.
 """
 
 import argparse
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
     from gptmill.generation.decoder import GenerationConfig
     from gptmill.tokenizer.chat_template import Template
 
-HELP = "talk with an assistant"
+HELP = "chat with an assistant"
 Message = dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model and how it answers."""
+    """Add the model and the options for its answers."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="an assistant's folder")
-    parser.add_argument("--system", metavar="TEXT", help="a message that stands before all others")
+    parser.add_argument("--system", metavar="TEXT", help="a message before the conversation")
     options.add_sampling(parser, max_new_tokens=512)
     options.add_running(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read messages and print answers until there are no more messages."""
+    """Read messages and print answers until the input ends."""
     folders.check_model(arguments.model, "language model")
     config = options.sampling(arguments)
     system = None if arguments.system is None else options.utf8(arguments.system, "--system")
@@ -42,14 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
     generator = options.generator(arguments)
     if generator.template is None:
         raise ValueError(
-            f"{arguments.model} has no chat template: it is no assistant; "
-            "`gptmill generate` continues a text with it"
+            f"{arguments.model} has no chat template and is not an assistant; "
+            "use `gptmill generate` to continue a text with the model"
         )
     history: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    for number, said in enumerate(_messages()):
-        history.append({"role": "user", "content": said})
+    for number, message in enumerate(_messages()):
+        history.append({"role": "user", "content": message})
         try:
-            answered = _answer(
+            answer = _answer(
                 generator, generator.template, history, config, arguments.seed + number
             )
         except ValueError as error:
@@ -58,19 +59,19 @@ def run(arguments: argparse.Namespace) -> None:
             note(str(error))
             history.pop()
         else:
-            history.append({"role": "assistant", "content": answered})
+            history.append({"role": "assistant", "content": answer})
 
 
 def _messages() -> Iterator[str]:
-    """Yield what is typed, line by line; empty lines are passed over."""
+    """Yield the lines of the input, without empty lines."""
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        import readline  # noqa: F401 - its import lets `input` edit the line and recall others
+        import readline  # noqa: F401 - gives `input` line editing and a history
 
         note("Ctrl-C stops an answer, Ctrl-D ends.")
     while True:
         try:
-            said = input("> ") if at_terminal else _piped_line()
+            line = input("> ") if at_terminal else _piped_line()
         except EOFError:
             break
         except KeyboardInterrupt:
@@ -78,8 +79,8 @@ def _messages() -> Iterator[str]:
                 raise
             note("\n(Ctrl-D ends)")
             continue
-        if said.strip():
-            yield options.utf8(said, "the message")
+        if line.strip():
+            yield options.utf8(line, "the message")
     if at_terminal:
         print()
 
@@ -101,23 +102,26 @@ def _answer(
     config: "GenerationConfig",
     seed: int,
 ) -> str:
-    """Print the answer as it is written and return what was written before Ctrl-C, if it came."""
+    """Print the answer during decoding and return the text.
+
+    After Ctrl-C, returns the text printed by then.
+    """
     from gptmill.tokenizer.chat_template import fit
 
     room = min(config.max_new_tokens, generator.context_length // 2)
     longest = generator.context_length - room
     ids, left_out = fit(history, template, generator.tokenizer, longest=longest)
     if left_out:
-        note(f"(left out, as the model's context is full: the oldest turns, {left_out} in all)")
+        note(f"(the model's context is full: left out the oldest turns, {left_out} in all)")
     most = min(config.max_new_tokens, generator.context_length - len(ids))
-    written: list[str] = []
+    texts: list[str] = []
     try:
         config = replace(config, max_new_tokens=most)
         for delta in generator.stream(ids, config, stops=(), seed=seed):
-            written.append(delta.text)
+            texts.append(delta.text)
             sys.stdout.write(options.printable(delta.text))
             sys.stdout.flush()
     except KeyboardInterrupt:
         note(" (stopped)")
     print(flush=True)
-    return "".join(written)
+    return "".join(texts)

@@ -1,7 +1,8 @@
-"""Sort texts into a classifier's classes.
+"""Label texts with a classifier.
 
-Prints a line a text: the label and each class's probability. With --json: a list with an
-object {"text", "label", "probabilities"} for each text, in their order.
+Prints a line per text: the label, the probability of each class, and the text. With --json,
+prints a list with an object {"text", "label", "probabilities"} per text, in the order of the
+arguments.
 """
 
 import argparse
@@ -16,13 +17,15 @@ HELP = "label texts with a classifier"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and the texts."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a classifier's folder")
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text to sort")
-    parser.add_argument("--device", choices=options.DEVICES, default="cpu", help="where (cpu)")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text to label")
+    parser.add_argument(
+        "--device", choices=options.DEVICES, default="cpu", help="device to run on (cpu)"
+    )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, classify, print."""
+    """Load the classifier, label the texts and print the labels."""
     texts = [options.utf8(text, "TEXT") for text in arguments.texts]
     folders.check_model(arguments.model, "classifier")
 
@@ -35,22 +38,22 @@ def run(arguments: argparse.Namespace) -> None:
     model, names = load_classifier(arguments.model, mapped=True)
     rows, n_cut = encode(texts, tokenizer, model.config.context_length)
     if n_cut:
-        note(f"{n_cut} of {len(texts)} texts are longer than the model reads and lost their end")
+        note(f"{n_cut} of {len(texts)} texts are longer than the context and were truncated")
     device = device_name(arguments.device)
-    shares = predict(
+    probabilities = predict(
         model.to(device), rows, batch_size=32, pad_id=tokenizer.pad_id, device=device
     )  # (N, K)
-    found = [
+    results = [
         {
             "text": text,
             "label": names[row.argmax()],
             "probabilities": dict(zip(names, row.tolist(), strict=True)),
         }
-        for text, row in zip(texts, shares, strict=True)
+        for text, row in zip(texts, probabilities, strict=True)
     ]
     if arguments.json:
-        show(found)
+        show(results)
         return
-    for text, row in zip(texts, shares, strict=True):
+    for text, row in zip(texts, probabilities, strict=True):
         listed = "  ".join(f"{name} {p:.4f}" for name, p in zip(names, row, strict=True))
         print(f"{names[row.argmax()]}\t{listed}\t{options.printable(text)}")

@@ -1,8 +1,8 @@
-"""Write a model in a form that other tools open.
+"""Export a model in a format of other tools.
 
-hf: a Hugging Face folder, whose card names the commit that makes the model, where HEAD's dvc.lock
-records it; gguf: one file for llama.cpp and its like; book: the state dict of
-"Build a Large Language Model (From Scratch)". Nothing that exists is replaced.
+hf: a Hugging Face folder; if dvc.lock at HEAD records the model, the model card names the commit
+that reproduces the model. gguf: a single file for llama.cpp and compatible tools. book: the state
+dict of "Build a Large Language Model (From Scratch)". Existing files are never replaced.
 """
 
 import argparse
@@ -11,23 +11,26 @@ from pathlib import Path
 from gptmill.cli import folders, options
 from gptmill.cli.frame import show
 
-HELP = "write a model for other tools"
+HELP = "export a model as a Hugging Face folder, a GGUF file or a state dict"
 FORMS = ("hf", "gguf", "book")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add from where, to where, in which form."""
+    """Add the model, the output path and the format."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    parser.add_argument("out", type=Path, metavar="OUT", help="what to write; must be new")
-    parser.add_argument("--format", choices=FORMS, required=True, help="in which form")
+    parser.add_argument("out", type=Path, metavar="OUT", help="output path; must be new")
+    parser.add_argument("--format", choices=FORMS, required=True, help="output format")
     parser.add_argument(
-        "--dtype", choices=options.DTYPES, default="float32", help="as saved (float32)"
+        "--dtype",
+        choices=options.DTYPES,
+        default="float32",
+        help="dtype of the saved weights (float32)",
     )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export and tell where."""
+    """Export the model and print the output path."""
     folders.check_any_model(arguments.model)
     folders.check_free(arguments.out)
 

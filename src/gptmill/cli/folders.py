@@ -1,4 +1,7 @@
-"""What lies at a path: which kind of model, if any; and whether a name is free to write to."""
+"""Checks of the paths on the command line.
+
+A model's path must be a checkpoint folder of the right kind; an output path must be free.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,35 +9,44 @@ from typing import Any, Literal
 ModelKind = Literal["language model", "classifier"]
 
 HINTS: dict[ModelKind, str] = {
-    "language model": "`gptmill generate`, `chat` and `serve` speak with it",
-    "classifier": "`gptmill classify` sorts texts with it",
+    "language model": "run a language model with `gptmill generate`, `chat` or `serve`",
+    "classifier": "run a classifier with `gptmill classify`",
 }
 
 
-def check_model(folder: Path, wanted: ModelKind) -> None:
-    """Raise ValueError where `folder` is not a checkpoint folder of the wanted kind."""
-    found = check_any_model(folder)
-    if found != wanted:
-        raise ValueError(f"{folder} holds a {found}, not a {wanted}; {HINTS[found]}")
+def check_model(folder: Path, expected: ModelKind) -> None:
+    """Raise ValueError unless `folder` holds a model of kind `expected`."""
+    kind = check_any_model(folder)
+    if kind != expected:
+        raise ValueError(f"{folder} holds a {kind}, not a {expected}; {HINTS[kind]}")
 
 
 def check_any_model(folder: Path) -> ModelKind:
-    """Return the kind of model in `folder`; raise ValueError where it is no checkpoint folder."""
+    """Return the kind of model in `folder`.
+
+    Raises ValueError where `folder` is not a checkpoint folder.
+    """
     if not folder.exists():
         raise ValueError(f"{folder} does not exist; a model is a folder with a config.json")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: `gptmill import {folder} OUT` makes a folder of it")
+        raise ValueError(
+            f"{folder} is a file: `gptmill import {folder} OUT` makes a model folder of the file"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(_no_model(folder))
     return _kind(folder)
 
 
 def check_free(path: Path) -> None:
-    """Raise ValueError where writing to `path` would replace something, or has no parent."""
+    """Raise ValueError unless `path` is free for output.
+
+    A free path does not exist or is an empty folder: writing replaces nothing. The parent folder
+    must exist.
+    """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{path} exists already; name a new place, or remove it first")
+        raise ValueError(f"{path} exists already; choose a new path or remove the old content")
     if not path.resolve().parent.is_dir():
-        raise ValueError(f"{path.resolve().parent} does not exist; make that folder first")
+        raise ValueError(f"{path.resolve().parent} does not exist; create the folder first")
 
 
 def _kind(folder: Path) -> ModelKind:
@@ -47,11 +59,11 @@ def _kind(folder: Path) -> ModelKind:
 def _no_model(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     if not adapter.is_file():
-        return f"{folder} is no model: it has no config.json"
+        return f"{folder} is not a model: the folder has no config.json"
     base = _read_object(adapter).get("base_model_name_or_path")
     return (
-        f"{folder} holds an adapter, which is no model without its base, {base}; "
-        "merge the two first (PEFT's merge_and_unload) and name the folder of the whole model"
+        f"{folder} holds an adapter, which needs its base model, {base}; "
+        "merge both first (PEFT's merge_and_unload) and name the folder of the merged model"
     )
 
 

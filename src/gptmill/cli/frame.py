@@ -1,11 +1,11 @@
-"""What all verbs of the command line share: their list, errors, JSON, how they end.
+"""Frame of all verbs: parser, error reports, JSON, exit status.
 
-Exit status: 0 done; 2 a mistake that the user can mend, told in one sentence on standard
-error; 1 a fault that is not the user's; 130 ended by Ctrl-C. Where whoever reads the output
-has gone (`| head`), the command ends at once, in silence and with status 0.
+Exit status: 0 for success; 2 for a mistake the user can correct, reported in a single sentence on
+standard error; 1 for a failure the user did not cause; 130 after Ctrl-C. If the reader of the
+output closes the pipe (`| head`), the command ends at once, silently and with status 0.
 
 A verb is a module of this folder with `HELP`, `add_arguments(parser)` and `run(arguments)`.
-It imports torch and the library inside `run`, so that `gptmill --help` is quick.
+Torch and the library are imported inside `run` to keep `gptmill --help` fast.
 """
 
 import argparse
@@ -18,32 +18,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-SHARED = ("frame", "folders", "options")  # modules of this folder that are no verbs
+SHARED = ("frame", "folders", "options")  # modules of this folder that are not verbs
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one sentence."""
+    """A parser that reports a mistake in a single sentence."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what the frame tells as a user's mistake."""
-        raise ValueError(f"{message} (`{self.prog} --help` tells what is allowed)")
+        """Raise ValueError, reported by `main` as a user's mistake."""
+        raise ValueError(f"{message} (`{self.prog} --help` lists the allowed arguments)")
 
 
 def verbs() -> dict[str, str]:
-    """Return each verb with its module: `import` is no name that a module can have."""
+    """Return the module name of each verb.
+
+    The module of `import` is import_.py: a Python keyword cannot name a module.
+    """
     files = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
     names = [name for name in files if name not in SHARED and not name.startswith("__")]
     return {name.rstrip("_"): f"gptmill.cli.{name}" for name in names}
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the verb that is named and return the exit status."""
+    """Run the verb in `words` and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    given = list(sys.argv[1:] if words is None else words)
-    name = f"gptmill {given[0]}" if given and given[0] in verbs() else "gptmill"
+    words = list(sys.argv[1:] if words is None else words)
+    name = f"gptmill {words[0]}" if words and words[0] in verbs() else "gptmill"
     try:
-        arguments = _parser(given).parse_args(given)
+        arguments = _parser(words).parse_args(words)
         arguments.module.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -59,19 +62,22 @@ def show(content: Any) -> None:
 
 
 def note(message: str) -> None:
-    """Tell a person something that is no result."""
+    """Print a message, not a result, on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
-def _parser(given: Sequence[str]) -> Parser:
-    """Return the parser; of the verbs only the one that is named is imported, if one is."""
+def _parser(words: Sequence[str]) -> Parser:
+    """Return the parser.
+
+    If `words` begin with a verb, only the module of the named verb is imported.
+    """
     parser = Parser(prog="gptmill", description="Make, measure and talk to language models.")
-    found = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    named = given[0] if given and given[0] in verbs() else None
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    selected = words[0] if words and words[0] in verbs() else None
     for verb, path in verbs().items():
-        if named in (None, verb):
+        if selected in (None, verb):
             module = importlib.import_module(path)
-            child = found.add_parser(verb, help=module.HELP, description=module.__doc__)
+            child = subparsers.add_parser(verb, help=module.HELP, description=module.__doc__)
             child.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(child)
             child.set_defaults(module=module)
@@ -79,13 +85,13 @@ def _parser(given: Sequence[str]) -> Parser:
 
 
 def _fail(name: str, error: BaseException) -> int:
-    """Tell what went wrong and return the exit status."""
+    """Report an error on standard error; return the exit status."""
     if isinstance(error, KeyboardInterrupt):
         message, status = "interrupted", 130
-    elif _is_the_users(error):
+    elif _is_user_error(error):
         message, status = _sentence(error), 2
     elif isinstance(error, MemoryError) or "out of memory" in str(error):
-        message, status = "the machine has not enough memory for this", 1
+        message, status = "the machine does not have enough memory for the command", 1
     else:
         traceback.print_exception(error)
         message, status = f"{type(error).__name__}: {error}", 1
@@ -94,8 +100,8 @@ def _fail(name: str, error: BaseException) -> int:
     return status
 
 
-def _is_the_users(error: BaseException) -> bool:
-    # safetensors reports a full disk or a torn file by a class of its own
+def _is_user_error(error: BaseException) -> bool:
+    # safetensors reports a full disk or a truncated file with an exception class of its own
     return isinstance(error, ValueError | OSError) or type(error).__name__ == "SafetensorError"
 
 
@@ -106,7 +112,10 @@ def _sentence(error: BaseException) -> str:
 
 
 def _drop_output() -> None:
-    """Let nothing be written at the interpreter's end to an output that takes nothing more."""
+    """Redirect a closed or full standard output to /dev/null.
+
+    Otherwise the interpreter's flush at exit would fail.
+    """
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,8 +1,9 @@
 """Continue a prompt.
 
-The text appears as it is written, without the prompt; with --json one object {"text", "ids",
-"tokens_per_second"} at the end: the continuation, its new ids, and their number over the time
-from reading the prompt to the last of them. PROMPT - is read from standard input.
+Prints the continuation during decoding, without the prompt. With --json, prints a single object
+{"text", "ids", "tokens_per_second"} at the end: the continuation, the new ids, and the number of
+new ids per second from the start of reading the prompt to the last id. If PROMPT is -, the prompt
+is read from standard input.
 """
 
 import argparse
@@ -21,43 +22,47 @@ HELP = "continue a prompt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the prompt, and how the next token is chosen."""
+    """Add the model, the prompt and the decoding options."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; - reads it")
+    parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; -: standard input")
     options.add_sampling(parser, max_new_tokens=100)
     parser.add_argument("--beams", type=options.at_least_1, default=1, help="beam search (1: none)")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this; repeatable"
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; repeatable",
     )
     options.add_running(parser)
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, continue, print."""
-    given = arguments.prompt
-    prompt = options.read_stdin("PROMPT") if given == "-" else options.utf8(given, "PROMPT")
+    """Read the prompt, decode a continuation and print the text."""
+    argument = arguments.prompt
+    prompt = options.read_stdin("PROMPT") if argument == "-" else options.utf8(argument, "PROMPT")
     if not prompt:
-        raise ValueError("PROMPT is empty: give at least one character to continue")
+        raise ValueError("PROMPT is empty: give at least 1 character to continue")
     stops = [options.utf8(stop, "--stop") for stop in arguments.stop]
     if not all(stops):
-        raise ValueError("--stop is empty: every text begins with nothing")
+        raise ValueError("--stop is empty: an empty string would end every text at the start")
     folders.check_model(arguments.model, "language model")
     config = options.sampling(arguments)
 
     generator = options.generator(arguments)
     ids = generator.tokenizer.encode(prompt)
     start = time.perf_counter()
-    found: list[Delta] = []
+    deltas: list[Delta] = []
     for delta in generator.stream(ids, config, stops=stops, seed=arguments.seed):
-        found.append(delta)
+        deltas.append(delta)
         if not arguments.json:
             sys.stdout.write(options.printable(delta.text))
             sys.stdout.flush()
     seconds = time.perf_counter() - start
-    new_ids = [delta.id for delta in found if delta.id is not None]
+    new_ids = [delta.id for delta in deltas if delta.id is not None]
     if arguments.json:
-        text = "".join(delta.text for delta in found)
+        text = "".join(delta.text for delta in deltas)
         show({"text": text, "ids": new_ids, "tokens_per_second": len(new_ids) / seconds})
     elif sys.stdout.isatty():
         print()

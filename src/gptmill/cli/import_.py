@@ -1,7 +1,7 @@
-"""Make a checkpoint folder of a model in any form that it is found in.
+"""Import a model of any format into a checkpoint folder.
 
-SOURCE is a Hugging Face folder or hub id (with --revision), a GGUF file, a .pth of the book, or
-OpenAI's TensorFlow checkpoint folder. Nothing that exists is replaced.
+SOURCE is a Hugging Face folder or hub id (with --revision), a GGUF file, a .pth file of the book,
+or OpenAI's TensorFlow checkpoint folder. Existing files are never replaced.
 """
 
 import argparse
@@ -11,26 +11,32 @@ from pathlib import Path
 from gptmill.cli import folders, options
 from gptmill.cli.frame import show
 
-HELP = "make a checkpoint folder of a model in another form"
+HELP = "import a model into a checkpoint folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add from where, to where, and what the source does not say."""
+    """Add the source, output folder, and details the source lacks."""
     parser.add_argument("source", metavar="SOURCE", help="a folder, a file or a hub id")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write; must be new")
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="where its tokenizer is")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="folder of the tokenizer")
     parser.add_argument("--revision", metavar="SHA", help="the commit of a hub id")
-    parser.add_argument("--n-heads", type=options.at_least_1, metavar="N", help="heads of a .pth")
     parser.add_argument(
-        "--dtype", choices=options.DTYPES, default="float32", help="as saved (float32)"
+        "--n-heads", type=options.at_least_1, metavar="N", help="heads of a .pth file"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=options.DTYPES,
+        default="float32",
+        help="dtype of the saved weights (float32)",
     )
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Import and tell where."""
+    """Import the model and print a summary."""
     folders.check_free(arguments.out)
-    # the hub's client reads these when it is imported; what went wrong is one sentence in the end
+    # the hub client reads both variables on import; a failure is reported in a single sentence at
+    # the end, without the client's own messages
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
@@ -38,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from gptmill.formats.importing import import_model
 
-    found = import_model(
+    imported = import_model(
         arguments.source,
         arguments.out,
         tokenizer=arguments.tokenizer,
@@ -50,13 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
         show(
             {
                 "source": arguments.source,
-                "revision": found.revision,
-                "form": found.form,
+                "revision": imported.revision,
+                "form": imported.form,
                 "out": str(arguments.out),
-                "parameters": found.n_parameters,
-                "tensors": found.n_tensors,
-                "files": dict(found.files),
+                "parameters": imported.n_parameters,
+                "tensors": imported.n_tensors,
+                "files": dict(imported.files),
             }
         )
     else:
-        print(f"{arguments.out}: {found.n_parameters:,} parameters from {found.form}")
+        print(f"{arguments.out}: {imported.n_parameters:,} parameters from {imported.form}")

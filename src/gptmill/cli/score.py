@@ -1,8 +1,9 @@
 """Measure how well a model predicts a text file (UTF-8).
 
-A window of N tokens slides over the text by STRIDE, and every token but the first is predicted
-once: a window counts those of its N predictions that none before it has made. Prints the loss
-(mean nats a predicted token), the perplexity, the bits a byte, and how many were predicted.
+A window of N tokens slides over the text by STRIDE tokens. Every token but the first is predicted
+exactly once: a window counts only predictions not made by an earlier window. Prints the loss
+(mean nats per predicted token), the perplexity, the bits per byte, and the number of predicted
+tokens.
 """
 
 import argparse
@@ -12,21 +13,25 @@ from pathlib import Path
 from gptmill.cli import folders, options
 from gptmill.cli.frame import show
 
-HELP = "how well a model predicts a text file: loss, perplexity, bits a byte"
+HELP = "how well a model predicts a text file: loss, perplexity, bits per byte"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, the file, and how the window slides."""
+    """Add the model, the file and the sliding window."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
     parser.add_argument("file", type=Path, metavar="FILE", help="a text file, UTF-8")
-    parser.add_argument("--context-length", type=int, metavar="N", help="window (the model's)")
-    parser.add_argument("--stride", type=int, metavar="N", help="step of the window (its length)")
+    parser.add_argument(
+        "--context-length", type=int, metavar="N", help="tokens of the window (the model's context)"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="step of the window (the window's length)"
+    )
     options.add_running(parser)
     options.add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, measure, print."""
+    """Read the file, measure the model and print the metrics."""
     folders.check_model(arguments.model, "language model")
     text = _read(arguments.file)
 
@@ -36,15 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     length = arguments.context_length
     length = generator.context_length if length is None else length
     stride = length if arguments.stride is None else arguments.stride
-    found = asdict(
+    metrics = asdict(
         perplexity.measure(
             generator.model, generator.tokenizer, text, context_length=length, stride=stride
         )
     )
     if arguments.json:
-        show(found)
+        show(metrics)
     else:
-        for name, value in found.items():
+        for name, value in metrics.items():
             print(f"{name.replace('_', ' '):14} {value}")
 
 

@@ -1,8 +1,9 @@
-"""Serve a model to OpenAI's clients, and a page to chat on.
+"""Serve a model to OpenAI clients, with a chat page.
 
-/v1/chat/completions (of an assistant), /v1/completions, /v1/models, /health, and / for the page.
-Only this machine can reach it unless --host says otherwise; then a key is needed, from an
-environment variable or a file. SIGINT or SIGTERM ends it, with status 0.
+Paths: /v1/chat/completions (for an assistant), /v1/completions, /v1/models, /health, and / for
+the chat page. Only this machine can reach the server by default. A server that --host opens to
+the network needs a key, from an environment variable or a file. SIGINT or SIGTERM ends the server
+with status 0.
 """
 
 import argparse
@@ -17,53 +18,53 @@ from gptmill.cli.frame import note
 if TYPE_CHECKING:
     from gptmill.serving.server import Admission
 
-PREFILL_BUDGET = 256  # ids of prompts in a step: what answers under way wait for
+PREFILL_BUDGET = 256  # prompt ids prefilled in a step, while answers in progress wait
 
-HELP = "serve a model to OpenAI's clients, with a page to chat on"
+HELP = "serve a model to OpenAI clients, with a chat page"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the model, where to listen, who may come in, and the limits."""
+    """Add the model, address, access rules and limits."""
     add = parser.add_argument
     add("model", type=Path, metavar="MODEL", help="a checkpoint folder")
-    add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")
-    add("--port", type=int, default=8000, help="port; 0: any that is free (8000)")
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    add("--port", type=int, default=8000, help="port; 0: any free port (8000)")
     key = parser.add_mutually_exclusive_group()
     key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key")
     key.add_argument("--api-key-file", metavar="FILE", help="file with the key")
-    key.add_argument("--no-key", action="store_true", help="let anyone in who reaches the host")
-    add("--name", help="what clients call the model (its folder's name)")
+    key.add_argument("--no-key", action="store_true", help="allow clients without a key")
+    add("--name", help="model name for clients (the folder's name)")
     add(
         "--at-once",
         type=options.at_least_1,
         default=4,
         metavar="N",
-        help="answers written at once (4)",
+        help="answers decoded together (4)",
     )
     add("--max-waiting", type=int, default=32, metavar="N", help="requests that may wait (32)")
     add(
         "--context-length",
         type=options.at_least_1,
         metavar="N",
-        help="tokens of prompt and answer; less takes less memory (the model's)",
+        help="tokens of prompt and answer; fewer take less memory (the model's context)",
     )
     add(
         "--max-prompt-tokens",
         type=options.at_least_1,
         metavar="N",
-        help="longest prompt (the context length less one)",
+        help="longest prompt (the context length minus 1)",
     )
     add(
         "--max-new-tokens",
         type=options.at_least_1,
         metavar="N",
-        help="longest answer (what the context leaves)",
+        help="longest answer (the rest of the context)",
     )
     options.add_running(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Check, listen, load, answer until a signal comes."""
+    """Check the arguments and serve the model until a signal."""
     folders.check_model(arguments.model, "language model")
     _check_numbers(arguments)
     key = options.secret(arguments.api_key_env, arguments.api_key_file)
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     if key is None and not arguments.no_key and not server.is_loopback(arguments.host):
         raise ValueError(
             f"{arguments.host} can be reached from other machines: set a key with --api-key-env "
-            "or --api-key-file, or say --no-key to let anyone in"
+            "or --api-key-file, or pass --no-key to allow any client"
         )
     _serve(arguments, server.Admission.at(arguments.host, key))
 

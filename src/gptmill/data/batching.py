@@ -1,7 +1,7 @@
-"""Rows of token ids of any length, put into padded batches.
+"""Padded batches of variable-length rows of token ids.
 
-Rows of like length share a batch, so that little of it is padding. Which rows these are is a
-pure function of (seed, epoch): a step's batch does not depend on what ran before.
+Rows of similar length share a batch to keep padding small. The order of the rows is a pure
+function of (seed, epoch): a step's batch does not depend on the steps run before.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,14 @@ Ids = npt.NDArray[np.uint32]
 Indices = npt.NDArray[np.int64]
 
 BATCHES_IN_A_POOL = 16
-"""Rows are sorted by length within pools of so many batches: random enough, little padding."""
+"""Rows are sorted by length within pools of this many batches: random enough, little padding."""
 
 
 def pad(rows: Sequence[Sequence[int] | Ids], value: int) -> Tensor:
-    """Return rows as one tensor (B, T), T the longest row, filled up on the right."""
+    """Return the rows as a right-padded tensor (B, T).
+
+    T is the length of the longest row. Shorter rows are filled up with `value`.
+    """
     out = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
@@ -29,7 +32,10 @@ def pad(rows: Sequence[Sequence[int] | Ids], value: int) -> Tensor:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """The rows of each training step; every epoch has each row once, in an order of its own."""
+    """The row indices of each training step's batch.
+
+    Every epoch visits each row once and reshuffles the order.
+    """
 
     lengths: Indices
     batch_size: int
@@ -38,24 +44,27 @@ class RowOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of batches in an epoch; the smallest holds what is left over."""
+        """Return the number of batches in an epoch.
+
+        Rows left over after the full batches form a smaller batch.
+        """
         return -(-len(self.lengths) // self.batch_size)
 
     def rows(self, step: int) -> Indices:
-        """Return the indices of the rows in the batch of `step`, which counts from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        """Return the row indices of a step's batch; steps start at 0."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch not in self._epochs:
             self._epochs.clear()
             self._epochs[epoch] = self._epoch(epoch)
-        return self._epochs[epoch][place]
+        return self._epochs[epoch][batch]
 
     def _epoch(self, epoch: int) -> list[Indices]:
         generator = np.random.default_rng([self.seed, epoch])
         rows = generator.permutation(len(self.lengths))
-        pool = self.batch_size * BATCHES_IN_A_POOL
-        pools = [rows[start : start + pool] for start in range(0, len(rows), pool)]
-        # A stable sort leaves rows of one length in their random order.
-        sorted_rows = [part[np.argsort(self.lengths[part], kind="stable")] for part in pools]
+        pool_size = self.batch_size * BATCHES_IN_A_POOL
+        pools = [rows[start : start + pool_size] for start in range(0, len(rows), pool_size)]
+        # A stable sort leaves rows of equal length in their random order.
+        sorted_rows = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
         order = np.concatenate(sorted_rows)
         batches = [
             order[start : start + self.batch_size]
@@ -65,6 +74,9 @@ class RowOrder:
 
 
 def by_length(lengths: Sequence[int] | Indices, batch_size: int) -> list[Indices]:
-    """Return all row indices in batches from short to long, for work in which order is free."""
+    """Return all row indices in batches, from short to long rows.
+
+    Suits work where the order of the rows does not matter.
+    """
     order = np.argsort(np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,4 +1,8 @@
-"""Raw text: one document a file, read whole, checked, and put into a part by its own hash."""
+"""Raw text documents, read from files and split by hash.
+
+Each file is a document, read whole and checked. A hash of the text assigns the document to
+the training or the validation part.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,48 +14,50 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its file's name below the folder that was read."""
+    """A text and its file name, relative to the input folder."""
 
     name: str
     text: str
 
 
 def read_documents(folder: Path) -> list[Document]:
-    """Read every .txt file below `folder`, in the order of their names.
+    """Read every .txt file below `folder`, in order of file names.
 
-    Line ends become a newline and a byte order mark goes, so that a text is the same text
-    whichever system wrote it. Raises ValueError, naming the file, where one is empty, binary
-    or not UTF-8, and where there is none.
+    Line ends become newlines and byte order marks are removed, to get the same text from
+    files of every operating system. Raises ValueError, naming the file, if a file is empty,
+    binary or not UTF-8, and if the folder has no .txt file.
     """
     paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
     if not paths:
-        raise ValueError(f"{folder} has no .txt file: put one document a file there, in UTF-8")
+        raise ValueError(f"{folder} has no .txt file: add UTF-8 .txt files, a document per file")
     return [Document(path.relative_to(folder).as_posix(), _read(path)) for path in paths]
 
 
 def split_documents(
     documents: Sequence[Document], validation_fraction: float
 ) -> tuple[list[Document], list[Document]]:
-    """Return the training and the validation part; each holds at least one document.
+    """Return the training and validation documents, at least one of each.
 
-    A document's place between 0 and 1 is a hash of its text, and those below the fraction are
-    validation: adding or renaming files moves no other, and equal texts stay together. Where
-    that would leave a part empty, the document nearest to the fraction goes there.
+    A hash of the text puts each document at a position between 0 and 1, and positions below
+    the fraction belong to validation: adding or renaming files moves no existing document,
+    and equal texts stay together. If a part would be empty, the document nearest to the
+    fraction moves into the empty part.
 
-    Raises ValueError where all documents have the same text.
+    Raises ValueError if all documents have the same text.
     """
-    places = [_place(document.text) for document in documents]
-    distinct = sorted(set(places))
+    positions = [_hash_position(document.text) for document in documents]
+    distinct = sorted(set(positions))
     if len(distinct) < 2:
         raise ValueError(
-            f"the text is {len(documents)} document(s) with {len(distinct)} distinct text(s), and "
-            "one part is for training, one for validation: give at least 2 files"
+            f"{len(documents)} document(s) with {len(distinct)} distinct text(s) cannot be split "
+            "into a training and a validation part: give at least 2 files with different texts"
         )
-    # the last place that is still validation, with room for the training part above it
-    below = [place for place in distinct[:-1] if place < validation_fraction]
+    # the highest validation position, leaving at least one text above for training
+    below = [position for position in distinct[:-1] if position < validation_fraction]
     last = max(below, default=distinct[0])
-    train = [one for one, place in zip(documents, places, strict=True) if place > last]
-    validation = [one for one, place in zip(documents, places, strict=True) if place <= last]
+    pairs = list(zip(documents, positions, strict=True))
+    train = [document for document, position in pairs if position > last]
+    validation = [document for document, position in pairs if position <= last]
     return train, validation
 
 
@@ -59,24 +65,24 @@ def _read(path: Path) -> str:
     content = path.read_bytes()
     if b"\0" in content:
         raise ValueError(
-            f"{path} is no plain text: it has a NUL byte at offset {content.index(0)}; save it as "
+            f"{path} is not plain text: NUL byte at offset {content.index(0)}; save the file as "
             "UTF-8 text or remove it"
         )
-    # bytes that are not UTF-8 become lone surrogates, which UTF-8 itself never holds
+    # invalid bytes decode to lone surrogates, impossible in valid UTF-8
     text = content.decode("utf-8", errors="surrogateescape")
-    wrong = next((place for place, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
-    if wrong is not None:
-        offset = len(text[:wrong].encode("utf-8"))
+    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
+    if invalid is not None:
+        offset = len(text[:invalid].encode("utf-8"))
         raise ValueError(
-            f"{path} is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}; convert it, "
-            f"for example with `iconv -f latin1 -t utf-8`, or remove it"
+            f"{path} is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}; convert "
+            f"the file, for example with `iconv -f latin1 -t utf-8`, or remove it"
         )
     text = text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
-        raise ValueError(f"{path} is empty: remove it or put text into it")
+        raise ValueError(f"{path} is empty: add text or remove the file")
     return text
 
 
-def _place(text: str) -> float:
+def _hash_position(text: str) -> float:
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,8 +1,9 @@
-"""Labelled texts and instructions: read, checked, freed of duplicates, split in three parts.
+"""Labelled texts and instructions: checks, deduplication, three-way splits.
 
-Duplicates go before the split. Otherwise one message may be trained on and tested on, and
-the test score tells how well the model remembers. How many rows each pair of parts would
-have shared is counted on the same split of the rows with their duplicates.
+Duplicates are removed before the split. Otherwise the same message may be in the training
+and the test part, and the test score measures how well the model remembers. The rows
+that each pair of parts would have shared are counted on the same split of the rows with their
+duplicates.
 """
 
 import csv
@@ -24,7 +25,7 @@ INSTRUCTION_COLUMNS = ("instruction", "input", "output", "kind")
 
 @dataclass(frozen=True)
 class Fractions:
-    """How much of a set goes to each part; together they are the whole set."""
+    """The fraction of rows in each part; the fractions sum to 1."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -33,38 +34,41 @@ class Fractions:
     test: float
 
     def __post_init__(self) -> None:
-        given = (self.train, self.validation, self.test)
-        if not (min(given) > 0 and abs(sum(given) - 1) < 1e-9):
+        fractions = (self.train, self.validation, self.test)
+        if not (min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-9):
             raise ValueError(
                 f"fractions are train {self.train}, validation {self.validation}, test {self.test};"
                 " each must be above 0 and together they must be 1"
             )
 
     def ends(self, rows: int) -> tuple[int, int]:
-        """Return where, of `rows` rows in a row, the train and the validation part end."""
+        """Return the end indices of train and validation among `rows` rows.
+
+        The parts follow each other in the order train, validation, test.
+        """
         return round(self.train * rows), round((self.train + self.validation) * rows)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The three tables by part name, and what was counted on the way."""
+    """The three tables by part name, and the row counts."""
 
     parts: dict[str, pd.DataFrame]
     counts: dict[str, int]
 
 
 def read_labelled(path: Path) -> pd.DataFrame:
-    """Read a CSV file with the columns `label` and `text`; other columns are left out.
+    """Read the columns `label` and `text` of a CSV file.
 
-    Raises ValueError, naming the row, for what is not UTF-8 or not CSV, for a missing
-    column, and for an empty label or text.
+    All further columns are left out. Raises ValueError, naming the row, for a file that is
+    not UTF-8 or not CSV, for a missing column, and for an empty label or text.
     """
     rows = _read_rows(path)
     header = [name.strip() for name in rows[0]] if rows else []
     missing = [name for name in LABELLED_COLUMNS if name not in header]
     if missing:
         raise ValueError(
-            f"{path} has no column {' and no column '.join(missing)}; its first line names"
+            f"{path} has no column {' and no column '.join(missing)}; the first line names"
             f" {', '.join(header) or 'nothing'}; a labelled file has the columns label,text"
         )
     return _labelled_table(path, header, rows[1:])
@@ -79,25 +83,28 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _labelled_table(path: Path, header: Sequence[str], rows: Sequence[list[str]]) -> pd.DataFrame:
-    places = [header.index(name) for name in LABELLED_COLUMNS]
+    columns = [header.index(name) for name in LABELLED_COLUMNS]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise ValueError(
-                f"{path}, row {number} has {len(row)} cells, its header {len(header)};"
-                " put a cell that holds commas in double quotes"
+                f"{path}, row {number} has {len(row)} cells, the header {len(header)};"
+                " put cells with commas in double quotes"
             )
-        for name, place in zip(LABELLED_COLUMNS, places, strict=True):
-            if not row[place].strip():
-                raise ValueError(f"{path}, row {number} has an empty {name}; fill it or remove it")
-    cells = [[row[place] for place in places] for row in rows]
+        for name, column in zip(LABELLED_COLUMNS, columns, strict=True):
+            if not row[column].strip():
+                raise ValueError(
+                    f"{path}, row {number} has an empty {name}; add the {name} or remove the row"
+                )
+    cells = [[row[column] for column in columns] for row in rows]
     return pd.DataFrame(cells, columns=list(LABELLED_COLUMNS), dtype="str")
 
 
 def read_instructions(path: Path) -> pd.DataFrame:
-    """Read a JSON list of objects with `instruction`, `output` and, if any, `input` and `kind`.
+    """Read instruction rows from a JSON list of objects.
 
-    Returns the columns instruction, input, output, kind; a row without a kind is of the
-    kind "other". Raises ValueError, naming the row, for what cannot be trained on.
+    Each object has `instruction`, `output` and optionally `input` and `kind`. The table has
+    the columns instruction, input, output, kind; a row without a kind gets the kind "other".
+    Raises ValueError, naming the row, for a row unfit for training.
     """
     text = _read_utf8(path)
     try:
@@ -118,24 +125,26 @@ def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:
     }
     for name, value in record.items():
         if not isinstance(value, str):
-            raise ValueError(f"{path}, row {number}: {name} is {value!r}; it must be text")
+            raise ValueError(f"{path}, row {number}: {name} must be text, not {value!r}")
     for name in ("instruction", "output"):
         if not record.get(name, "").strip():
-            raise ValueError(f"{path}, row {number} has no {name}; every row must have one")
+            raise ValueError(
+                f"{path}, row {number} has no {name}; every row needs the field {name}"
+            )
     return record
 
 
 def split_labelled(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split labelled texts so that each part has the labels in the same ratio.
+    """Split labelled texts, with the same ratio of labels in each part.
 
-    Of equal texts one is kept; a text that carries two labels is left out, for nobody
-    knows which is right. Raises ValueError where fewer than two labels remain or a label
-    has too few texts to be in each part.
+    Only the first of several equal texts is used. Texts with two labels are left out, because
+    the right label is unknown. Raises ValueError if fewer than two labels remain or a label
+    has too few texts for all parts.
     """
     keys = table["text"].map(fold)
     conflicting = table["label"].groupby(keys).transform("nunique") > 1
-    kept = ~keys.duplicated() & ~conflicting
-    labels = table["label"][kept].value_counts()
+    selected = ~keys.duplicated() & ~conflicting
+    labels = table["label"][selected].value_counts()
     if len(labels) < 2:
         raise ValueError(
             f"the labelled texts have too few labels ({', '.join(labels.index) or 'none'});"
@@ -143,88 +152,95 @@ def split_labelled(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> S
         )
     for label, count in labels.items():
         _check_sizes(f"label {label!r}", count, fractions)
-    rows = pd.DataFrame({"key": keys, "stratum": table["label"], "kept": kept})
+    rows = pd.DataFrame({"key": keys, "stratum": table["label"], "selected": selected})
     split = _split(table, rows, fractions, seed=seed)
     return Split(split.parts, split.counts | {"conflicting": int(keys[conflicting].nunique())})
 
 
 def split_instructions(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split instruction rows so that each part has the kinds in the same ratio.
+    """Split instruction rows, with the same ratio of kinds in each part.
 
-    Of rows with equal prompts (instruction and input) the first is kept, whatever it
-    answers, so that no prompt of the test part is trained on. Raises ValueError where a
-    part would be empty.
+    Of rows with equal prompts (instruction and input) only the first is used, regardless of
+    the answers, to keep every prompt of the test part out of training. Raises ValueError if
+    a part would be empty.
     """
     keys = (table["instruction"] + "\n" + table["input"]).map(fold)
-    kept = ~keys.duplicated()
-    _check_sizes("the instruction set", int(kept.sum()), fractions)
-    rows = pd.DataFrame({"key": keys, "stratum": table["kind"], "kept": kept})
+    selected = ~keys.duplicated()
+    _check_sizes("the instruction set", int(selected.sum()), fractions)
+    rows = pd.DataFrame({"key": keys, "stratum": table["kind"], "selected": selected})
     split = _split(table, rows, fractions, seed=seed)
     answers = table["output"].map(fold).groupby(keys).nunique()
     return Split(split.parts, split.counts | {"conflicting": int((answers > 1).sum())})
 
 
 def fold(text: str) -> str:
-    """Return what two texts share that a reader would call the same: case and spaces folded."""
+    """Return the text with case and spaces folded.
+
+    Two texts fold to the same string if a reader would call them the same.
+    """
     return " ".join(text.casefold().split())
 
 
 def assign(rows: pd.DataFrame, fractions: Fractions, *, seed: int) -> "pd.Series[str]":
-    """Name the part of each row, a pure function of the seed, its `key` and its `stratum`.
+    """Return the part name of each row.
 
-    Within a stratum rows are ranked by a hash of seed and key and then cut, so neither
-    their order in the file nor a library's random generator has a say.
+    The part is a pure function of the seed and the row's `key` and `stratum`. Within a
+    stratum rows are ranked by a hash of seed and key and then cut, independent of the row
+    order in the file and of a library's random generator.
     """
     nth = rows.groupby("key").cumcount()
-    marks = [f"{seed} {n} {key}" for n, key in zip(nth, rows["key"], strict=True)]
-    ranks = [hashlib.sha256(mark.encode()).hexdigest() for mark in marks]
+    seeded_keys = [f"{seed} {n} {key}" for n, key in zip(nth, rows["key"], strict=True)]
+    ranks = [hashlib.sha256(key.encode()).hexdigest() for key in seeded_keys]
     ordered = rows.assign(rank=ranks).sort_values("rank")
-    place = ordered.groupby("stratum").cumcount()
+    positions = ordered.groupby("stratum").cumcount()
     ends = ordered["stratum"].map(
         {name: fractions.ends(len(group)) for name, group in ordered.groupby("stratum")}
     )
-    parts = [PARTS[bisect(two, at)] for two, at in zip(ends, place, strict=True)]
+    parts = [PARTS[bisect(cuts, position)] for cuts, position in zip(ends, positions, strict=True)]
     return pd.Series(parts, index=ordered.index, dtype="str").reindex(rows.index)
 
 
 def shared(keys: "pd.Series[str]", parts: "pd.Series[str]") -> dict[str, int]:
-    """Count, for each pair of parts, the rows of the one whose key stands in the other."""
+    """Count, for each pair of parts, the rows with a shared key.
+
+    Only the rows of the pair's first part are counted.
+    """
     pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
     return {
-        f"{one}_rows_in_{other}": int(keys[parts == one].isin(keys[parts == other]).sum())
-        for one, other in pairs
+        f"{first}_rows_in_{second}": int(keys[parts == first].isin(keys[parts == second]).sum())
+        for first, second in pairs
     }
 
 
 def _split(table: pd.DataFrame, rows: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    kept = rows[rows["kept"]]
-    parts = assign(kept, fractions, seed=seed)
-    assert not any(shared(kept["key"], parts).values())
+    selected = rows[rows["selected"]]
+    parts = assign(selected, fractions, seed=seed)
+    assert not any(shared(selected["key"], parts).values())
     tables = {name: table.loc[parts.index[parts == name]] for name in PARTS}
-    would = shared(rows["key"], assign(rows, fractions, seed=seed))
-    counts = {"rows": len(rows), "removed": len(rows) - len(kept)}
+    overlaps = shared(rows["key"], assign(rows, fractions, seed=seed))
+    counts = {"rows": len(rows), "removed": len(rows) - len(selected)}
     counts |= {name: len(part) for name, part in tables.items()}
-    counts |= {f"with_duplicates_{name}": count for name, count in would.items()}
+    counts |= {f"with_duplicates_{name}": count for name, count in overlaps.items()}
     return Split({name: part.reset_index(drop=True) for name, part in tables.items()}, counts)
 
 
-def _check_sizes(what: str, rows: int, fractions: Fractions) -> None:
+def _check_sizes(subject: str, rows: int, fractions: Fractions) -> None:
     ends = (0, *fractions.ends(rows), rows)
     for name, start, end in zip(PARTS, ends, ends[1:], strict=False):
         if start == end:
             raise ValueError(
-                f"{what} has {rows} distinct rows, too few for the {name} part"
+                f"{subject} has {rows} distinct rows, too few for the {name} part"
                 f" at {getattr(fractions, name):g} of the rows; add rows or change the fractions"
             )
 
 
 def _read_utf8(path: Path) -> str:
     if not path.is_file():
-        raise ValueError(f"{path} is not there")
+        raise ValueError(f"{path} does not exist")
     content = path.read_bytes()
     text = content.decode("utf-8-sig", errors="surrogateescape")
-    wrong = next((at for at, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
-    if wrong is not None or "\0" in text:
-        line = text.count("\n", 0, text.find("\0") if wrong is None else wrong) + 1
-        raise ValueError(f"{path} is not UTF-8 text (line {line}); save it as UTF-8")
+    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
+    if invalid is not None or "\0" in text:
+        line = text.count("\n", 0, text.find("\0") if invalid is None else invalid) + 1
+        raise ValueError(f"{path} is not UTF-8 text (line {line}); save the file as UTF-8")
     return text

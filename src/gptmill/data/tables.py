@@ -4,7 +4,10 @@ import pandas as pd
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table as markdown; a cell never breaks out of its row."""
+    """Return a table as markdown, with escaped cells.
+
+    A cell cannot break the row: pipes are escaped and newlines become spaces.
+    """
 
     def cell(value: object) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)

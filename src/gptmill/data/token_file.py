@@ -1,8 +1,8 @@
-"""Token files: the ids of many documents in one flat array on disk, memory-mapped when read.
+"""Token files: the ids of many documents in a memory-mapped array.
 
-`NAME.bin` holds little-endian uint16, or uint32 where ids do not fit. `NAME.json` beside it
-says how to read it: count, dtype, vocabulary size, the tokenizer's fingerprint, and the name
-and first position of each document. One separator id stands between documents.
+`NAME.bin` is a flat array of little-endian uint16, or of uint32 where ids do not fit.
+`NAME.json` is the header: count, dtype, vocabulary size, the tokenizer's fingerprint, and the
+name and first position of each document. A separator id stands between documents.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ LARGEST_UINT16 = 2**16 - 1
 
 @dataclass(frozen=True)
 class TokenFile:
-    """An open token file. Nothing is read until it is indexed."""
+    """An open token file. Ids are read from disk on indexing."""
 
     ids: Ids  # (N,)
     vocab_size: int
@@ -35,17 +35,18 @@ class TokenFile:
 
     @classmethod
     def open(cls, path: Path) -> "TokenFile":
-        """Map `path`, a .bin file with its .json header beside it.
+        """Memory-map the .bin file at `path` and read the header.
 
-        Raises ValueError where the file is not as long as its header says.
+        The header is the .json file of the same name. Raises ValueError if the length of the
+        .bin file differs from the header.
         """
         header = read_json(path.with_suffix(".json"))
         dtype = ID_DTYPES[header["dtype"]]
         expected = header["count"] * dtype.itemsize
         if path.stat().st_size != expected:
             raise ValueError(
-                f"{path} has {path.stat().st_size} bytes and its header promises {expected}: "
-                "it was cut or belongs to another header; make it again"
+                f"{path} has {path.stat().st_size} bytes and the header promises {expected}: "
+                "the file was cut or belongs to a different header; create the file again"
             )
         return cls(
             ids=np.memmap(path, dtype=dtype, mode="r"),
@@ -65,8 +66,8 @@ class TokenFile:
         vocab_size: int,
         fingerprint: str,
     ) -> "TokenFile":
-        """Write the documents one behind the other with `separator` between, and open the file."""
-        assert documents, "a token file holds at least one document"
+        """Write the documents, separated by `separator`, and open the file."""
+        assert documents, "a token file needs at least one document"
         assert len(documents) == len(names), "each document has a name"
         dtype = "uint16" if vocab_size - 1 <= LARGEST_UINT16 else "uint32"
         ids, starts = _join(documents, separator)
@@ -83,17 +84,20 @@ class TokenFile:
         return TokenFile.open(path)
 
     def document_at(self, position: int) -> str:
-        """Return the name of the document that holds `position`; a separator ends the one before.
+        """Return the name of the document at `position`.
 
-        Positions count from the start of the file.
+        Positions count from the start of the file. A separator belongs to the document before.
         """
         return self.names[int(np.searchsorted(self.starts, position, side="right")) - 1]
 
     def documents_in(self, position: int, length: int) -> list[str]:
-        """Return the names of the documents that `length` ids from `position` on belong to."""
+        """Return the names of the documents in a range of ids.
+
+        The range has `length` ids and starts at `position`.
+        """
         first, last = (
-            int(np.searchsorted(self.starts, place, side="right")) - 1
-            for place in (position, position + length - 1)
+            int(np.searchsorted(self.starts, index, side="right")) - 1
+            for index in (position, position + length - 1)
         )
         return list(self.names[first : last + 1])
 
@@ -101,11 +105,11 @@ class TokenFile:
 def _join(
     documents: Sequence[npt.NDArray[np.uint32]], separator: int
 ) -> tuple[npt.NDArray[np.uint32], list[int]]:
-    between = np.array([separator], dtype=np.uint32)
+    separator_id = np.array([separator], dtype=np.uint32)
     parts, starts, position = [], [], 0
-    for place, document in enumerate(documents):
-        if place:
-            parts.append(between)
+    for index, document in enumerate(documents):
+        if index:
+            parts.append(separator_id)
             position += 1
         starts.append(position)
         parts.append(document)

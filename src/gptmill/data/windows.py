@@ -1,8 +1,8 @@
-"""Training windows: where each one starts in a token file, and in which order they are read.
+"""Training windows: start offsets in a token file and the reading order.
 
-A window is an offset, never a copy: `max_length` ids and, one further, their targets. A batch
-is one gather. The order is a pure function of (seed, epoch), so a place in training is a
-number.
+A window is an offset, never a copy: `max_length` ids, and targets shifted by one position. A
+batch is a single gather. The order is a pure function of (seed, epoch), so a position in
+training is just a number.
 """
 
 import io
@@ -25,10 +25,11 @@ WindowRows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """Windows of `max_length` ids, each starting `stride` behind the one before.
+    """The length and stride of windows, in ids.
 
-    A stride below `max_length` makes windows overlap: ids are seen more often an epoch, and
-    memorised sooner.
+    Each window of `max_length` ids starts `stride` ids after the previous window. A stride
+    below `max_length` makes windows overlap: ids are seen more often per epoch, and memorised
+    sooner.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -39,17 +40,20 @@ class WindowConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
     @property
     def overlap(self) -> float:
-        """Return the share of each window that the next one reads again, 0 where none does."""
+        """Return the share of each window repeated in the next window.
+
+        The share is 0 for windows without overlap.
+        """
         return max(0.0, 1 - self.stride / self.max_length)
 
 
 @dataclass(frozen=True)
 class WindowIndex:
-    """The windows of one token file."""
+    """The windows of a token file."""
 
     offsets: WindowRows  # (W,) position of each window's first id
     config: WindowConfig
@@ -59,53 +63,62 @@ class WindowIndex:
 
     @classmethod
     def build(cls, tokens: TokenFile, config: WindowConfig, *, part: str) -> "WindowIndex":
-        """Place windows over the whole file, across documents too.
+        """Place windows over the whole file, across document boundaries.
 
-        Raises ValueError, naming `part`, where there is too little text for a single one.
+        Raises ValueError, naming `part`, if the text is too short for a single window.
         """
         missing = config.max_length + 1 - len(tokens)
         if missing > 0:
             raise ValueError(
-                f"the {part} part has {len(tokens):,} tokens, {missing:,} too few for one window "
-                f"of max_length {config.max_length:,} and its targets: add text or lower max_length"
+                f"the {part} part has {len(tokens):,} tokens, {missing:,} too few for a window of "
+                f"max_length {config.max_length:,} with targets: add text or lower max_length"
             )
         offsets = np.arange(0, len(tokens) - config.max_length, config.stride, dtype=np.int64)
         return cls(offsets, config)
 
     @classmethod
     def load(cls, folder: Path, part: str) -> "WindowIndex":
-        """Read what `save` wrote."""
+        """Load an index written by `save`."""
         config = WindowConfig(**read_json(folder / f"{part}.json"))
         return cls(np.load(folder / f"{part}.npy", allow_pickle=False), config)
 
     def save(self, folder: Path, part: str) -> None:
-        """Write the offsets as PART.npy, little-endian int64, and the config as PART.json."""
+        """Save the offsets as PART.npy and the config as PART.json.
+
+        The offsets are little-endian int64.
+        """
         content = io.BytesIO()
         np.save(content, self.offsets.astype("<i8"), allow_pickle=False)
         write_bytes(folder / f"{part}.npy", content.getvalue())
         write_json(folder / f"{part}.json", asdict(self.config))
 
     def batch(self, tokens: TokenFile, rows: WindowRows) -> tuple[Tensor, Tensor]:
-        """Return the ids (B, T) and targets (B, T), int64, of windows `rows` (B,)."""
-        places = self.offsets[rows][:, None] + np.arange(self.config.max_length + 1)
-        ids = torch.from_numpy(tokens.ids[places].astype(np.int64))  # (B, T + 1)
+        """Return the ids and targets of the windows `rows` (B,).
+
+        Both are int64 tensors (B, T).
+        """
+        positions = self.offsets[rows][:, None] + np.arange(self.config.max_length + 1)
+        ids = torch.from_numpy(tokens.ids[positions].astype(np.int64))  # (B, T + 1)
         return ids[:, :-1], ids[:, 1:]
 
     def batches(
         self, tokens: TokenFile, rows: WindowRows, *, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the ids and targets of windows `rows` in their order, `batch_size` at a time."""
+        """Yield the ids and targets of windows `rows`, in order.
+
+        Each batch has `batch_size` windows, except for a smaller last batch.
+        """
         for start in range(0, len(rows), batch_size):
             yield self.batch(tokens, rows[start : start + batch_size])
 
     def rows_at(self, step: int, *, batch_size: int, seed: int) -> WindowRows:
         """Return the windows (B,) of training step `step`, counted from 0.
 
-        Epochs follow one another without a gap: a batch at a seam takes its rows from both,
+        Epochs follow each other without a gap: a batch at a seam takes rows from both epochs,
         and every window is read equally often.
         """
-        places = np.arange(step * batch_size, (step + 1) * batch_size)
-        epochs, within = np.divmod(places, len(self))
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)
+        epochs, within = np.divmod(positions, len(self))
         return np.array(
             [
                 order(len(self), seed, int(epoch))[row]
@@ -114,14 +127,17 @@ class WindowIndex:
         )
 
     def spread(self, count: int) -> WindowRows:
-        """Return `count` windows at equal distances over the file, or all if there are fewer."""
-        taken = min(count, len(self))
-        return np.arange(taken, dtype=np.int64) * len(self) // taken
+        """Return `count` evenly spaced windows, or all if fewer exist."""
+        size = min(count, len(self))
+        return np.arange(size, dtype=np.int64) * len(self) // size
 
 
 @lru_cache(maxsize=4)
 def order(count: int, seed: int, epoch: int) -> WindowRows:
-    """Return the order in which an epoch reads `count` windows: a permutation of (seed, epoch)."""
+    """Return the order of `count` windows in an epoch.
+
+    The order is a permutation, and a pure function of (seed, epoch).
+    """
     shuffled = np.random.default_rng([seed, epoch]).permutation(count).astype(np.int64)
-    shuffled.flags.writeable = False  # it is cached: a caller must not change it
+    shuffled.flags.writeable = False  # the array is cached: a caller must not change the values
     return shuffled

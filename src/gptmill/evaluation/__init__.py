@@ -1,1 +1,1 @@
-"""Scores with intervals, their baselines, and comparisons of models."""
+"""Scores with confidence intervals, baselines, and comparisons of models."""

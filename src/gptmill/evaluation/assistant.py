@@ -1,4 +1,7 @@
-"""Answers of an assistant, scored by kind of question beside the most frequent answer."""
+"""Assistant scores by kind of question, beside a baseline.
+
+The baseline is the most frequent answer of each kind.
+"""
 
 from collections import Counter
 
@@ -10,51 +13,54 @@ EDGES = ".,;:!?\"'`()[]{}<>*_\u2018\u2019\u201c\u201d\u2026"  # and curly quotes
 
 
 def normalise(text: str) -> list[str]:
-    """Return a text's words without case and without punctuation at their edges.
+    """Return a text's casefolded words, without punctuation at the edges.
 
-    Answers that differ only in that, or in white space, count as the same. Signs that change
-    an answer ("-5", "C++", "50%") stay.
+    Answers that differ only in case, punctuation at the edges or white space count as equal. Signs
+    that change an answer ("-5", "C++", "50%") stay.
     """
     words = (word.strip(EDGES) for word in text.casefold().split())
     return [word for word in words if word]
 
 
 def exact_match(answer: str, expected: str) -> bool:
-    """Say whether two answers have the same words in the same order."""
+    """Return whether both answers have the same words in order."""
     return normalise(answer) == normalise(expected)
 
 
 def token_f1(answer: str, expected: str) -> float:
-    """Return the harmonic mean of the shares of words that two answers have in common.
+    """Return the F1 score of the words of both answers.
 
-    As in SQuAD (https://arxiv.org/abs/1606.05250), but with the articles kept.
+    The harmonic mean of the shares of common words, as in SQuAD
+    (https://arxiv.org/abs/1606.05250), but with the articles kept.
     """
-    given, wanted = Counter(normalise(answer)), Counter(normalise(expected))
-    if not given or not wanted:
-        return float(given == wanted)
-    return 2 * (given & wanted).total() / (given.total() + wanted.total())
+    counts, expected_counts = Counter(normalise(answer)), Counter(normalise(expected))
+    if not counts or not expected_counts:
+        return float(counts == expected_counts)
+    return 2 * (counts & expected_counts).total() / (counts.total() + expected_counts.total())
 
 
 def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
-    """Return each kind's answer that occurs most often in the training part, as first written.
+    """Return each kind's most frequent answer in the training part.
 
-    Of several equally frequent answers the alphabetically first is taken.
+    The answer has the spelling of the first occurrence. Of several equally frequent answers, the
+    alphabetically first is chosen.
     """
-    found = {}
+    answers = {}
     for kind, rows in train.groupby("kind", sort=True):
         spelled = {" ".join(normalise(output)): output for output in reversed(list(rows["output"]))}
         counts = Counter(" ".join(normalise(output)) for output in rows["output"])
-        found[str(kind)] = spelled[min(counts, key=lambda words: (-counts[words], words))]
-    return found
+        answers[str(kind)] = spelled[min(counts, key=lambda words: (-counts[words], words))]
+    return answers
 
 
 def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Score answers by kind of question beside the answer most frequent for that kind.
+    """Score answers by kind of question, beside a baseline.
 
-    `answers` has the columns kind, output (what was asked for), answer, and before: the answer
-    of the model that was not fine-tuned yet; `train` the columns kind and output. One row a
-    kind, sorted, and a last one named "all". `beats` says that more answers are exact than the
-    baseline's; `beats_interval` that their share also lies above the baseline's 95 % interval.
+    The baseline is the most frequent answer of the kind. `answers` has the columns kind, output
+    (the expected answer), answer, and before: the answer of the model before fine-tuning; `train`
+    has the columns kind and output. Returns a row per kind, sorted, and a last row named "all".
+    `beats` is true where more answers are exact than the baseline's; `beats_interval` where the
+    share of exact answers also lies above the baseline's 95 % interval.
     """
     usual = most_frequent_answers(train)
     rows = answers.assign(baseline=answers["kind"].map(usual).fillna(""))

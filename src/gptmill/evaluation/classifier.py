@@ -1,7 +1,8 @@
-"""Scores of classifiers beside the majority class and a bag of words.
+"""Classifier scores beside two baselines.
 
-Accuracy has Wilson's interval; what is no simple share (F1, ROC AUC) has a seeded percentile
-bootstrap over the rows.
+The baselines are the majority class and a bag of words. Accuracy has Wilson's
+interval; metrics that are not a simple share (F1, ROC AUC) have a seeded percentile bootstrap over
+the rows.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassifierScore:
-    """What a classifier got right.
+    """Accuracy, precision, recall, F1 and ROC AUC of a classifier.
 
-    Precision, recall, F1 and AUC are about the positive class; with `positive` None each is
-    the plain mean over all classes, and AUC that of each class against the rest.
+    Precision, recall, F1 and AUC are for the positive class; with `positive` None each is the
+    plain mean over all classes, and AUC is the mean over each class against the rest.
     """
 
     rows: int
@@ -39,7 +40,10 @@ class ClassifierScore:
 def score_classifier(
     actual: Counts, probabilities: Floats, *, positive: int | None, resamples: int, seed: int
 ) -> ClassifierScore:
-    """Score class probabilities (N, K) against the actual classes (N,), each present in them."""
+    """Score class probabilities (N, K) against the actual classes (N,).
+
+    Every class must occur among the actual classes.
+    """
     rows, classes = probabilities.shape
     predicted = probabilities.argmax(axis=1)  # (N,)
     scored = range(classes) if positive is None else [positive]
@@ -59,13 +63,13 @@ def score_classifier(
 
 
 def confusion(actual: Counts, predicted: Counts, classes: int) -> Counts:
-    """Return how often each class (row) was taken for each class (column): (K, K)."""
+    """Return the confusion matrix (K, K): actual rows, predicted columns."""
     pairs = np.bincount(actual * classes + predicted, minlength=classes**2)
     return pairs.reshape(classes, classes).astype(np.int64)
 
 
 def roc_curve(actual: npt.NDArray[np.bool_], scores: Floats) -> pd.DataFrame:
-    """Return false and true positive rates at each threshold, highest threshold first."""
+    """Return false and true positive rates, highest threshold first."""
     order = np.argsort(-scores, kind="stable")
     last_of_tie = np.append(np.diff(scores[order]) != 0, True)
     hits = actual[order]
@@ -79,14 +83,20 @@ def roc_curve(actual: npt.NDArray[np.bool_], scores: Floats) -> pd.DataFrame:
 
 
 def majority_probabilities(train: Counts, rows: int, classes: int) -> Floats:
-    """Return the classes' shares of the training rows, once per row to score: (rows, K)."""
+    """Return the class shares of the training rows as probabilities.
+
+    The shares are repeated for each row to score: (rows, K).
+    """
     return np.tile(np.bincount(train, minlength=classes) / len(train), (rows, 1))
 
 
 def bag_of_words_probabilities(
     train_texts: Sequence[str], train: Counts, texts: Sequence[str]
 ) -> Floats:
-    """Return the class probabilities of a logistic regression on word counts: (len(texts), K)."""
+    """Return class probabilities of a logistic regression on word counts.
+
+    Shape: (len(texts), K).
+    """
     model = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
     return np.asarray(model.fit(train_texts, train).predict_proba(texts), dtype=np.float64)
 
@@ -94,20 +104,23 @@ def bag_of_words_probabilities(
 def _precision_recall_f1(
     actual: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], weights: Floats
 ) -> Floats:
-    both, found, there = (
+    true_positives, predicted_positives, actual_positives = (
         weights @ rows.astype(np.float64) for rows in (actual & predicted, predicted, actual)
     )
     return np.stack(
         [
-            both / np.maximum(found, 1),
-            both / np.maximum(there, 1),
-            2 * both / np.maximum(found + there, 1),
+            true_positives / np.maximum(predicted_positives, 1),
+            true_positives / np.maximum(actual_positives, 1),
+            2 * true_positives / np.maximum(predicted_positives + actual_positives, 1),
         ]
     )  # (3, 1 + R)
 
 
 def _auc(actual: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Return the share of (positive, negative) pairs in the right order, ties counting half."""
+    """Return the share of pairs in the right order.
+
+    A pair is a positive and a negative row; ties count half.
+    """
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
     positive = np.add.reduceat((weights * actual)[:, order], ties, axis=1)  # (1 + R, ties)
@@ -119,11 +132,12 @@ def _auc(actual: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floa
 
 
 def _bootstrapped(values: Floats) -> Estimate:
-    """Read an estimate off its value on the rows themselves, followed by those on resamples.
+    """Return an estimate with a bootstrap interval.
 
-    A resample in which a class is missing has no AUC and is left out.
+    `values` has the value on the rows themselves first, followed by the values on resamples. A
+    resample in which a class is missing has no AUC and is left out.
     """
-    assert np.isfinite(values[0]), "each class is among the actual ones"
+    assert np.isfinite(values[0]), "every class must occur among the actual classes"
     drawn = values[1:][np.isfinite(values[1:])]
     low, high = np.quantile(drawn if len(drawn) else values[:1], [0.025, 0.975])
     return Estimate(float(values[0]), float(low), float(high))

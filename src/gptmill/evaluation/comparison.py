@@ -1,4 +1,7 @@
-"""What `evaluate` measures: language models and classifiers beside their baselines, as tables."""
+"""The tables of the stage `evaluate`: models beside their baselines.
+
+The models are language models and classifiers.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,56 +39,60 @@ Ids = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-TOKENS_AT_ONCE = 512  # fastest on a CPU: more logits than that outgrow its caches
-BASE_ROWS = 4  # windows of another base at a time
-TOLERANCE = 1e-4  # probabilities from another batch, or another device, differ by rounding
+TOKENS_AT_ONCE = 512  # fastest on a CPU: the logits of more tokens outgrow the CPU's caches
+BASE_ROWS = 4  # windows in a batch for a different base
+TOLERANCE = 1e-4  # probabilities from a different batch or device differ by rounding
 
 
 def score_language_models(
     tokenized: Path, checkpoint: Path, base: Path, *, windows: int, device: str
 ) -> pd.DataFrame:
-    """Score the pretrained model, a bigram and a unigram on the same validation tokens.
+    """Score the pretrained model, a bigram and a unigram.
 
-    So is the `base` of fine-tuning, where it is another model. It may have another vocabulary:
-    what it spends on the same text is shared out over the same tokens.
+    All models are scored on the same validation tokens, and the `base` of fine-tuning too, where
+    the base is a different model. The base may have a different vocabulary: the nats spent on the
+    same text are then divided by the same number of tokens. Raises ValueError where the checkpoint
+    and the token files come from different tokenizers.
     """
     train = TokenFile.open(tokenized / "train.bin")
     validation = TokenFile.open(tokenized / "validation.bin")
     model = load_causal_lm(checkpoint)
     if model.config.vocab_size < train.vocab_size:
         raise ValueError(
-            f"{checkpoint} knows {model.config.vocab_size:,} ids and {tokenized} holds up to "
-            f"{train.vocab_size:,}: they come from different tokenizers"
+            f"{checkpoint} knows {model.config.vocab_size:,} ids, but {tokenized} has up to "
+            f"{train.vocab_size:,}: the two come from different tokenizers"
         )
     tokenizer = Tokenizer.from_folder(tokenized / "tokenizer")
     inputs, targets = cut(validation.ids, length=model.config.context_length, limit=windows)
-    previous, wanted = inputs[targets != IGNORE], targets[targets != IGNORE]  # (N,)
+    previous, target_ids = inputs[targets != IGNORE], targets[targets != IGNORE]  # (N,)
     bigram = fit_bigram(np.asarray(train.ids), train.starts, train.vocab_size)
     rows = max(1, TOKENS_AT_ONCE // model.config.context_length)
     nats = {
         "pretrain": token_nats(model, inputs, targets, batch_size=rows, device=device),
-        "bigram": bigram.nats(previous, wanted),
-        "unigram": bigram.unigram.nats(wanted),
+        "bigram": bigram.nats(previous, target_ids),
+        "unigram": bigram.unigram.nats(target_ids),
     }
-    losses = {name: float(each.mean()) for name, each in nats.items()}
+    losses = {name: float(values.mean()) for name, values in nats.items()}
     if is_another(base, checkpoint):
         spent = _nats_on_windows(base, tokenizer, inputs, targets, device=device)
-        losses["load_gpt2"] = spent / len(wanted)
-    size = int(token_sizes(tokenizer)[wanted].sum())
-    return _language_table(losses, tokens=len(wanted), size=size)
+        losses["load_gpt2"] = spent / len(target_ids)
+    size = int(token_sizes(tokenizer)[target_ids].sum())
+    return _language_table(losses, tokens=len(target_ids), size=size)
 
 
 def is_another(base: Path, checkpoint: Path) -> bool:
-    """Say whether fine-tuning started from other weights than those of `checkpoint`."""
+    """Return whether fine-tuning started from weights other than `checkpoint`'s."""
     return sha256(base / "model.safetensors") != sha256(checkpoint / "model.safetensors")
 
 
 def _nats_on_windows(
     folder: Path, tokenizer: Tokenizer, inputs: Ids, targets: Ids, *, device: str
 ) -> float:
-    """Return what the model in `folder` spends on the text of all targets, in its own ids.
+    """Return a different model's total nats on all targets.
 
-    Each window's first input is context there too, and `<|endoftext|>` becomes its own end.
+    The model in `folder` reads the text of the targets in the ids of the folder's tokenizer. Each
+    window's first input is context for this model too, and `<|endoftext|>` becomes the end id of
+    the folder's tokenizer.
     """
     model, own = load_causal_lm(folder), Tokenizer.from_folder(folder)
 
@@ -97,16 +104,16 @@ def _nats_on_windows(
         ]
         return [*parts[0], *(index for part in parts[1:] for index in (own.eot_id, *part))]
 
-    known = [translated(row[:1]) for row in inputs]
-    wanted = [translated(row[row != IGNORE]) for row in targets]
-    rows = [[*before, *after] for before, after in zip(known, wanted, strict=True)]
+    contexts = [translated(row[:1]) for row in inputs]
+    target_texts = [translated(row[row != IGNORE]) for row in targets]
+    rows = [[*context, *target] for context, target in zip(contexts, target_texts, strict=True)]
     total = 0.0
     for chosen in by_length([len(row) for row in rows], BASE_ROWS):
         ids = pad([rows[k] for k in chosen], own.pad_id).numpy()  # (B, T + 1)
         counted = ids[:, 1:].copy()
-        for place, k in enumerate(chosen):
-            counted[place, : len(known[k]) - 1] = IGNORE
-            counted[place, len(rows[k]) - 1 :] = IGNORE
+        for batch_row, k in enumerate(chosen):
+            counted[batch_row, : len(contexts[k]) - 1] = IGNORE
+            counted[batch_row, len(rows[k]) - 1 :] = IGNORE
         nats = token_nats(model, ids[:, :-1], counted, batch_size=BASE_ROWS, device=device)
         total += float(nats.sum())
     return total
@@ -130,9 +137,9 @@ def _language_table(losses: Mapping[str, float], *, tokens: int, size: int) -> p
 
 @dataclass(frozen=True)
 class Classifiers:
-    """Class probabilities on the test rows, of the trained models and of the baselines.
+    """Class probabilities of models and baselines on the test rows.
 
-    The baselines are fitted on all training rows, also where a stage balanced its own.
+    The baselines are fitted on all training rows, even where a stage balanced the training rows.
     """
 
     class_names: list[str]
@@ -143,23 +150,25 @@ class Classifiers:
 
     @classmethod
     def read(cls, labelled: Path, predictions: Mapping[str, Path]) -> Self:
-        """Read labelled rows and the predictions that stages made, and add the baselines."""
+        """Load labelled rows and the stages' predictions, and add baselines."""
         train, test = (
             pd.read_csv(labelled / f"{part}.csv", dtype=str, keep_default_na=False)
             for part in ("train", "test")
         )
         class_names = sorted(set(train["label"]))
-        fitted = _places(train["label"], class_names)
+        fitted = _class_indices(train["label"], class_names)
         texts = list(test["text"])
-        read = {model: _read(path, test, class_names) for model, path in predictions.items()}
+        predicted = {
+            model: _read_predictions(path, test, class_names) for model, path in predictions.items()
+        }
         words = bag_of_words_probabilities(list(train["text"]), fitted, texts)
         majority = majority_probabilities(fitted, len(test), len(class_names))
         return cls(
             class_names,
             int(np.bincount(fitted, minlength=len(class_names)).argmin()),
             texts,
-            _places(test["label"], class_names),
-            {**read, "bag_of_words": words, "majority": majority},
+            _class_indices(test["label"], class_names),
+            {**predicted, "bag_of_words": words, "majority": majority},
         )
 
     @property
@@ -168,26 +177,32 @@ class Classifiers:
         return self.class_names[self.positive]
 
     def check(self, model: str, folder: Path, *, rows: int, device: str) -> None:
-        """Predict some test rows again from a saved folder; it must be the one that was scored."""
+        """Predict some test rows again and compare the probabilities.
+
+        The model comes from a saved folder and must be the scored model. Raises ValueError where
+        the class names or the probabilities differ.
+        """
         network, class_names = load_classifier(folder)
         tokenizer = Tokenizer.from_folder(folder)
         count = min(rows, len(self.texts))
-        places = np.linspace(0, len(self.texts) - 1, count).astype(np.int64)
-        texts = [self.texts[place] for place in places]
+        indices = np.linspace(0, len(self.texts) - 1, count).astype(np.int64)
+        texts = [self.texts[index] for index in indices]
         ids, _ = encode(texts, tokenizer, network.config.context_length)
         network = network.to(device)
-        found = predict(network, ids, batch_size=64, pad_id=tokenizer.eot_id, device=device)
-        expected = self.probabilities[model][places]
-        if class_names != self.class_names or np.abs(found - expected).max() > TOLERANCE:
+        repeated = predict(network, ids, batch_size=64, pad_id=tokenizer.eot_id, device=device)
+        expected = self.probabilities[model][indices]
+        if class_names != self.class_names or np.abs(repeated - expected).max() > TOLERANCE:
             raise ValueError(
-                f"{folder} does not predict what predictions.csv of the stage {model} says: one "
-                f"of them comes from another run; delete artifacts/{model} and make it again"
+                f"{folder} does not predict the values in predictions.csv of the stage {model}: "
+                "the folder and the file come from different runs; "
+                f"delete artifacts/{model} and run the stage again"
             )
 
     def score(self, *, resamples: int, seed: int) -> pd.DataFrame:
-        """Score each model; what is not plain accuracy is about the rarest of two classes.
+        """Score each model on the test rows.
 
-        With more than two classes it is the mean over them.
+        With two classes, all metrics except accuracy are for the rarest class. With more classes,
+        these metrics are means over the classes.
         """
         positive = self.positive if len(self.class_names) == 2 else None
         scores = {
@@ -201,7 +216,7 @@ class Classifiers:
         return table.assign(beats_majority=table["accuracy"] > chance.high)
 
     def confusions(self) -> dict[str, pd.DataFrame]:
-        """Return, for each model, the actual and the predicted class of every test row."""
+        """Return each model's actual and predicted class per test row."""
         names = np.array(self.class_names)
         return {
             model: pd.DataFrame(
@@ -211,16 +226,19 @@ class Classifiers:
         }
 
     def roc_curves(self) -> dict[str, pd.DataFrame]:
-        """Return each model's ROC curve for the rarest class against the others."""
-        is_it = self.actual == self.positive
+        """Return each model's ROC curve, rarest class against the rest."""
+        is_rarest = self.actual == self.positive
         return {
-            model: roc_curve(is_it, probabilities[:, self.positive])
+            model: roc_curve(is_rarest, probabilities[:, self.positive])
             for model, probabilities in self.probabilities.items()
         }
 
 
 def _flat(score: ClassifierScore) -> dict[str, float]:
-    """Return a score as columns: an estimate is its value under its name, then low and high."""
+    """Return a score as columns.
+
+    An estimate becomes three columns: the value under the metric's name, then low and high.
+    """
     flat: dict[str, float] = {}
     for name, value in asdict(score).items():
         if isinstance(value, dict):
@@ -234,13 +252,15 @@ def _flat(score: ClassifierScore) -> dict[str, float]:
     return flat
 
 
-def _places(labels: "pd.Series[str]", class_names: Sequence[str]) -> Counts:
+def _class_indices(labels: "pd.Series[str]", class_names: Sequence[str]) -> Counts:
     return np.array([class_names.index(label) for label in labels], dtype=np.int64)
 
 
-def _read(path: Path, test: pd.DataFrame, class_names: Sequence[str]) -> Floats:
+def _read_predictions(path: Path, test: pd.DataFrame, class_names: Sequence[str]) -> Floats:
     table = pd.read_csv(path, dtype={"label": str}, keep_default_na=False)
     columns = [f"p_{name}" for name in class_names]
-    assert list(table.columns) == ["label", *columns], f"{path} has columns of its own"
-    assert list(table["label"]) == list(test["label"]), f"{path} is about other rows"
+    assert list(table.columns) == ["label", *columns], (
+        f"{path} must have the columns label and {columns}"
+    )
+    assert list(table["label"]) == list(test["label"]), f"{path} does not cover the test rows"
     return table[columns].to_numpy(dtype=np.float64)

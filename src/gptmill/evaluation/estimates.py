@@ -1,7 +1,7 @@
-"""Figures with their 95 % intervals.
+"""Figures with 95 % confidence intervals.
 
 A share of right answers has Wilson's interval (1927,
-https://doi.org/10.1080/01621459.1927.10502953), which stays within 0 and 1 on few rows.
+https://doi.org/10.1080/01621459.1927.10502953); Wilson's interval stays within 0 and 1 on few rows.
 """
 
 import math
@@ -12,7 +12,7 @@ Z_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval."""
+    """A figure with a 95 % confidence interval."""
 
     value: float
     low: float

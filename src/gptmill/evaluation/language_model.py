@@ -1,4 +1,7 @@
-"""Losses of language models: per token, and per byte so that vocabularies compare."""
+"""Losses of language models, per token and per byte.
+
+Losses per byte are comparable across vocabularies.
+"""
 
 import math
 
@@ -17,48 +20,54 @@ Counts = npt.NDArray[np.int64]
 
 
 def cut(ids: Ids, *, length: int, limit: int) -> tuple[Ids, Ids]:
-    """Cut a text into windows that do not overlap, so that each id but the first is a target.
+    """Cut a text into windows that do not overlap.
 
-    Returns inputs and targets, both (W, length) int64; what lies past the text's end is
-    IGNORE among the targets. A `limit` above 0 keeps that many windows, evenly spaced.
+    Every id but the first is a target. Returns inputs and targets, both (W, length) int64; targets
+    past the end of the text are IGNORE. A `limit` above 0 keeps at most `limit` windows, evenly
+    spaced.
     """
     starts = np.arange(0, len(ids) - 1, length)
     if 0 < limit < len(starts):
         starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
-    places = starts[:, None] + np.arange(length)  # (W, length)
+    positions = starts[:, None] + np.arange(length)  # (W, length)
     last = len(ids) - 1
-    inputs = np.asarray(ids[np.minimum(places, last)], dtype=np.int64)
-    targets = np.asarray(ids[np.minimum(places + 1, last)], dtype=np.int64)
-    return inputs, np.where(places + 1 > last, IGNORE, targets)
+    inputs = np.asarray(ids[np.minimum(positions, last)], dtype=np.int64)
+    targets = np.asarray(ids[np.minimum(positions + 1, last)], dtype=np.int64)
+    return inputs, np.where(positions + 1 > last, IGNORE, targets)
 
 
 @torch.inference_mode()
 def token_nats(model: GPT, inputs: Ids, targets: Ids, *, batch_size: int, device: str) -> Floats:
-    """Return -ln p of every target that counts, row by row: (W, T), (W, T) -> (N,).
+    """Return -ln p of every target that is not IGNORE.
 
-    Computed in float32 on every device, so that scores from different machines compare.
+    Shapes: inputs (W, T), targets (W, T) -> (N,), row by row. Computed in float32 on every
+    device, to make scores from different machines comparable.
     """
     model = model.to(device).eval()
-    found = []
+    losses = []
     for start in range(0, len(inputs), batch_size):
         rows = slice(start, start + batch_size)
         logits = model(torch.from_numpy(inputs[rows]).to(device))  # (B, T, V)
-        wanted = torch.from_numpy(targets[rows]).to(device)  # (B, T)
-        nats = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        found.append(nats[wanted.flatten() != IGNORE].double().cpu().numpy())
-    return np.concatenate(found)
+        target_ids = torch.from_numpy(targets[rows]).to(device)  # (B, T)
+        nats = F.cross_entropy(logits.flatten(0, 1), target_ids.flatten(), reduction="none")
+        losses.append(nats[target_ids.flatten() != IGNORE].double().cpu().numpy())
+    return np.concatenate(losses)
 
 
 def token_sizes(tokenizer: Tokenizer) -> Counts:
-    """Return how many bytes of text each id stands for, (V,); special tokens stand for none."""
+    """Return the number of text bytes of each id, (V,).
+
+    Special tokens count as zero bytes.
+    """
     sizes = np.array([len(tokenizer.token_bytes(index)) for index in range(tokenizer.n_vocab)])
     sizes[list(tokenizer.special_ids.values())] = 0
     return sizes
 
 
 def bits_per_byte(nats_per_token: float, *, tokens: int, size: int) -> float:
-    """Return the bits spent on each byte of a text of `size` bytes that `tokens` ids spell.
+    """Return the bits spent on each byte of a text.
 
-    It compares models with different vocabularies, as nats per token do not.
+    The text has `size` bytes, spelled by `tokens` ids. Bits per byte compare models with different
+    vocabularies; nats per token do not.
     """
     return nats_per_token / math.log(2) * tokens / size

@@ -1,12 +1,12 @@
-"""How well a model predicts a text of any length: a window that slides over it.
+"""Perplexity of texts of any length, by sliding windows.
 
-A window is the N ids that the model reads at once, N the context length; it predicts the id
-after each of them. The first window begins at the text's first id, each further one `stride`
-ids later, and of its N predictions those count that no window before it has made: the last
-`stride` of them. So every id but the text's first is predicted exactly once, from at least
-N - stride + 1 and at most N ids before it (fewer only at the text's beginning). With a stride
-of 1 each has all N; with a stride of N windows do not overlap and one pass reads each id once,
-which is how the stage `evaluate` cuts a text.
+A window is the N ids that the model reads at once, N the context length; the window predicts the id
+after each of the N ids. The first window begins at the text's first id, each further window
+`stride` ids later. Of a further window's N predictions only the last `stride` count, because
+earlier windows have already made the rest. Every id but the text's first is therefore predicted
+exactly once, from at least N - stride + 1 and at most N preceding ids (fewer only at the text's
+beginning). With a stride of 1 each prediction has all N ids; with a stride of N windows do not
+overlap and a single pass reads each id once, as in the stage `evaluate`.
 """
 
 import math
@@ -19,31 +19,31 @@ import torch.nn.functional as F
 from gptmill.model.gpt import GPT
 from gptmill.tokenizer.tokenizer import Tokenizer
 
-TOKENS_AT_ONCE = 2048  # ids of the windows that are read together
-LOGITS_AT_ONCE = 512  # predictions that are scored together; bounds the memory of their logits
+TOKENS_AT_ONCE = 2048  # ids in a batch of windows
+LOGITS_AT_ONCE = 512  # predictions scored together; bounds the memory of the logits
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What a model makes of a text."""
+    """A model's loss and perplexity on a text."""
 
     loss: float
     """Mean of -ln p over the predicted ids, in nats."""
     perplexity: float | None
-    """e to the power of the loss; None where that is more than a double holds."""
+    """e to the power of the loss; None above the largest double."""
     bits_per_byte: float
-    """All -log2 p over the UTF-8 bytes of what the predicted ids spell."""
+    """Total of -log2 p, divided by the UTF-8 bytes of the predicted ids."""
     tokens: int
-    """How many ids were predicted: all of the text's but the first."""
+    """Number of predicted ids: all ids of the text but the first."""
 
 
 def measure(
     model: GPT, tokenizer: Tokenizer, text: str, *, context_length: int, stride: int
 ) -> Perplexity:
-    """Return the perplexity of `text` under `model`, which is in eval mode.
+    """Return a text's perplexity under a model in eval mode.
 
     Raises ValueError where the window does not fit the model, the stride would leave out ids,
-    the text has fewer than two ids, or the loss is no number.
+    the text has fewer than two ids, or the loss is not finite.
     """
     _check(model, context_length=context_length, stride=stride)
     ids = tokenizer.encode(text)
@@ -51,7 +51,7 @@ def measure(
         raise ValueError(
             f"the text has {len(ids)} tokens: at least 2 are needed, the first predicts the next"
         )
-    nats = token_nats(model, ids, context_length=context_length, stride=stride)
+    nats = sliding_window_nats(model, ids, context_length=context_length, stride=stride)
     size = len(text.encode("utf-8")) - len(tokenizer.token_bytes(ids[0]))
     loss = nats / (len(ids) - 1)
     if not math.isfinite(loss):
@@ -60,8 +60,13 @@ def measure(
 
 
 @torch.inference_mode()
-def token_nats(model: GPT, ids: Sequence[int], *, context_length: int, stride: int) -> float:
-    """Return the sum of -ln p over all ids but the first, in float32 logits, summed in double."""
+def sliding_window_nats(
+    model: GPT, ids: Sequence[int], *, context_length: int, stride: int
+) -> float:
+    """Sum -ln p over all ids but the first.
+
+    Logits are in float32, and the sum is in double precision.
+    """
     device = model.transformer.wte.weight.device
     total = 0.0
     for rows in _batches(list(windows(len(ids), context_length, stride)), context_length):
@@ -69,17 +74,20 @@ def token_nats(model: GPT, ids: Sequence[int], *, context_length: int, stride: i
         targets = torch.tensor([ids[begin + 1 : end + 1] for begin, end, _ in rows])  # (B, T)
         hidden = model.hidden(inputs.to(device))  # (B, T, C)
         new_hidden = torch.cat([hidden[row, -new:] for row, (_, _, new) in enumerate(rows)])
-        wanted = torch.cat([targets[row, -new:] for row, (_, _, new) in enumerate(rows)])
-        for start in range(0, len(wanted), LOGITS_AT_ONCE):
-            some = slice(start, start + LOGITS_AT_ONCE)
-            logits = model.logits(new_hidden[some]).float()  # (K, V)
-            found = F.cross_entropy(logits, wanted[some].to(device), reduction="none")  # (K,)
-            total += float(found.double().sum())
+        target_ids = torch.cat([targets[row, -new:] for row, (_, _, new) in enumerate(rows)])
+        for start in range(0, len(target_ids), LOGITS_AT_ONCE):
+            chunk = slice(start, start + LOGITS_AT_ONCE)
+            logits = model.logits(new_hidden[chunk]).float()  # (K, V)
+            losses = F.cross_entropy(logits, target_ids[chunk].to(device), reduction="none")  # (K,)
+            total += float(losses.double().sum())
     return total
 
 
 def windows(n_ids: int, context_length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """Yield each window's first input, the end of its inputs, and how many targets are new."""
+    """Yield the windows over `n_ids` ids of a text.
+
+    A window is the first input, the end of the inputs, and the number of new targets.
+    """
     begin, predicted = 0, 0
     while predicted < n_ids - 1:
         end = min(begin + context_length, n_ids - 1)
@@ -90,7 +98,10 @@ def windows(n_ids: int, context_length: int, stride: int) -> Iterator[tuple[int,
 def _batches(
     rows: list[tuple[int, int, int]], context_length: int
 ) -> Iterator[list[tuple[int, int, int]]]:
-    """Yield windows of one length together; only the last of a text can be shorter."""
+    """Yield batches of windows of equal length.
+
+    Only the last window of a text can be shorter than the context.
+    """
     whole = [row for row in rows if row[1] - row[0] == context_length]
     n_rows = max(1, TOKENS_AT_ONCE // context_length)
     for start in range(0, len(whole), n_rows):
@@ -106,7 +117,7 @@ def _check(model: GPT, *, context_length: int, stride: int) -> None:
     if not 1 <= stride <= context_length:
         raise ValueError(
             f"stride is {stride}: allowed is 1 to the context length, {context_length}; "
-            "a longer one would leave tokens out"
+            "a longer stride would leave tokens out"
         )
 
 

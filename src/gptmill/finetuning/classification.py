@@ -1,7 +1,8 @@
-"""A GPT as a classifier: rows in padded batches, class scores at each row's last real token.
+"""GPT classification: padded batches, scores at each row's last token.
 
-Causal attention lets only the last token see the whole text, so its hidden state is what the
-head reads. Padding stands to the right of it and is seen by no real token: it never matters.
+Causal attention lets only the last real token see the whole text: the classification head reads
+the hidden state of the last token. Padding stands to the right and is seen by no real token, and
+therefore never changes a score.
 
 Letters: N rows, B rows of a batch, T positions, K classes.
 """
@@ -34,12 +35,12 @@ _TRAINED_BLOCKS: dict[Trainable, int] = {"last_block": 1, "last_two_blocks": 2}
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Texts as token ids, each with the index of its class."""
+    """Texts as token ids, each with a class index."""
 
     ids: list[Ids]
     labels: Indices  # (N,)
     n_cut: int
-    """How many texts were longer than the context and lost their end."""
+    """Number of texts longer than the context, cut at the end."""
 
     @property
     def lengths(self) -> Indices:
@@ -47,7 +48,7 @@ class LabelledRows:
         return np.array([len(row) for row in self.ids], dtype=np.int64)
 
     def take(self, indices: Indices) -> "LabelledRows":
-        """Return the rows at `indices`, in that order."""
+        """Return the rows at `indices`, in the order of `indices`."""
         return LabelledRows(
             [self.ids[index] for index in indices], self.labels[indices], self.n_cut
         )
@@ -56,16 +57,19 @@ class LabelledRows:
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, context_length: int
 ) -> tuple[list[Ids], int]:
-    """Return the ids of each text, cut to the context, and how many were cut.
+    """Encode texts, cut to the context; count the cut texts.
 
-    `<|endoftext|>` pads, and Hugging Face's classifier finds a row's end by looking for it: no
-    row may hold a real one. The tokenizer reads the word as plain text, so none does.
+    Padding is `<|endoftext|>`, and Hugging Face's classifier finds the end of a row by searching
+    for the padding id: no row may contain a real `<|endoftext|>`. The tokenizer reads the word as
+    plain text, and therefore no row does. Raises ValueError for an empty text.
     """
     whole = tokenizer.encode_batch(texts)
     rows = [row[:context_length] for row in whole]
     empty = next((index for index, row in enumerate(rows) if len(row) == 0), None)
     if empty is not None:
-        raise ValueError(f"text {empty + 1} of {len(texts)} is empty; there is nothing to classify")
+        raise ValueError(
+            f"text {empty + 1} of {len(texts)} is empty; a text must have at least 1 token"
+        )
     assert not any(tokenizer.eot_id in row for row in rows)
     return rows, sum(len(row) > context_length for row in whole)
 
@@ -78,20 +82,24 @@ def encode_rows(
     context_length: int,
     class_names: Sequence[str],
 ) -> LabelledRows:
-    """Return labelled texts as rows; raise ValueError for a label that is no class."""
+    """Encode labelled texts as rows.
+
+    Raises ValueError for a label that is not among the class names.
+    """
     unknown = sorted(set(labels) - set(class_names))
     if unknown:
         raise ValueError(f"unknown label {unknown[0]!r}; the classes are {', '.join(class_names)}")
     ids, n_cut = encode(texts, tokenizer, context_length)
-    place = {name: index for index, name in enumerate(class_names)}
-    return LabelledRows(ids, np.array([place[label] for label in labels], dtype=np.int64), n_cut)
+    class_id = {name: index for index, name in enumerate(class_names)}
+    return LabelledRows(ids, np.array([class_id[label] for label in labels], dtype=np.int64), n_cut)
 
 
 def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
-    """Return row indices with as many rows of each class as of the smallest or the largest.
+    """Return row indices with equally many rows of each class.
 
-    Undersampling drops rows at random. Oversampling repeats a class whole as often as it
-    fits and adds rows at random. Indices come out sorted.
+    Undersampling drops rows at random down to the size of the smallest class. Oversampling repeats
+    each class up to the size of the largest: the whole class as often as possible, then rows at
+    random. The indices are sorted.
     """
     if how not in get_args(Balance):
         raise ValueError(f"balance is {how!r}; allowed are {', '.join(get_args(Balance))}")
@@ -111,7 +119,10 @@ def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
 
 
 def set_trainable(model: GPTClassifier, part: Trainable) -> None:
-    """Freeze all but the part named: the head; last blocks, final norm and head; or all."""
+    """Freeze all parameters except the named part.
+
+    The part is the head; the last blocks, final norm and head; or all.
+    """
     if part not in get_args(Trainable):
         raise ValueError(f"trainable is {part!r}; allowed are {', '.join(get_args(Trainable))}")
     model.requires_grad_(part == "all")
@@ -124,34 +135,40 @@ def set_trainable(model: GPTClassifier, part: Trainable) -> None:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Return how many parameters are trained, and how many there are."""
+    """Return the numbers of trainable parameters and of all parameters."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def batch(rows: LabelledRows, indices: Indices, *, pad_id: int) -> Batch:
-    """Return the rows at `indices` as (ids (B, T), last (B,), labels (B,))."""
+    """Return the rows at `indices` as a padded batch.
+
+    The batch is (ids (B, T), last (B,), labels (B,)).
+    """
     chosen = rows.take(indices)
     return (*_padded(chosen.ids, pad_id), torch.from_numpy(chosen.labels))
 
 
 def class_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the sum of cross-entropies, nats, of a batch (ids (B, T), last (B,), labels (B,))."""
+    """Return the sum of a batch's cross-entropies, in nats.
+
+    The batch is (ids (B, T), last (B,), labels (B,)).
+    """
     ids, last, labels = batch
     return F.cross_entropy(model(ids, last), labels, reduction="sum")
 
 
 CLASSES = Objective(loss=class_loss, count=lambda batch: len(batch[0]))
-"""The class's loss; each row is one target."""
+"""Cross-entropy of the classes; each row is a single target."""
 
 
 @torch.no_grad()
 def predict(
     model: nn.Module, rows: Sequence[Ids], *, batch_size: int, pad_id: int, device: str
 ) -> npt.NDArray[np.float64]:
-    """Return each row's class probabilities (N, K), in the order of the rows.
+    """Return class probabilities (N, K), in row order.
 
-    Computed in float32 on every device, as Hugging Face's class does with the saved folder.
+    Computed in float32 on every device, as by Hugging Face's class with the saved folder.
     """
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for chosen in by_length([len(row) for row in rows], batch_size):
@@ -163,9 +180,13 @@ def predict(
 
 
 def measure(probabilities: npt.NDArray[np.float64], labels: Indices) -> dict[str, float]:
-    """Return the loss in nats and the accuracy of class probabilities (N, K)."""
+    """Return loss and accuracy of class probabilities (N, K).
+
+    The loss is in nats.
+    """
     right = probabilities[np.arange(len(labels)), labels]
-    right = np.maximum(right, np.finfo(np.float64).tiny)  # a sure mistake costs much, not infinity
+    # A certain mistake costs much, but not infinity.
+    right = np.maximum(right, np.finfo(np.float64).tiny)
     hits = probabilities.argmax(axis=1) == labels
     return {"val/loss": float(-np.log(right).mean()), "val/accuracy": float(hits.mean())}
 

@@ -1,8 +1,9 @@
-"""Instructions and answers: the prompt, the batches, the answers given.
+"""Instruction fine-tuning: prompts, batches and generated answers.
 
-Training rows, answers and what a server asks are all written by the chat template of the base
-(`gptmill.chat`), which is saved with what is trained: a model asked in another form than it was
-trained in does worse without any sign of it. A base without a template gets the one below.
+The base's chat template (`gptmill.tokenizer.chat_template`) formats training rows, prompts for
+answers and server requests alike, and is saved with the fine-tuned model: a model prompted in a
+different format from training does worse without any sign of the mistake. A base without a
+template gets the template below.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from gptmill.model.objectives import IGNORE, Batch
 from gptmill.tokenizer.chat_template import Template
 from gptmill.tokenizer.tokenizer import Tokenizer
 
-# The Alpaca template (https://github.com/tatsu-lab/stanford_alpaca), with one opening for rows
+# The Alpaca template (https://github.com/tatsu-lab/stanford_alpaca), with the same opening for rows
 # with and without an input.
 TEMPLATE: dict[str, str] = {
     "opening": "Below is an instruction that describes a task."
@@ -30,31 +31,37 @@ TEMPLATE: dict[str, str] = {
 }
 
 
-def user_text(instruction: str, given: str) -> str:
-    """Return what a user says: the instruction and, under its own heading, an input if any."""
-    return instruction + TEMPLATE["input"] + given if given else instruction
+def user_text(instruction: str, input_text: str) -> str:
+    """Return a user's message: the instruction and an optional input.
+
+    An input that is not empty follows under a separate heading.
+    """
+    return instruction + TEMPLATE["input"] + input_text if input_text else instruction
 
 
 def messages(record: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return what asks for the output of a record, as a chat."""
+    """Return a chat that asks for the record's output."""
     return [{"role": "user", "content": user_text(record["instruction"], record["input"])}]
 
 
 def read_template(folder: Path, tokenizer: Tokenizer) -> Template:
-    """Return the chat template of a folder, or the default one where it has none."""
+    """Load the folder's chat template, or return the default template."""
     return Template.read(folder) or default_template(tokenizer)
 
 
 def default_template(tokenizer: Tokenizer) -> Template:
-    """Return the Alpaca template, in which the tokenizer's end closes an answer.
+    """Return the Alpaca template, with EOS after each answer.
 
-    Every turn is a document of its own; there is no place for another role.
+    Every turn is a separate document; roles apart from user and assistant are not allowed.
     """
     return Template(chat_template(), {"eos_token": tokenizer.decode([tokenizer.eos_id])})
 
 
 def chat_template() -> str:
-    """Return the Alpaca template as the Jinja text that a folder holds."""
+    """Return the Alpaca template as Jinja text.
+
+    A checkpoint folder holds the same text.
+    """
     asked = _jinja(TEMPLATE["opening"] + TEMPLATE["instruction"])
     answered = _jinja(TEMPLATE["response"])
     return (
@@ -78,14 +85,14 @@ def _jinja(text: str) -> str:
 
 @dataclass(frozen=True)
 class InstructionRows:
-    """Prompts and answers as token ids, without the id that ends an answer."""
+    """Prompts and answers as token ids, without the end id."""
 
     ids: list[Ids]
     prompt_lengths: list[int]
     places: list[int]
-    """Which record each row was made of."""
+    """Index of each row's record."""
     n_dropped: int
-    """How many rows did not fit the context with their end, and were left out."""
+    """Number of rows left out because row and end id do not fit the context."""
 
     @property
     def lengths(self) -> Indices:
@@ -99,10 +106,11 @@ def encode_rows(
     template: Template,
     context_length: int,
 ) -> InstructionRows:
-    """Return rows of instruction, input and output as ids, those left out that do not fit.
+    """Encode records as rows, without rows longer than the context.
 
-    A row cut short would teach an answer that never ends, or an answer to half a question.
-    The model reads all ids but the last, so a row of `context_length` ids and its end fits.
+    A row holds instruction, input and output. A row cut short would teach an answer that never
+    ends, or an answer to half a question. The model reads all ids but the last, and therefore a
+    row of `context_length` ids plus the end id fits.
     """
     pairs = [
         template.encode_exchange(
@@ -125,10 +133,11 @@ def collate(
     *,
     prompt_lengths: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets, both (B, T), each row followed by its end and then padding.
+    """Return padded inputs and targets, both (B, T).
 
-    The end and the padding are the same id; of these only the first is a target, the others
-    are `IGNORE`. With `prompt_lengths` the prompts are no targets either.
+    Each row is followed by the end id and then by padding. End and padding are the same id, but
+    only the end is a target: targets at padding are `IGNORE`. With `prompt_lengths`, the targets
+    of the prompts are `IGNORE` too.
     """
     ids = pad([[*row, end_id] for row in rows], end_id)  # (B, T + 1)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].clone()
@@ -140,7 +149,10 @@ def collate(
 
 
 def batch(rows: InstructionRows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
-    """Return the rows at `indices` as (inputs (B, T), targets (B, T))."""
+    """Return the rows at `indices` as a padded batch.
+
+    The batch is (inputs (B, T), targets (B, T)).
+    """
     prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
     return collate([rows.ids[index] for index in indices], end_id, prompt_lengths=prompt_lengths)
 
@@ -153,7 +165,10 @@ def answers(
     *,
     max_new_tokens: int,
 ) -> list[str]:
-    """Return the model's answer to each instruction, the likeliest token at every step."""
+    """Generate the model's answer to each instruction.
+
+    Decoding is greedy: the likeliest token at every step.
+    """
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [template.encode(tokenizer, messages(record)) for record in records]
     new_ids = generate(model, prompts, greedy, stop_ids=template.stop_ids(tokenizer), seed=0)

@@ -1,7 +1,8 @@
-"""State dicts of "Build a Large Language Model (From Scratch)": the `.pth` files of its chapters.
+"""State dicts of "Build a Large Language Model (From Scratch)".
 
-Chapter 5 saves a GPTModel alone or with its optimizer, chapter 6 a classifier, chapter 7 an
-assistant. A state dict does not say how many heads its attention has; GPT-2's sizes do.
+Each `.pth` file belongs to a chapter of the book: chapter 5 saves a GPTModel alone or with its
+optimizer, chapter 6 a classifier, chapter 7 an assistant. A state dict does not record the number
+of attention heads; it is derived from GPT-2's sizes.
 """
 
 from dataclasses import replace
@@ -20,16 +21,17 @@ from gptmill.checkpoint.weights import (
 )
 from gptmill.model.gpt import SIZES, GPTConfig
 
-WRAPPERS = ("_orig_mod.", "module.")  # torch.compile's and data parallel training's
+WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of data-parallel training
 HEAD, HEAD_BIAS = "out_head.weight", "out_head.bias"
 EMBEDDING, LAST_SHIFT = "tok_emb.weight", "final_norm.shift"
 GPT2_HEAD_DIM = 64
 
 
 def open_book(path: Path, *, n_heads: int | None) -> tuple[GPTConfig, Tensors, int | None]:
-    """Open a book's file: the model's shape, its tensors, and of a classifier its classes.
+    """Return config, tensors and class count of a book file.
 
-    Raises ValueError where it is something else, or where the number of heads must be given.
+    The class count is None for a language model. Raises ValueError if the file does not hold a
+    model of the book, or if `n_heads` must be given.
     """
     content, mapped = read_pickle(path)
     state = _state(path, content)
@@ -40,35 +42,41 @@ def open_book(path: Path, *, n_heads: int | None) -> tuple[GPTConfig, Tensors, i
         _fold_bias(path, state)
     elif not torch.equal(state[HEAD], state[EMBEDDING]):
         config = replace(config, tie_weights=False)
-    # Tensors that were made here are no pages of the file.
-    made = {name for name in (LAST_SHIFT, HEAD_BIAS) if n_classes is not None}
-    whole = of_dict(path, state, mapped=mapped)
+    # Tensors computed by _fold_bias are not pages of the file.
+    computed = {name for name in (LAST_SHIFT, HEAD_BIAS) if n_classes is not None}
+    tensors = of_dict(path, state, mapped=mapped)
 
     def take(name: str) -> Taken:
-        taken = whole.take(name)
-        return taken._replace(mapped=taken.mapped and name not in made)
+        taken = tensors.take(name)
+        return taken._replace(mapped=taken.mapped and name not in computed)
 
-    return config, Tensors(path, whole.shapes, take), n_classes
+    return config, Tensors(path, tensors.shapes, take), n_classes
 
 
 def _state(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    found = content.get("model_state_dict", content)
-    state = dict(found) if isinstance(found, dict) else {}
+    weights = content.get("model_state_dict", content)
+    state = dict(weights) if isinstance(weights, dict) else {}
     for wrapper in WRAPPERS:
         state = {name.removeprefix(wrapper): value for name, value in state.items()}
     if any(".lora." in name for name in state):
-        raise ValueError(f"{path} holds LoRA layers; merge them into their matrices and save again")
+        raise ValueError(f"{path} holds LoRA layers; merge them into the weights and save again")
     needed = (EMBEDDING, "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight", HEAD, LAST_SHIFT)
     missing = [name for name in needed if not isinstance(state.get(name), Tensor)]
     if missing:
-        raise ValueError(f"{path} is no state dict of the book's GPTModel: {missing[0]} is missing")
+        raise ValueError(
+            f"{path} is not a state dict of the book's GPTModel: {missing[0]} is missing"
+        )
     if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds other things than named tensors; allowed are no others")
+        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
     return state
 
 
 def _n_classes(shapes: dict[str, Shape]) -> int | None:
-    """Return how many classes a head has that is no language model's: it has a bias."""
+    """Return the class count of a classification head, or None.
+
+    A head is a classification head if it has a bias, or a different number of rows than the
+    embedding.
+    """
     if HEAD_BIAS in shapes or shapes[HEAD][0] != shapes[EMBEDDING][0]:
         return shapes[HEAD][0]
     return None
@@ -77,7 +85,7 @@ def _n_classes(shapes: dict[str, Shape]) -> int | None:
 def _config(path: Path, shapes: dict[str, Shape], n_heads: int | None) -> GPTConfig:
     blocks = {name.split(".")[1] for name in shapes if name.startswith("trf_blocks.")}
     vocab_size, emb_dim = shapes[EMBEDDING]
-    wide = shapes["trf_blocks.0.ff.layers.0.weight"][0]
+    ff_dim = shapes["trf_blocks.0.ff.layers.0.weight"][0]
     try:
         return GPTConfig(
             vocab_size=vocab_size,
@@ -85,7 +93,7 @@ def _config(path: Path, shapes: dict[str, Shape], n_heads: int | None) -> GPTCon
             emb_dim=emb_dim,
             n_layers=len(blocks),
             n_heads=_heads(emb_dim, len(blocks)) if n_heads is None else n_heads,
-            hidden_dim=None if wide == 4 * emb_dim else wide,
+            hidden_dim=None if ff_dim == 4 * emb_dim else ff_dim,
             drop_rate=0.1,
             qkv_bias="trf_blocks.0.att.W_query.bias" in shapes,
             tie_weights=True,
@@ -100,17 +108,18 @@ def _heads(emb_dim: int, n_layers: int) -> int:
             return size.n_heads
     if emb_dim % GPT2_HEAD_DIM:
         raise ValueError(
-            f"the number of heads is not in the file, and emb_dim {emb_dim} is none of GPT-2's; "
-            "say n_heads"
+            f"the number of heads is not in the file, and no GPT-2 size has emb_dim {emb_dim}; "
+            "set n_heads"
         )
     return emb_dim // GPT2_HEAD_DIM
 
 
 def _fold_bias(path: Path, state: dict[str, Tensor]) -> None:
-    """Move the bias b of a classifier's head W into the shift of the norm before it, in place.
+    """Fold the classification head's bias into the last norm's shift.
 
-    W (x + W^+ b) = W x + b, with the pseudo-inverse, where the rows of W are independent; then
-    Hugging Face's head, which has none, gives the same scores.
+    For head weights W with linearly independent rows, bias b and the pseudo-inverse W^+:
+    W (x + W^+ b) = W x + b. Hugging Face's classification head has no bias, and with the folded
+    shift gives the same scores. Changes `state` in place.
     """
     bias = state.get(HEAD_BIAS)
     weight = state[HEAD].double()  # (K, C)
@@ -119,8 +128,8 @@ def _fold_bias(path: Path, state: dict[str, Tensor]) -> None:
         folded = torch.linalg.pinv(weight) @ bias.double()
         if not torch.allclose(weight @ folded, bias.double(), rtol=1e-6, atol=1e-6):
             raise ValueError(
-                f"{path}: the rows of {HEAD} depend on each other, so that its bias cannot be "
-                "kept; train the head without one"
+                f"{path}: the rows of {HEAD} are linearly dependent, and the bias cannot be "
+                "folded into the norm before the head; train the head without a bias"
             )
     state[LAST_SHIFT] = (state[LAST_SHIFT].double() + folded).to(state[LAST_SHIFT].dtype)
     state[HEAD_BIAS] = torch.zeros(weight.shape[0])

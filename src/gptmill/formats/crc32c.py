@@ -1,7 +1,8 @@
-"""CRC-32C of large arrays, by which TensorFlow's checkpoints guard their bytes.
+"""CRC-32C of large arrays, the checksum in TensorFlow's checkpoints.
 
-The checksum is a remainder of polynomials over GF(2), so it is linear: many pieces are taken at
-once, a word of each a step, and joined by what zeros behind a piece do to its remainder.
+The checksum is a remainder of polynomials over GF(2) and therefore linear: many pieces are
+processed at the same time, a word of each piece per step. To join two neighbouring pieces, the
+remainder of the first is advanced over as many zeros as the second piece has bytes.
 """
 
 from functools import cache
@@ -9,24 +10,25 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
+POLYNOMIAL = 0x82F63B78  # Castagnoli's polynomial, bits reversed
 MASK = 0xA282EAD8
-LANES, WORDS = 16_384, 256  # a block is this many pieces of this many 32-bit words
+LANES, WORDS = 16_384, 256  # a block has LANES pieces of WORDS 32-bit words
 
 Words = npt.NDArray[np.uint32]
 
 
 def masked_crc32c(content: npt.NDArray[np.uint8]) -> int:
-    """Return the checksum of bytes as TensorFlow and LevelDB store it: rotated, and a number added.
+    """Return the checksum as TensorFlow and LevelDB store it.
 
-    So stored, the checksum of bytes that hold checksums is no special case.
+    It is rotated and a constant is added, so that bytes with embedded checksums are no special
+    case.
     """
     crc = crc32c(content)
     return (((crc >> 15) | (crc << 17)) + MASK) & 0xFFFFFFFF
 
 
 def crc32c(content: npt.NDArray[np.uint8]) -> int:
-    """Return the checksum of bytes, RFC 3720."""
+    """Return the CRC-32C of bytes, RFC 3720."""
     state = 0xFFFFFFFF
     block = 4 * LANES * WORDS
     for start in range(0, len(content), block):
@@ -36,14 +38,17 @@ def crc32c(content: npt.NDArray[np.uint8]) -> int:
 
 
 def _remainder(piece: npt.NDArray[np.uint8]) -> int:
-    """Return the remainder of a block from a state of zero, which zeros in front leave as it is."""
+    """Return the remainder of a block, starting from state zero.
+
+    Leading zeros leave a state of zero unchanged, so the padding goes in front of the block.
+    """
     lanes = LANES
     while lanes > 1 and 4 * lanes > len(piece):
         lanes //= 2
     words = -(-len(piece) // (4 * lanes))
     padded = np.zeros(4 * lanes * words, np.uint8)
     padded[len(padded) - len(piece) :] = piece
-    columns = np.ascontiguousarray(padded.view("<u4").reshape(lanes, words).T)  # a word a lane each
+    columns = np.ascontiguousarray(padded.view("<u4").reshape(lanes, words).T)  # (words, lanes)
     states = np.zeros(lanes, np.uint32)
     first, second, third, fourth = _tables()
     for column in columns:
@@ -55,15 +60,18 @@ def _remainder(piece: npt.NDArray[np.uint8]) -> int:
             ^ first[states >> 24]
         )
     length = 4 * words
-    while len(states) > 1:  # each pair of neighbours becomes one
-        states = _applied(_zeros(length), states[::2]) ^ states[1::2]
+    while len(states) > 1:  # join each pair of neighbouring pieces
+        states = _apply(_zeros(length), states[::2]) ^ states[1::2]
         length *= 2
     return int(states[0])
 
 
 @cache
 def _tables() -> tuple[Words, Words, Words, Words]:
-    """Return what a byte becomes when none, one, two or three more bytes follow it."""
+    """Return four lookup tables for the remainder of a byte.
+
+    Table k is for a byte followed by k more bytes, k from 0 to 3.
+    """
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(POLYNOMIAL), table >> 1)
@@ -74,24 +82,25 @@ def _tables() -> tuple[Words, Words, Words, Words]:
 
 
 def _advance(state: int, length: int) -> int:
-    """Return a state after `length` bytes of zero."""
-    return int(_applied(_zeros(length), np.array([state], np.uint32))[0])
+    """Return a state advanced over `length` zero bytes."""
+    return int(_apply(_zeros(length), np.array([state], np.uint32))[0])
 
 
 @cache
 def _zeros(length: int) -> Words:
-    """Return what `length` bytes of zero make of each bit of a state, (32,)."""
+    """Return each bit's state after `length` zero bytes, (32,)."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     if length == 0:
         return bits
     half = _zeros(length // 2)
-    both = _applied(half, half)
+    matrix = _apply(half, half)
     if length % 2:
-        both = _tables()[0][both & 0xFF] ^ (both >> 8)
-    return both
+        matrix = _tables()[0][matrix & 0xFF] ^ (matrix >> 8)
+    return matrix
 
 
-def _applied(matrix: Words, states: Words) -> Words:
+def _apply(matrix: Words, states: Words) -> Words:
+    """Multiply each state by a bit matrix, (32,)."""
     out = np.zeros_like(states)
     for bit in range(32):
         out ^= np.where((states >> np.uint32(bit)) & 1, matrix[bit], np.uint32(0))

@@ -19,8 +19,8 @@ from gptmill.checkpoint.checkpoint import (
     save_causal_lm,
     save_classifier,
 )
+from gptmill.checkpoint.families import family_of
 from gptmill.checkpoint.hf_config import SpecialIds, read_config_file
-from gptmill.checkpoint.layouts import BOOK, GGUF_GPT2, GGUF_LLAMA
 from gptmill.checkpoint.mapping import file_tensors
 from gptmill.checkpoint.model_card import name_commit
 from gptmill.checkpoint.weights import open_folder
@@ -102,9 +102,12 @@ def _ids(folder: Path) -> SpecialIds:
 
 def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
     """Write a state dict that the book's own code loads, its causal masks included."""
-    if model.config.llama is not None:
-        raise ValueError("the book's GPTModel is a GPT-2, and this model is a Llama; allowed: hf")
-    tensors = {name: t.contiguous() for name, t in file_tensors(BOOK, model).items()}
+    family = family_of(model.config)
+    if family.book is None:
+        raise ValueError(
+            f"the book's GPTModel is a GPT-2, and this model is a {family.title}; allowed: hf"
+        )
+    tensors = {name: t.contiguous() for name, t in file_tensors(family.book, model).items()}
     length = model.config.context_length
     mask = torch.ones(length, length).triu(diagonal=1)  # one for all: a file keeps it once
     for layer in range(model.config.n_layers):
@@ -119,15 +122,14 @@ def _export_gguf(folder: Path, out: Path, model: GPT, dtype: torch.dtype) -> Non
     from gguf import GGUFWriter
 
     config = model.config
-    layout = GGUF_GPT2 if config.llama is None else GGUF_LLAMA
     partial = _partial(out)
-    writer = GGUFWriter(partial, "gpt2" if config.llama is None else "llama")
+    writer = GGUFWriter(partial, config.family)
     writer.add_name(folder.resolve().name)
     writer.add_file_type(GGUF_FILE_TYPES[dtype])
     for name, value in metadata(config).items():
         _add(writer, name, value)
     _add_tokenizer(writer, Tokenizer.from_folder(folder), config.vocab_size)
-    tensors = file_tensors(layout, model)
+    tensors = file_tensors(family_of(config).gguf, model)
     factors = rope_factors(config)
     if factors is not None:
         tensors[ROPE_FACTORS] = factors

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptmill.checkpoint.layouts import GGUF_GPT2, GGUF_LLAMA, Layout
+from gptmill.checkpoint.families import FAMILIES, family_of
+from gptmill.checkpoint.layouts import Layout
 from gptmill.checkpoint.weights import Shape, Taken, Tensors
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling, frequencies
@@ -34,7 +35,6 @@ SIZES = {
     "n_heads": "attention.head_count",
     "hidden_dim": "feed_forward_length",
 }
-NORM_EPS = {"gpt2": "attention.layer_norm_epsilon", "llama": "attention.layer_norm_rms_epsilon"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,7 @@ def open_gguf(path: Path) -> GgufFile:
         config = _config(fields, shapes, factors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    layout = GGUF_GPT2 if config.llama is None else GGUF_LLAMA
-    return GgufFile(fields, config, layout, Tensors(path, shapes, take))
+    return GgufFile(fields, config, family_of(config).gguf, Tensors(path, shapes, take))
 
 
 def _values(tensor: Any) -> Taken:
@@ -91,8 +90,9 @@ def _config(
     fields: Mapping[str, Any], shapes: Mapping[str, Shape], factors: Tensor | None
 ) -> GPTConfig:
     family = fields.get("general.architecture")
-    if family not in NORM_EPS:
-        raise ValueError(f"architecture is {family!r}; allowed are 'gpt2' and 'llama'")
+    if family not in FAMILIES:
+        allowed = " and ".join(map(repr, FAMILIES))
+        raise ValueError(f"architecture is {family!r}; allowed are {allowed}")
 
     def field(name: str) -> Any:
         value = fields.get(f"{family}.{name}")
@@ -100,38 +100,45 @@ def _config(
             raise ValueError(f"{family}.{name} is {value!r}; allowed is one number")
         return value
 
-    sizes = {ours: field(theirs) for ours, theirs in SIZES.items()}
+    shape = {ours: field(theirs) for ours, theirs in SIZES.items()}
     if EMBEDDING not in shapes:
         raise ValueError(f"{EMBEDDING} is missing; every model of this family has one")
-    gpt2 = family == "gpt2"
-    if gpt2 and sizes["hidden_dim"] == 4 * sizes["emb_dim"]:
-        sizes["hidden_dim"] = None
-    return GPTConfig(
-        **sizes,
-        vocab_size=shapes[EMBEDDING][0],
-        drop_rate=0.1 if gpt2 else 0.0,
-        qkv_bias=gpt2,
-        tie_weights=HEAD not in shapes,
-        norm_eps=field(NORM_EPS[family]),
-        llama=None if gpt2 else _llama(fields, sizes, factors),
-    )
+    shape |= {
+        "vocab_size": shapes[EMBEDDING][0],
+        "tie_weights": HEAD not in shapes,
+        "norm_eps": field(FAMILIES[family].gguf_norm_eps),
+    }
+    return READERS[family](fields, shape, factors)
 
 
-def _llama(fields: Mapping[str, Any], sizes: Mapping[str, int], factors: Tensor | None) -> Llama:
-    heads = sizes["n_heads"]
-    head_dim = sizes["emb_dim"] // heads
+def _gpt2(fields: Mapping[str, Any], shape: Mapping[str, Any], factors: Tensor | None) -> GPTConfig:
+    usual = shape["hidden_dim"] == 4 * shape["emb_dim"]
+    hidden_dim = None if usual else shape["hidden_dim"]
+    return GPTConfig(**{**shape, "hidden_dim": hidden_dim}, drop_rate=0.1, qkv_bias=True)
+
+
+def _llama(
+    fields: Mapping[str, Any], shape: Mapping[str, Any], factors: Tensor | None
+) -> GPTConfig:
+    heads = shape["n_heads"]
+    head_dim = shape["emb_dim"] // heads
     for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if fields.get(f"llama.{name}", head_dim) != head_dim:
             raise ValueError(f"llama.{name} is {fields[f'llama.{name}']}; allowed is {head_dim}")
     theta = float(fields.get("llama.rope.freq_base", 10_000.0))
-    scaling = _scaling(fields, sizes["context_length"])
+    scaling = _scaling(fields, shape["context_length"])
     if factors is not None:
         scaling = _llama3_scaling(factors, head_dim, theta)
-    return Llama(
+    llama = Llama(
         n_kv_heads=fields.get("llama.attention.head_count_kv", heads),
         rope_theta=theta,
         rope_scaling=scaling,
     )
+    return GPTConfig(**shape, drop_rate=0.0, qkv_bias=False, llama=llama)
+
+
+# How each family's own metadata are read, beside the sizes that all have.
+READERS = {"gpt2": _gpt2, "llama": _llama}
 
 
 def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | None:
@@ -188,20 +195,24 @@ def _llama3_scaling(factors: Tensor, head_dim: int, theta: float) -> RopeScaling
 
 
 def metadata(config: GPTConfig) -> dict[str, int | float | str]:
-    """Return what a file says about the shape of a model; raise ValueError where it cannot."""
-    family = "gpt2" if config.llama is None else "llama"
-    out: dict[str, int | float | str] = {
+    """Return the metadata of a model's shape; raise ValueError for a shape without any."""
+    family = config.family
+    fields: dict[str, int | float | str] = {
         f"{family}.{theirs}": getattr(config, ours) for ours, theirs in SIZES.items()
     }
-    out[f"{family}.feed_forward_length"] = config.ff_dim
-    out[f"{family}.{NORM_EPS[family]}"] = config.norm_eps
-    if config.llama is None:
-        return out
-    out["llama.vocab_size"] = config.vocab_size
-    out["llama.attention.head_count_kv"] = config.n_kv_heads
-    out["llama.rope.dimension_count"] = config.head_dim
-    out["llama.rope.freq_base"] = config.llama.rope_theta
-    return out | _scaling_metadata(config.llama.rope_scaling)
+    fields[f"{family}.feed_forward_length"] = config.ff_dim
+    fields[f"{family}.{family_of(config).gguf_norm_eps}"] = config.norm_eps
+    return fields if config.llama is None else fields | _llama_metadata(config, config.llama)
+
+
+def _llama_metadata(config: GPTConfig, llama: Llama) -> dict[str, int | float | str]:
+    return {
+        "llama.vocab_size": config.vocab_size,
+        "llama.attention.head_count_kv": config.n_kv_heads,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": llama.rope_theta,
+        **_scaling_metadata(llama.rope_scaling),
+    }
 
 
 def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, int | float | str]:

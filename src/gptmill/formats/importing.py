@@ -1,8 +1,9 @@
-"""Import: pretrained weights from any form they are found in, to a checkpoint folder of ours.
+"""Import of pretrained weights in any supported format.
 
-Forms: a Hugging Face folder, an id on its hub at a pinned revision, OpenAI's TensorFlow folder,
-the book's `.pth`, a GGUF file. Every tensor's name and shape is checked before one is read, and
-the hash of each file that was read is in the record.
+Formats: a Hugging Face folder, a Hugging Face Hub id at a pinned revision, OpenAI's TensorFlow
+folder, the book's `.pth` file, a GGUF file. The result is a checkpoint folder. The names and shapes
+of all tensors are checked before the first tensor is read, and the record holds the SHA-256 of
+each source file.
 """
 
 import os
@@ -56,21 +57,23 @@ HUB_FILES = ("*.safetensors", "*.bin", "*.json", "merges.txt", "vocab.bpe", "*.j
 
 @dataclass(frozen=True)
 class Imported:
-    """What was read and written."""
+    """Summary of an import."""
 
     form: SourceFormat
     config: GPTConfig
     n_classes: int | None
     n_tensors: int
-    """How many tensors the source held, constants included."""
+    """Number of tensors in the source, including constants."""
     n_parameters: int
     files: Mapping[str, str]
-    """The SHA-256 of each file that was read, by its name."""
+    """SHA-256 of each source file, by file name."""
     revision: str | None
 
 
 @dataclass(frozen=True)
 class _Source:
+    """An opened model whose tensors have not been read."""
+
     form: SourceFormat
     layout: Layout
     config: GPTConfig
@@ -94,39 +97,45 @@ def import_model(
     dtype: torch.dtype = torch.float32,
     classifiers: bool = True,
 ) -> Imported:
-    """Read a model from `source` and write it to the folder `out`, which is whole or absent.
+    """Load a model from `source` and save it to `out`.
 
-    `source` is a path, or an id on the hub with its `revision`, a whole commit hash.
-    `tokenizer` is a folder with one, in place of the source's own; `otherwise` is one for a
-    source without. `n_heads` is for a book's file of a width that GPT-2 does not have. Weights
-    are rounded to `dtype`. Without `classifiers`, a model that is one is refused.
+    The checkpoint folder `out` is written completely or not at all. `source` is a path, or a
+    Hugging Face Hub id with `revision`, a full commit hash. The folder `tokenizer` replaces the
+    tokenizer of the source; the folder `otherwise` serves a source without a tokenizer. `n_heads`
+    is for a book file with an embedding width that GPT-2 does not have. Weights are rounded to
+    `dtype`. Raises ValueError for an invalid source, and for a classifier if `classifiers` is
+    False.
     """
-    path = _place(source, revision)
-    found = _open(path, n_heads)
-    if found.n_classes is not None and not classifiers:
-        raise ValueError(f"{source} is a classifier; allowed here is a language model")
-    given = tokenizer or (otherwise if found.tokenizer is None else None)
-    known = _tokenizer(found, source, given)
-    _check(found)
-    model = meta_model(found.config, found.n_classes)
-    n_tensors = len(found.tensors.shapes)
-    files = {file.name: sha256(file) for file in found.files}
+    path = _resolve(source, revision)
+    opened = _open(path, n_heads)
+    if opened.n_classes is not None and not classifiers:
+        raise ValueError(f"{source} is a classifier; allowed is a language model")
+    tokenizer_folder = tokenizer or (otherwise if opened.tokenizer is None else None)
+    chosen_tokenizer = _choose_tokenizer(opened, source, tokenizer_folder)
+    _check(opened)
+    model = meta_model(opened.config, opened.n_classes)
+    n_tensors = len(opened.tensors.shapes)
+    files = {file.name: sha256(file) for file in opened.files}
     state = read_state(
-        found.layout, found.config, found.tensors, n_classes=found.n_classes, dtype=dtype
+        opened.layout, opened.config, opened.tensors, n_classes=opened.n_classes, dtype=dtype
     )
     model.load_state_dict(state, assign=True)
-    ids = found.ids if given is None else None
+    ids = opened.ids if tokenizer_folder is None else None
     with atomic_folder(out) as folder:
         if isinstance(model, GPT):
-            template = found.chat_template
-            save_causal_lm(folder, model, known, chat_template=template, dtype=dtype, ids=ids)
+            template = opened.chat_template
+            save_causal_lm(
+                folder, model, chosen_tokenizer, chat_template=template, dtype=dtype, ids=ids
+            )
         else:
-            names = found.class_names
-            save_classifier(folder, model, known, class_names=names, dtype=dtype, ids=ids)
+            names = opened.class_names
+            save_classifier(
+                folder, model, chosen_tokenizer, class_names=names, dtype=dtype, ids=ids
+            )
     return Imported(
-        form=found.form,
-        config=found.config,
-        n_classes=found.n_classes,
+        form=opened.form,
+        config=opened.config,
+        n_classes=opened.n_classes,
         n_tensors=n_tensors,
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         files=files,
@@ -135,48 +144,50 @@ def import_model(
 
 
 def check_model(path: Path) -> GPTConfig:
-    """Check the names and shapes of a model in any form, of which no tensor is read.
+    """Check a model's tensor names and shapes without reading tensors.
 
-    Raises ValueError as `import_model` would.
+    The model may be in any supported format. Raises ValueError as `import_model` would.
     """
-    found = _open(path, None)
-    _check(found)
-    return found.config
+    source = _open(path, None)
+    _check(source)
+    return source.config
 
 
-def _check(found: _Source) -> None:
+def _check(source: _Source) -> None:
     check(
-        found.layout,
-        found.config,
-        found.tensors,
-        n_classes=found.n_classes,
-        asks="config.json asks for" if found.form == "hugging face" else "expected is",
+        source.layout,
+        source.config,
+        source.tensors,
+        n_classes=source.n_classes,
+        asks="config.json requires" if source.form == "hugging face" else "expected",
     )
 
 
-# Where the source lies, and what it is.
+# Locate the source and detect the format.
 
 
-def _place(source: str, revision: str | None) -> Path:
+def _resolve(source: str, revision: str | None) -> Path:
     path = Path(source)
     if path.exists():
         if revision is not None:
-            raise ValueError(f"{source} is a path here; a revision is for an id on the hub only")
+            raise ValueError(
+                f"{source} is a local path; a revision is for a Hugging Face Hub id only"
+            )
         return path
     if not HUB_ID.fullmatch(source):
         raise ValueError(
-            f"{source}: there is no such file or folder, nor is it an id on the hub, owner/name"
+            f"{source}: no such file or folder, and not a Hugging Face Hub id (owner/name)"
         )
     if revision is None or not REVISION.fullmatch(revision):
         raise ValueError(
-            f"{source}: no such path, and for an id on the hub revision is {revision!r}; allowed "
-            "is a whole commit hash of 40 digits, so that the same weights come each time"
+            f"{source}: no such path, and for a Hugging Face Hub id revision is {revision!r}; "
+            "allowed is a full commit hash of 40 hex digits, to get the same weights each time"
         )
-    return _downloaded(source, revision)
+    return _fetch(source, revision)
 
 
-def _downloaded(source: str, revision: str) -> Path:
-    """Fetch a snapshot of the hub into its cache; what is there already is not fetched again."""
+def _fetch(source: str, revision: str) -> Path:
+    """Fetch a snapshot from the Hub, reusing files already cached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -195,7 +206,7 @@ def _downloaded(source: str, revision: str) -> Path:
 
 def _open(path: Path, n_heads: int | None) -> _Source:
     if path.is_dir():
-        path = _only_file(path)
+        path = _find_model(path)
     if path.is_dir():
         return _open_tensorflow(path) if is_checkpoint(path) else _open_hugging_face(path)
     with path.open("rb") as file:
@@ -205,26 +216,29 @@ def _open(path: Path, n_heads: int | None) -> _Source:
     if path.suffix in PICKLES:
         return _open_book(path, n_heads)
     raise ValueError(
-        f"{path} is none of the known forms; allowed are a Hugging Face folder, OpenAI's "
-        f"TensorFlow folder, a book's file ({', '.join(PICKLES)}) and a GGUF file"
+        f"{path} has an unknown format; allowed are a Hugging Face folder, OpenAI's "
+        f"TensorFlow folder, a book file ({', '.join(PICKLES)}) and a GGUF file"
     )
 
 
-def _only_file(folder: Path) -> Path:
-    """Return the one file that is a model by itself in a folder that else describes none."""
+def _find_model(folder: Path) -> Path:
+    """Return a folder's only model file, or the folder itself.
+
+    A folder with a config.json or a TensorFlow checkpoint is a model by itself.
+    """
     if (folder / "config.json").exists() or is_checkpoint(folder):
         return folder
-    alone = [path for path in folder.iterdir() if path.suffix in (".gguf", ".pth")]
-    return alone[0] if len(alone) == 1 else folder
+    models = [path for path in folder.iterdir() if path.suffix in (".gguf", ".pth")]
+    return models[0] if len(models) == 1 else folder
 
 
 def _open_hugging_face(folder: Path) -> _Source:
     config = read_config(folder)
-    given = read_config_file(folder / "config.json")
+    fields = read_config_file(folder / "config.json")
     tensors = open_folder(folder)
     names: list[str] = read_class_names(folder) if "score.weight" in tensors.shapes else []
     files = [folder / "config.json", *weight_files(folder), *_tokenizer_files(folder)]
-    ids = [given.get(f"{role}_token_id") for role in ("bos", "eos", "pad")]
+    ids = [fields.get(f"{role}_token_id") for role in ("bos", "eos", "pad")]
     bos, eos, pad = (index if isinstance(index, int) else None for index in ids)
     return _Source(
         form="hugging face",
@@ -232,7 +246,7 @@ def _open_hugging_face(folder: Path) -> _Source:
         config=config,
         tensors=tensors,
         files=files,
-        tokenizer=_tokenizer_of(folder),
+        tokenizer=_read_tokenizer(folder),
         chat_template=read_chat_template(folder),
         n_classes=len(names) or None,
         class_names=names,
@@ -243,7 +257,7 @@ def _open_hugging_face(folder: Path) -> _Source:
 def _open_tensorflow(folder: Path) -> _Source:
     files = [folder / "hparams.json", *checkpoint_files(folder), *_tokenizer_files(folder)]
     config, tensors = read_hparams(folder), open_checkpoint(folder)
-    return _Source("tensorflow", OPENAI, config, tensors, files, _tokenizer_of(folder))
+    return _Source("tensorflow", OPENAI, config, tensors, files, _read_tokenizer(folder))
 
 
 def _open_book(path: Path, n_heads: int | None) -> _Source:
@@ -262,15 +276,15 @@ def _open_book(path: Path, n_heads: int | None) -> _Source:
 
 def _open_gguf(path: Path) -> _Source:
     file = open_gguf(path)
-    known = Tokenizer.from_gguf(file.fields)
+    tokenizer = Tokenizer.from_gguf(file.fields)
     return _Source(
         form="gguf",
         layout=file.layout,
         config=file.config,
         tensors=file.tensors,
         files=[path],
-        tokenizer=known,
-        chat_template=known.chat_template,
+        tokenizer=tokenizer,
+        chat_template=tokenizer.chat_template,
     )
 
 
@@ -281,8 +295,11 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _tokenizer_of(folder: Path) -> Tokenizer | None:
-    """Read the tokenizer of a folder, if it has one: OpenAI calls GPT-2's two files otherwise."""
+def _read_tokenizer(folder: Path) -> Tokenizer | None:
+    """Load the tokenizer of a folder, or return None.
+
+    OpenAI's names for the two files of GPT-2's tokenizer are encoder.json and vocab.bpe.
+    """
     if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
         return Tokenizer.from_bpe_files(folder / "vocab.bpe", folder / "encoder.json")
     if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
@@ -290,17 +307,21 @@ def _tokenizer_of(folder: Path) -> Tokenizer | None:
     return None
 
 
-def _tokenizer(found: _Source, source: str, given: Path | None) -> Tokenizer:
-    known = found.tokenizer if given is None else _tokenizer_of(given)
-    if known is None:
-        where = source if given is None else str(given)
+def _choose_tokenizer(opened: _Source, source: str, folder: Path | None) -> Tokenizer:
+    """Return the tokenizer from `folder` if given, otherwise the source's.
+
+    Raises ValueError where the tokenizer is missing or has more ids than the weights.
+    """
+    tokenizer = opened.tokenizer if folder is None else _read_tokenizer(folder)
+    if tokenizer is None:
         raise ValueError(
-            f"{where} has no tokenizer; give a folder that has one, with a tokenizer.json, or "
-            "GPT-2's vocab.json and merges.txt, or its encoder.json and vocab.bpe"
+            f"{source if folder is None else folder} has no tokenizer; give a folder with a "
+            "tokenizer.json, GPT-2's vocab.json and merges.txt, or OpenAI's encoder.json and "
+            "vocab.bpe"
         )
-    if known.n_vocab > found.config.vocab_size:
+    if tokenizer.n_vocab > opened.config.vocab_size:
         raise ValueError(
-            f"{source}: the weights know {found.config.vocab_size} ids, the tokenizer has "
-            f"{known.n_vocab}; give the tokenizer that the weights were trained with"
+            f"{source}: the weights have {opened.config.vocab_size} ids, but the tokenizer has "
+            f"{tokenizer.n_vocab}; give the tokenizer used to train the weights"
         )
-    return known
+    return tokenizer

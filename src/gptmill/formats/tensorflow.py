@@ -1,10 +1,10 @@
-"""OpenAI's GPT-2 as it was published: a TensorFlow checkpoint, read without TensorFlow.
+"""OpenAI's published TensorFlow checkpoints of GPT-2, read without TensorFlow.
 
-`hparams.json` says the shape; `checkpoint` names the bundle; its `.index` is a table of LevelDB's
-form (https://github.com/google/leveldb/blob/main/doc/table_format.md) from names to protocol
-buffers that say where in the `.data` files a tensor lies
+`hparams.json` holds the model's sizes, and `checkpoint` names the bundle. The bundle's `.index` is
+a table in LevelDB's format (https://github.com/google/leveldb/blob/main/doc/table_format.md). The
+table maps tensor names to protocol buffers with the location of each tensor in the `.data` files
 (https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/tensor_bundle.proto).
-Every checksum is compared: the blocks' when the table is read, a tensor's when it is taken.
+Every checksum is verified: of a block when the index is read, of a tensor when the tensor is taken.
 """
 
 import math
@@ -29,7 +29,7 @@ from gptmill.formats.crc32c import masked_crc32c
 from gptmill.model.gpt import GPTConfig
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
-FOOTER = 48  # bytes: two places of blocks, padded, and the magic number
+FOOTER = 48  # bytes: two block handles, padding and the magic number
 TF_DTYPES = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
 HPARAMS = {
     "vocab_size": "n_vocab",
@@ -42,7 +42,7 @@ HPARAMS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, and its masked CRC-32C."""
+    """Location, type, shape and masked CRC-32C of a tensor."""
 
     dtype: torch.dtype
     shape: Shape
@@ -53,37 +53,47 @@ class Entry:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder looks like one that OpenAI published."""
+    """Return whether a folder looks like an OpenAI checkpoint."""
     return (folder / "hparams.json").is_file() and any(folder.glob("*.index"))
 
 
 def read_hparams(folder: Path) -> GPTConfig:
-    """Read the shape of the model; OpenAI's are tied and have biases."""
+    """Load the model's config from hparams.json.
+
+    OpenAI's models have tied embeddings, and biases in queries, keys and values. Raises ValueError
+    where a size is missing.
+    """
     path = folder / "hparams.json"
-    given = read_json(path)
+    hparams = read_json(path)
     for name in HPARAMS.values():
-        if not isinstance(given, dict) or not isinstance(given.get(name), int):
-            raise ValueError(f"{path} has no whole number {name}; fetch it again")
-    sizes = {ours: given[theirs] for ours, theirs in HPARAMS.items()}
+        if not isinstance(hparams, dict) or not isinstance(hparams.get(name), int):
+            raise ValueError(f"{path} has no integer {name}; fetch the file again")
+    sizes = {ours: hparams[theirs] for ours, theirs in HPARAMS.items()}
     return GPTConfig(**sizes, drop_rate=0.1, qkv_bias=True, tie_weights=True)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the index and the data files that the folder's `checkpoint` names."""
+    """Return the index and data files named in `checkpoint`.
+
+    Raises ValueError where `checkpoint` names no index, or the index is missing.
+    """
     path = folder / "checkpoint"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    named = re.search(r'^model_checkpoint_path: "([^"]+)"', text, re.MULTILINE)
-    if named is None:
+    match = re.search(r'^model_checkpoint_path: "([^"]+)"', text, re.MULTILINE)
+    if match is None:
         raise ValueError(f"{path} names no checkpoint; fetch the folder's seven files again")
-    prefix = re.split(r"[/\\]", named[1])[-1]
+    prefix = re.split(r"[/\\]", match[1])[-1]
     index = folder / f"{prefix}.index"
     if not index.is_file():
-        raise ValueError(f"{index} is missing, which {path} names")
+        raise ValueError(f"{index} is missing, but named in {path}")
     return [index, *sorted(folder.glob(f"{prefix}.data-*-of-*"))]
 
 
 def open_checkpoint(folder: Path) -> Tensors:
-    """Open the tensors of a checkpoint; its index is read and checked, its data is mapped."""
+    """Open the tensors of a checkpoint.
+
+    The index is read and checked; the data files are memory-mapped.
+    """
     index, *shards = checkpoint_files(folder)
     entries = read_index(index)
     sizes = [path.stat().st_size for path in shards]
@@ -107,18 +117,21 @@ def open_checkpoint(folder: Path) -> Tensors:
 
 
 def read_index(path: Path) -> dict[str, Entry]:
-    """Read a bundle's index; raise ValueError where it is not whole or of another kind."""
+    """Read the index of a bundle: entries by tensor name.
+
+    Raises ValueError if the file is incomplete, damaged or not an index.
+    """
     content = path.read_bytes()
     if len(content) < FOOTER or not content.endswith(MAGIC):
-        raise ValueError(f"{path} is not the index of a TensorFlow checkpoint, or not whole")
+        raise ValueError(f"{path} is not a complete index of a TensorFlow checkpoint")
     try:
         footer = _Reader(content[-FOOTER:])
-        footer.varint(), footer.varint()  # the place of the block about other blocks
+        footer.varint(), footer.varint()  # handle of the metaindex block
         index = _block(content, footer.varint(), footer.varint())
         rows: dict[str, bytes] = {}
-        for _, place in _rows(index):
-            handle = _Reader(place)
-            for key, value in _rows(_block(content, handle.varint(), handle.varint())):
+        for _, handle in _rows(index):
+            reader = _Reader(handle)
+            for key, value in _rows(_block(content, reader.varint(), reader.varint())):
                 rows[key.decode("utf-8")] = value
         _check_header(rows.pop("", b""))
         return {name: _entry(name, value) for name, value in rows.items()}
@@ -127,65 +140,74 @@ def read_index(path: Path) -> dict[str, Entry]:
 
 
 class _Reader:
-    """Numbers one behind the other in bytes."""
+    """Cursor over consecutive fields in a byte string."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.place = 0
+        self.position = 0
 
     def varint(self) -> int:
-        """Read seven bits a byte, the low ones first; the eighth says that more follow."""
+        """Read a variable-length integer.
+
+        Each byte holds seven bits, the low bits first; the eighth bit is set if more bytes follow.
+        """
         number = shift = 0
         while True:
-            byte = self.content[self.place]
-            self.place += 1
+            byte = self.content[self.position]
+            self.position += 1
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
             shift += 7
 
     def bytes(self, length: int) -> bytes:
-        """Read so many bytes."""
-        if self.place + length > len(self.content):
-            raise ValueError("a record of it is cut off")
-        self.place += length
-        return self.content[self.place - length : self.place]
+        """Read `length` bytes; raise ValueError where fewer remain."""
+        if self.position + length > len(self.content):
+            raise ValueError("a record is cut off")
+        self.position += length
+        return self.content[self.position - length : self.position]
 
     @property
-    def done(self) -> bool:
-        """Return whether there is nothing more."""
-        return self.place >= len(self.content)
+    def at_end(self) -> bool:
+        """Return whether all bytes have been read."""
+        return self.position >= len(self.content)
 
 
 def _block(content: bytes, offset: int, size: int) -> bytes:
-    """Return a block; one byte behind it says how it is packed, four are its checksum."""
-    whole = content[offset : offset + size + 5]
-    if len(whole) < size + 5:
-        raise ValueError("a block of it is cut off")
-    crc = masked_crc32c(np.frombuffer(whole[: size + 1], np.uint8))
-    if crc != int.from_bytes(whole[-4:], "little"):
-        raise ValueError("a block of it is damaged: its checksum differs")
-    if whole[size] != 0:
-        raise ValueError("its blocks are compressed; allowed are plain ones, as savers write them")
-    return whole[:size]
+    """Return a block after verifying the checksum.
+
+    The block is followed by a byte for the compression type and four for the checksum.
+    """
+    packed = content[offset : offset + size + 5]
+    if len(packed) < size + 5:
+        raise ValueError("a block is cut off")
+    crc = masked_crc32c(np.frombuffer(packed[: size + 1], np.uint8))
+    if crc != int.from_bytes(packed[-4:], "little"):
+        raise ValueError("a block is damaged: the checksum differs")
+    if packed[size] != 0:
+        raise ValueError("a block is compressed; allowed are plain blocks, as savers write them")
+    return packed[:size]
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield keys and values; a key begins with what it shares with the one before it."""
+    """Yield the keys and values of a block.
+
+    A key is stored as the length of the prefix it shares with the previous key, and the rest.
+    """
     restarts = int.from_bytes(block[-4:], "little")
     reader = _Reader(block[: len(block) - 4 * (restarts + 1)])
     key = b""
-    while not reader.done:
+    while not reader.at_end:
         shared, own, length = reader.varint(), reader.varint(), reader.varint()
         key = key[:shared] + reader.bytes(own)
         yield key, reader.bytes(length)
 
 
 def _message(content: bytes) -> dict[int, list[Any]]:
-    """Return the fields of a protocol buffer by number: whole numbers, or bytes."""
+    """Return a protocol buffer's integers and bytes by field number."""
     reader = _Reader(content)
     fields: dict[int, list[Any]] = {}
-    while not reader.done:
+    while not reader.at_end:
         tag = reader.varint()
         kind = tag & 7
         if kind == 0:
@@ -195,14 +217,14 @@ def _message(content: bytes) -> dict[int, list[Any]]:
         elif kind in (1, 5):
             value = int.from_bytes(reader.bytes(8 if kind == 1 else 4), "little")
         else:
-            raise ValueError("a record of it is not a protocol buffer")
+            raise ValueError("a record is not a protocol buffer")
         fields.setdefault(tag >> 3, []).append(value)
     return fields
 
 
 def _check_header(content: bytes) -> None:
     if _message(content).get(2, [0])[-1] != 0:
-        raise ValueError("its numbers have their high bytes first; allowed is the low ones first")
+        raise ValueError("the tensors are stored big-endian; allowed is little-endian")
 
 
 def _entry(name: str, content: bytes) -> Entry:
@@ -212,10 +234,12 @@ def _entry(name: str, content: bytes) -> Entry:
         return int(fields.get(field, [0])[-1])
 
     if number(1) not in TF_DTYPES or 7 in fields:
-        raise ValueError(f"{name} is of type {number(1)} or in slices; allowed are whole floats")
+        raise ValueError(
+            f"{name} has type {number(1)} or is stored in slices; allowed are whole float tensors"
+        )
     dims = _message(fields.get(2, [b""])[-1]).get(2, [])
     shape = tuple(int(_message(dim).get(1, [0])[-1]) for dim in dims)
     dtype = TF_DTYPES[number(1)]
     if number(5) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name} {shape} has {number(5)} bytes; it must have as many as its shape")
+        raise ValueError(f"{name} has {number(5)} bytes; the size must match shape {shape}")
     return Entry(dtype, shape, number(3), number(4), number(5), number(6))

@@ -1,1 +1,1 @@
-"""Decoding: sampling, beams, the KV cache of a batch, quantized weights, text."""
+"""Text generation: sampling, beam search, batched KV cache, quantized weights."""

@@ -1,8 +1,9 @@
-"""Beam search: the likeliest continuation among many that are extended side by side.
+"""Beam search: the likeliest of several continuations extended in parallel.
 
-The same candidates, scores and end as Hugging Face's beam search with its defaults: a finished
-beam's score is its log probability over a power of its length, the stop id counted, and the search
-ends once no beam that goes on could beat the worst of the finished ones at its present length.
+Candidates, scores and the end of the search match Hugging Face's beam search with default
+settings: the score of a finished beam is the log probability over a power of the length, with the
+stop id counted, and the search ends once no unfinished beam, scored at the present length, could
+beat the worst of the finished beams.
 
 Letters: B beams, V vocabulary.
 """
@@ -22,7 +23,7 @@ Candidate = tuple[float, int, int]  # log probability so far, beam, id
 def beam_search(
     model: GPT, prompt: Sequence[int], config: GenerationConfig, *, stop_ids: Collection[int]
 ) -> list[int]:
-    """Return the ids that continue a prompt, without the stop id."""
+    """Return a prompt's continuation as ids, without the stop id."""
     batch: CachedBatch[CachedSequence] = CachedBatch(
         model, config.beams, len(prompt) + config.max_new_tokens
     )
@@ -30,60 +31,69 @@ def beam_search(
     scores = [0.0]
     finished: list[tuple[float, list[int]]] = []
     for length in range(1, config.max_new_tokens + 1):
-        likeliest = _extended(batch, scores, config, n_kept=config.beams * (1 + len(stop_ids)))
+        likeliest = _likeliest_extensions(
+            batch, scores, config, n_kept=config.beams * (1 + len(stop_ids))
+        )
         ends = [new in stop_ids or length == config.max_new_tokens for _, _, new in likeliest]
         for (score, beam, new), end in list(zip(likeliest, ends, strict=True))[: config.beams]:
             if end:
                 ids = [*batch.rows[beam].ids[len(prompt) :], new]
                 finished.append((score / length**config.length_penalty, ids))
-        finished = sorted(finished, key=lambda found: -found[0])[: config.beams]
-        going = [found for found, end in zip(likeliest, ends, strict=True) if not end]
-        going = going[: config.beams]
-        if not going or _decided(going[0][0], finished, length, config):
+        finished = sorted(finished, key=lambda hypothesis: -hypothesis[0])[: config.beams]
+        unfinished = [candidate for candidate, end in zip(likeliest, ends, strict=True) if not end]
+        unfinished = unfinished[: config.beams]
+        if not unfinished or _is_decided(unfinished[0][0], finished, length, config):
             break
-        scores = [score for score, _, _ in going]
-        _go_on(batch, going)
+        scores = [score for score, _, _ in unfinished]
+        _advance(batch, unfinished)
     best = finished[0][1]
     return best[:-1] if best[-1] in stop_ids else best
 
 
-def _extended(
+def _likeliest_extensions(
     batch: CachedBatch[CachedSequence],
     scores: Sequence[float],
     config: GenerationConfig,
     *,
     n_kept: int,
 ) -> list[Candidate]:
-    """Return the likeliest of all beams with one more id, the best first."""
-    found = batch.next_logits().log_softmax(-1)  # (B, V)
+    """Return the likeliest one-id extensions of all beams, best first."""
+    logprobs = batch.next_logits().log_softmax(-1)  # (B, V)
     if config.repetition_penalty != 1:
-        found = torch.stack(
+        logprobs = torch.stack(
             [
-                penalised(row, reading.ids, config.repetition_penalty)
-                for row, reading in zip(found, batch.rows, strict=True)
+                penalised(row, sequence.ids, config.repetition_penalty)
+                for row, sequence in zip(logprobs, batch.rows, strict=True)
             ]
         )
-    found = found + torch.tensor(scores, device=found.device)[:, None]
-    values, places = found.flatten().topk(min(max(2 * config.beams, n_kept), found.numel()))
-    n_ids = found.size(-1)
+    logprobs = logprobs + torch.tensor(scores, device=logprobs.device)[:, None]
+    values, flat_indices = logprobs.flatten().topk(
+        min(max(2 * config.beams, n_kept), logprobs.numel())
+    )
+    n_ids = logprobs.size(-1)
     return [
-        (value, place // n_ids, place % n_ids)
-        for value, place in zip(values.tolist(), places.tolist(), strict=True)
+        (value, flat_index // n_ids, flat_index % n_ids)
+        for value, flat_index in zip(values.tolist(), flat_indices.tolist(), strict=True)
     ]
 
 
-def _decided(
+def _is_decided(
     best: float, finished: Sequence[tuple[float, list[int]]], length: int, config: GenerationConfig
 ) -> bool:
-    """Return whether no beam that goes on can still be among the finished ones, by estimate."""
+    """Return whether the finished beams can no longer change.
+
+    By estimate, no unfinished beam can then still enter the set of finished beams.
+    """
     if len(finished) < config.beams:
         return False
     worst, _ = finished[-1]
     return best / float(length**config.length_penalty) <= worst
 
 
-def _go_on(batch: CachedBatch[CachedSequence], going: Sequence[Candidate]) -> None:
-    """Let the beams be those that go on, each with its new id."""
+def _advance(batch: CachedBatch[CachedSequence], unfinished: Sequence[Candidate]) -> None:
+    """Keep the unfinished beams, each extended by a new id."""
     rows = batch.rows
-    found = [CachedSequence([*rows[beam].ids, new], rows[beam].start) for _, beam, new in going]
-    batch.replace(found, [beam for _, beam, _ in going])
+    extended = [
+        CachedSequence([*rows[beam].ids, new], rows[beam].start) for _, beam, new in unfinished
+    ]
+    batch.replace(extended, [beam for _, beam, _ in unfinished])

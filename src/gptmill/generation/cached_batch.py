@@ -1,12 +1,13 @@
-"""Rows of ids read by a model through a cache: whatever is unread, then the logits of what follows.
+"""Batched decoding with a KV cache: prefill, then next-id logits.
 
-What a model reads of a row is a rule of lengths alone. A prompt that is longer than the context is
-read from its last `context_length` ids. A row that outgrows the context forgets its older half:
-its last `context_length // 2` ids are read anew from position 0, and it goes on from there. GPT-2's
-positions are learned ones, so that stored keys cannot move; reading half a context anew every half
-context keeps the result exact and costs about one more position an id.
+The part of a sequence visible to the model depends on lengths alone. Of a prompt longer than the
+context, the model reads the last `context_length` ids. A sequence that outgrows the context drops
+the older half: the last `context_length // 2` ids are prefilled again from position 0, and
+decoding continues after them. GPT-2's positions are learned, and stored keys therefore cannot move
+to new positions; prefilling half a context again every half context keeps the result exact and
+costs about one additional position per id.
 
-Letters: B rows, T positions, V vocabulary.
+Letters: B sequences, T positions, V vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,12 +20,12 @@ from torch import Tensor
 from gptmill.model.gpt import GPT
 from gptmill.model.kv_cache import KVCache, StaticReading
 
-READ_AT_ONCE = 2048  # ids of prompts; bounds the memory of what is computed on the way
+READ_AT_ONCE = 2048  # ids in a forward pass of prefill; bounds the memory of activations
 
 
 @dataclass
 class CachedSequence:
-    """A row: its ids so far, and the first of those that the model still sees."""
+    """A sequence of ids; the model still sees `ids[start:]`."""
 
     ids: list[int]
     start: int = 0
@@ -34,13 +35,14 @@ S = TypeVar("S", bound=CachedSequence)
 
 
 class CachedBatch(Generic[S]):
-    """Up to `n_rows` rows that share a cache of `capacity` positions each.
+    """A shared KV cache for up to `n_rows` sequences.
 
-    Rows join and leave between two steps; those whose prompts are read come first, `n_ready` of
-    them. A prompt is read as a whole, unless `prefill_budget` bounds the ids that a step reads
-    beside rows that go on, so that a long prompt does not hold them up. With `compiled`, a step is
-    compiled once in shapes that never change, on a GPU as a CUDA graph: worth it where a reader
-    lives for many steps.
+    Each sequence has `capacity` positions. Sequences join and leave between two steps; the first
+    `n_ready` sequences are ready, with their prompts prefilled. A prompt is prefilled as a whole,
+    unless `prefill_budget` bounds the ids prefilled in a step while ready sequences are decoded, to
+    keep a long prompt from delaying the ready sequences. With `compiled`, the decoding step is
+    compiled once with shapes that never change, on a GPU as a CUDA graph: worth the compile time
+    where a batch lives for many steps.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class CachedBatch(Generic[S]):
         prefill_budget: int | None = None,
         compiled: bool = False,
     ):
-        assert not model.training, "dropout would change what is generated"
+        assert not model.training, "dropout would change the generated ids"
         self.model = model
         self.n_rows = n_rows
         self.prefill_budget = prefill_budget
@@ -64,37 +66,46 @@ class CachedBatch(Generic[S]):
         self._step = _compiled_step(model, self.cache) if compiled else None
 
     def join(self, rows: Iterable[S]) -> None:
-        """Take rows in; they are read at the next step. Rows of one length are read together."""
+        """Add sequences, to be prefilled at the next step.
+
+        Sequences of equal length are prefilled together.
+        """
         context = self.model.config.context_length
         for row in sorted(rows, key=lambda row: len(row.ids)):
-            assert len(self.rows) < self.n_rows, "there is no room for another row"
+            assert len(self.rows) < self.n_rows, f"the batch already has {self.n_rows} sequences"
             row.start = max(0, len(row.ids) - context)
             self.rows.append(row)
             self.cache.lengths.append(0)
 
     def leave(self, row: S) -> None:
-        """Let a row go; of the others, those that are ready stay first."""
-        place = next(place for place, other in enumerate(self.rows) if other is row)
-        if place < self.n_ready:
+        """Remove a sequence; ready sequences stay ahead of the rest."""
+        index = next(index for index, member in enumerate(self.rows) if member is row)
+        if index < self.n_ready:
             self.n_ready -= 1
-            self._swap(self.n_ready, place)
-            place = self.n_ready
-        self._swap(len(self.rows) - 1, place)
+            self._swap(self.n_ready, index)
+            index = self.n_ready
+        self._swap(len(self.rows) - 1, index)
         self.rows.pop()
         self.cache.lengths.pop()
 
     def replace(self, rows: Sequence[S], sources: Sequence[int]) -> None:
-        """Let the rows be these, each the one that was at its source with another id behind it."""
-        assert self.n_ready == len(self.rows), "rows that are being read have no other id"
+        """Replace all sequences and reorder the cache to match.
+
+        Each sequence `rows[i]` is the former sequence at `sources[i]`, extended by an id.
+        """
+        assert self.n_ready == len(self.rows), "sequences still in prefill have no new id"
         self.cache.reorder(sources)
         self.rows = list(rows)
         self.n_ready = len(rows)
 
     @torch.inference_mode()
     def next_logits(self) -> Tensor:
-        """Read on and return the logits (B, V) of what follows each row that is ready."""
-        self._read_what_outgrew_the_context()
-        self._read_prompts()
+        """Return next-id logits (B, V) of the ready sequences.
+
+        Unread ids are prefilled first.
+        """
+        self._prefill_overlong()
+        self._prefill_prompts()
         ready = self.n_ready
         last = torch.tensor([row.ids[-1] for row in self.rows[:ready]], device=self.device)  # (B,)
         if self._step is not None:
@@ -104,48 +115,61 @@ class CachedBatch(Generic[S]):
         self.cache.lengths[:ready] = part.lengths
         return logits
 
-    def _read_what_outgrew_the_context(self) -> None:
+    def _prefill_overlong(self) -> None:
+        """Prefill the newer half of sequences longer than the context."""
         context = self.model.config.context_length
-        for place, row in enumerate(self.rows[: self.n_ready]):
+        for index, row in enumerate(self.rows[: self.n_ready]):
             if len(row.ids) - row.start > context:
                 row.start = len(row.ids) - max(1, context // 2)
-                self.cache.lengths[place] = 0
+                self.cache.lengths[index] = 0
         first = 0
         while first < self.n_ready:
-            end, unread = self._together(first, self.n_ready)
-            self._read(first, end, unread)
+            end, unread = self._group(first, self.n_ready)
+            self._prefill(first, end, unread)
             first = end
 
-    def _read_prompts(self) -> None:
-        """Read prompts, those with the least to read first, as much as a step may."""
+    def _prefill_prompts(self) -> None:
+        """Prefill prompts within the step's budget.
+
+        Prompts with the fewest unread ids come first.
+        """
         room = self.prefill_budget
         while (first := self.n_ready) < len(self.rows):
-            places = range(first, len(self.rows))
-            self._swap(first, min(places, key=lambda place: self._state(place)[1]))
-            end, unread = self._together(first, len(self.rows))
+            waiting = range(first, len(self.rows))
+            self._swap(first, min(waiting, key=lambda index: self._state(index)[1]))
+            end, unread = self._group(first, len(self.rows))
             n_new = unread
             if room is not None and first:
                 n_new = min(unread, max(1, room // (end - first)))
                 room -= n_new * (end - first)
-            self._read(first, end, n_new)
+            self._prefill(first, end, n_new)
             if n_new < unread:
                 return
             self.n_ready = end
 
-    def _together(self, first: int, last: int) -> tuple[int, int]:
-        """Return the end of the rows that are read like the first, and how many ids of each."""
+    def _group(self, first: int, last: int) -> tuple[int, int]:
+        """Return a group's end and unread ids per sequence.
+
+        The group holds the sequences from `first` on that are prefilled together.
+        """
         state, end = self._state(first), first + 1
         while end < last and self._state(end) == state:
             end += 1
         return end, state[1]
 
-    def _state(self, place: int) -> tuple[int, int]:
-        """Return how many ids of a row are stored, and how many are to be read before its last."""
-        row, stored = self.rows[place], self.cache.lengths[place]
+    def _state(self, index: int) -> tuple[int, int]:
+        """Return a sequence's numbers of stored and unread ids.
+
+        The last id is not counted as unread: `next_logits` reads the last id.
+        """
+        row, stored = self.rows[index], self.cache.lengths[index]
         return stored, len(row.ids) - row.start - stored - 1
 
-    def _read(self, first: int, end: int, n_new: int) -> None:
-        """Read the next ids of rows that are at the same position, a bounded number at once."""
+    def _prefill(self, first: int, end: int, n_new: int) -> None:
+        """Prefill the next ids of sequences at the same position.
+
+        READ_AT_ONCE bounds the ids of a forward pass.
+        """
         if not n_new:
             return
         part = self.cache.part(first, end)
@@ -157,15 +181,16 @@ class CachedBatch(Generic[S]):
             self.model.hidden(chunk, part)
         self.cache.lengths[first:end] = part.lengths
 
-    def _swap(self, one: int, other: int) -> None:
-        if one != other:
-            self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
-            self.cache.swap(one, other)
+    def _swap(self, a: int, b: int) -> None:
+        if a != b:
+            self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+            self.cache.swap(a, b)
 
     def _static_step(self, last: Tensor) -> Tensor:
-        """Read one id a row in the compiled step.
+        """Read an id per sequence in the compiled step.
 
-        Rows that are not ready are read too, where their own next ids will be stored.
+        Sequences that are not ready are read too, at the positions where their next ids will be
+        stored.
         """
         assert self._step is not None
         ids = torch.zeros(self.n_rows, dtype=torch.long, device=self.device)
@@ -173,15 +198,19 @@ class CachedBatch(Generic[S]):
         unused = [0] * (self.n_rows - len(self.rows))
         positions = torch.tensor([*self.cache.lengths, *unused], device=self.device)
         logits = self._step(ids, positions)[: len(last)].float()  # (B, V)
-        for place in range(len(last)):
-            self.cache.lengths[place] += 1
+        for index in range(len(last)):
+            self.cache.lengths[index] += 1
         return logits
 
 
 def _compiled_step(model: GPT, cache: KVCache) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a compiled function from ids (B,) and their positions (B,) to logits (B, V)."""
+    """Compile a decoding step from ids and positions to logits.
+
+    Shapes: ids (B,), positions (B,), logits (B, V).
+    """
     for stored in (cache.keys, cache.values):
-        torch._dynamo.mark_static_address(stored)  # else a CUDA graph would copy them in and out
+        # Otherwise a CUDA graph would copy the cache in and out.
+        torch._dynamo.mark_static_address(stored)
 
     def step(ids: Tensor, positions: Tensor) -> Tensor:
         logits: Tensor = model(ids[:, None], StaticReading(cache, positions))

@@ -1,7 +1,8 @@
-"""A model that speaks: text out of prompts of ids, delta by delta, with the reason it ended.
+"""Text generation: completions of prompts, streamed as deltas.
 
-The command line and the server speak through this module alone, so that both stop at the same
-strings and ids and show the same text.
+A prompt is a list of ids, and the last delta of a completion has the reason for the end. The
+command line and the server both generate text through this module alone, and therefore stop at the
+same strings and ids and show the same text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,10 +28,11 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to a completion: an id, the text that may be shown by now, why it ended.
+    """A decoding step's addition to a completion.
 
-    Text comes late where it may be the beginning of a stop string or of a character. A completion
-    that ends at a stop id has a last delta without an id.
+    An id, the text that may be shown by now, and the reason for the end at the last delta. Text
+    is held back where it may be the beginning of a stop string or part of a character. A
+    completion that ends at a stop id has a last delta without an id.
     """
 
     row: int
@@ -41,14 +43,20 @@ class Delta:
 
 @dataclass(eq=False)
 class Completion:
-    """One prompt that is being continued; `index` is its place among those asked for together."""
+    """The continuation of a prompt, in progress.
+
+    `index` is the position of the prompt among the prompts requested together.
+    """
 
     index: int
     row: DecodingSequence
     text: TextStream
 
     def take(self, new_id: int | None) -> Delta:
-        """Return what the row's next id adds; None where the row has ended at a stop id."""
+        """Return the delta for the sequence's next id.
+
+        `new_id` is None where the sequence has ended at a stop id.
+        """
         if new_id is None:
             return Delta(self.index, None, self.text.finish(), "stop")
         shown = self.text.feed(new_id)
@@ -60,17 +68,17 @@ class Completion:
 
 
 class CompletionBatch:
-    """Speeches that are decoded together; they join and leave between two steps."""
+    """Completions decoded together; they join and leave between two steps."""
 
     def __init__(
         self, model: GPT, n_rows: int, capacity: int, *, prefill_budget: int | None = None
     ) -> None:
-        """Make room for `n_rows` completions of up to `capacity` ids, prompt and continuation.
+        """Allocate `n_rows` completions of up to `capacity` ids each.
 
-        `prefill_budget`: see cached_batch.py.
+        `capacity` counts the ids of prompt and continuation. `prefill_budget`: see cached_batch.py.
         """
         self._batch = DecodingBatch(model, n_rows, capacity, prefill_budget=prefill_budget)
-        self._completions: dict[int, Completion] = {}  # by their rows
+        self._completions: dict[int, Completion] = {}  # by the id() of the row
 
     @property
     def room(self) -> int:
@@ -78,36 +86,39 @@ class CompletionBatch:
         return self._batch.n_rows - len(self._batch.rows)
 
     def join(self, completion: Completion) -> None:
-        """Take a completion in; its prompt is read at the next step."""
+        """Add a completion, to be prefilled at the next step."""
         self._completions[id(completion.row)] = completion
         self._batch.join([completion.row])
 
     def leave(self, completion: Completion) -> None:
-        """Let a completion go that has not ended."""
+        """Remove a completion that has not ended."""
         del self._completions[id(completion.row)]
         self._batch.leave(completion.row)
 
     def step(self) -> list[tuple[Completion, Delta]]:
-        """Add one id to each completion whose prompt is read; remove those that have ended."""
+        """Decode an id for each prefilled completion.
+
+        Returns each completion with a delta. Completions that have ended leave the batch.
+        """
         rows = list(self._batch.rows)
         new_ids = {id(row): new for row, new in self._batch.step()}
-        found = []
+        deltas = []
         for row in rows:
             if id(row) not in new_ids and not row.ended:
-                continue  # its prompt is being read
+                continue  # the prompt is still in prefill
             completion = self._completions[id(row)]
             delta = completion.take(new_ids.get(id(row)))
-            found.append((completion, delta))
+            deltas.append((completion, delta))
             if row.ended:
                 del self._completions[id(row)]
             elif delta.finish:
                 self.leave(completion)
-        return found
+        return deltas
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextGenerator:
-    """A model, its tokenizer, and its chat template if it has one."""
+    """A model with a tokenizer and an optional chat template."""
 
     name: str
     model: GPT
@@ -118,17 +129,17 @@ class TextGenerator:
     def open(
         cls, folder: Path, *, weights: WeightFormat | None = None, device: str = "cpu"
     ) -> Self:
-        """Read a checkpoint folder; dropout is off.
+        """Load a checkpoint folder, with dropout off.
 
-        `weights` lays them out for decoding, see quantization.py; None leaves them as they are.
-        Raises ValueError where the tokenizer has ids that the model does not know.
+        `weights` is the format of the weights for decoding, see quantization.py; None leaves the
+        weights unchanged. Raises ValueError where the tokenizer has ids unknown to the model.
         """
         tokenizer = Tokenizer.from_folder(folder)
         model = load_causal_lm(folder, mapped=True).to(device)
         if tokenizer.n_vocab > model.config.vocab_size:
             raise ValueError(
-                f"{folder}: the tokenizer has {tokenizer.n_vocab} ids and the model knows "
-                f"{model.config.vocab_size}: they do not belong together"
+                f"{folder}: the tokenizer has {tokenizer.n_vocab} ids, but the model knows only "
+                f"{model.config.vocab_size}: the two do not belong together"
             )
         if weights is not None:
             model = quantize(model, weights)
@@ -142,7 +153,10 @@ class TextGenerator:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Return the ids that end a text: that of a document's end and those of a turn's."""
+        """Return the ids that end a text.
+
+        The end id of a document, and with a chat template the end ids of a turn.
+        """
         end = frozenset([self.tokenizer.eot_id])
         return end if self.template is None else end | self.template.stop_ids(self.tokenizer)
 
@@ -154,7 +168,10 @@ class TextGenerator:
         stops: Sequence[str] = (),
         seed: int,
     ) -> list[Completion]:
-        """Return completions that have not begun; each draws from a random stream of its own."""
+        """Return a completion of each prompt, not yet begun.
+
+        Each completion draws from a separate random stream.
+        """
         ends = self.stop_ids
         return [
             Completion(
@@ -168,17 +185,20 @@ class TextGenerator:
     def stream(
         self, prompt: Sequence[int], config: GenerationConfig, *, stops: Sequence[str], seed: int
     ) -> Iterator[Delta]:
-        """Yield the deltas of one prompt's continuation; a beam search's all at the end."""
+        """Yield the deltas of a prompt's completion.
+
+        A beam search yields all deltas at the end of the search.
+        """
         completion = self.completions([prompt], config, stops=stops, seed=seed)[0]
         if config.beams > 1:
-            yield from self._searched(prompt, config, completion)
+            yield from self._stream_beam_search(prompt, config, completion)
             return
         batch = CompletionBatch(self.model, 1, len(prompt) + config.max_new_tokens)
         batch.join(completion)
         while not batch.room:
             yield from (delta for _, delta in batch.step())
 
-    def _searched(
+    def _stream_beam_search(
         self, prompt: Sequence[int], config: GenerationConfig, completion: Completion
     ) -> Iterator[Delta]:
         ids = generate(self.model, [prompt], config, stop_ids=self.stop_ids, seed=0)[0]

@@ -1,7 +1,7 @@
-"""The decoder: new ids for prompts, one position at a time, whole at the end or as they come.
+"""The decoder: new ids for prompts, returned whole or streamed.
 
-What a prompt continues with depends on the model, the prompt, the config and the seed alone:
-each prompt draws from a random stream of its own, and rows of a batch do not see each other.
+A continuation depends on the model, the prompt, the config and the seed alone: each prompt draws
+from a separate random stream, and the sequences of a batch do not see each other.
 """
 
 from collections import deque
@@ -23,7 +23,11 @@ ROWS_AT_ONCE = 32  # prompts decoded together; bounds the memory of the cache
 
 @dataclass
 class DecodingSequence(CachedSequence):
-    """A prompt and what follows it so far, how that is chosen, and how it ended."""
+    """A prompt and the continuation decoded so far.
+
+    `config`, `stop_ids` and `draws` determine the choice of ids; `ended` is the reason for the
+    end, empty before the end.
+    """
 
     config: GenerationConfig = field(kw_only=True)
     stop_ids: frozenset[int] = frozenset()
@@ -41,14 +45,12 @@ class DecodingSequence(CachedSequence):
         seed: int,
         index: int = 0,
     ) -> "DecodingSequence":
-        """Return the row of a prompt; `index` tells rows of one seed apart.
+        """Return the sequence of a prompt, without new ids.
 
-        Raises ValueError for a prompt without ids.
+        `index` distinguishes the sequences of one seed. Raises ValueError for a prompt without ids.
         """
         if not prompt:
-            raise ValueError(
-                "a prompt has no ids: it must have at least one, such as <|endoftext|>"
-            )
+            raise ValueError("a prompt has no ids: at least 1 is needed, for example <|endoftext|>")
         draws = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
         return cls(
             list(prompt),
@@ -60,11 +62,14 @@ class DecodingSequence(CachedSequence):
 
     @property
     def new_ids(self) -> list[int]:
-        """Return what follows the prompt, without the id that stopped it."""
+        """Return the continuation of the prompt, without the stop id."""
         return self.ids[self.n_prompt :]
 
     def take(self, chosen: int) -> bool:
-        """Append a chosen id and return whether that was one to show, and not one that stops."""
+        """Take a chosen id; return whether to show it.
+
+        Every id except a stop id is appended and shown; a stop id ends the sequence.
+        """
         if chosen in self.stop_ids:
             self.ended = "stop"
             return False
@@ -75,12 +80,15 @@ class DecodingSequence(CachedSequence):
 
 
 class DecodingBatch(CachedBatch[DecodingSequence]):
-    """Rows that are decoded together, each by its own config; they may join at any step."""
+    """Sequences decoded together, each with a separate config.
+
+    Sequences may join at any step.
+    """
 
     def step(self) -> list[tuple[DecodingSequence, int]]:
-        """Choose the next id of each row that is ready; return those with a new id to show.
+        """Decode an id for each ready sequence.
 
-        Rows that have ended leave.
+        Returns (sequence, id) pairs for the ids to show. Sequences that have ended leave the batch.
         """
         logits = self.next_logits()
         rows = self.rows[: self.n_ready]
@@ -90,14 +98,17 @@ class DecodingBatch(CachedBatch[DecodingSequence]):
             [row.ids for row in rows],
             [row.draws for row in rows],
         )
-        found = [(row, new) for row, new in zip(rows, chosen, strict=True) if row.take(new)]
+        shown = [(row, new) for row, new in zip(rows, chosen, strict=True) if row.take(new)]
         for row in rows:
             if row.ended:
                 self.leave(row)
-        return found
+        return shown
 
     def run(self, rows: Sequence[DecodingSequence]) -> None:
-        """Decode rows to their ends, each joining as soon as there is room."""
+        """Decode all sequences to the end.
+
+        A waiting sequence joins as soon as the batch has room.
+        """
         waiting = deque(sorted(rows, key=lambda row: len(row.ids)))
         while waiting or self.rows:
             room = min(self.n_rows - len(self.rows), len(waiting))
@@ -113,9 +124,9 @@ def generate(
     stop_ids: Collection[int],
     seed: int,
 ) -> list[list[int]]:
-    """Return the ids that continue each prompt, up to a stop id, which is not among them.
+    """Return each prompt's continuation as ids, without the stop id.
 
-    What is read of a row that outgrows the context is said in cached_batch.py.
+    See cached_batch.py for sequences longer than the context.
     """
     rows = _rows(prompts, config, stop_ids, seed)
     if config.beams > 1:
@@ -133,10 +144,11 @@ def stream(
     stop_ids: Collection[int],
     seed: int,
 ) -> Iterator[list[int | None]]:
-    """Yield, step by step, the new id of each prompt, or None for one that has ended.
+    """Yield, step by step, the new id of each prompt.
 
-    Together these are what `generate` returns. All prompts are decoded at once. Raises
-    ValueError for a beam search, whose first id is known at its end only.
+    A prompt that has ended yields None. The ids of all steps together equal the result of
+    `generate`. All prompts are decoded at once. Raises ValueError for a beam search, because the
+    first id of a beam search is only known at the end.
     """
     if config.beams > 1:
         raise ValueError(f"beams is {config.beams}: a beam search cannot be streamed, set it to 1")
@@ -150,9 +162,9 @@ def _steps(model: GPT, rows: list[DecodingSequence]) -> Iterator[list[int | None
     batch = DecodingBatch(model, len(rows), _longest(rows))
     batch.join(rows)
     while batch.rows:
-        found = {id(row): new for row, new in batch.step()}
-        if found:
-            yield [found.get(id(row)) for row in rows]
+        new_ids = {id(row): new for row, new in batch.step()}
+        if new_ids:
+            yield [new_ids.get(id(row)) for row in rows]
 
 
 def _rows(
@@ -168,5 +180,5 @@ def _rows(
 
 
 def _longest(rows: Sequence[DecodingSequence]) -> int:
-    """Return how many positions a row may need."""
+    """Return the largest number of positions a sequence may need."""
     return max(len(row.ids) + row.config.max_new_tokens for row in rows)

@@ -1,19 +1,20 @@
-"""A model laid out for decoding: the same layers with weights that are read faster.
+"""Models for decoding: unchanged layers with weights in faster formats.
 
-A new id reads every weight once, and what limits that is memory: bytes over bandwidth. So weights
-are stored in fewer bytes, and on a CPU in the blocked layout that oneDNN reads at full bandwidth
-(plain rows it reads at about half, and MKL at a third on an AMD Zen 5). Activations between the
-layers, norms, embeddings and the cache stay as they are.
+Decoding a new id reads every weight once, and memory bandwidth is the limit. Weights are therefore
+stored in fewer bytes, and on a CPU in the blocked layout that oneDNN reads at full bandwidth
+(oneDNN reads plain rows at about half the bandwidth, and MKL at a third on an AMD Zen 5).
+Activations between the layers, norms, embeddings and the cache are unchanged.
 
-- fp32: the values that were there, laid out anew.
-- bf16: weights rounded to bfloat16, and what is multiplied with them too.
-- int8: weights rounded to 255 steps of each output channel's largest (absmax, symmetric), and what
-  is multiplied with them to bfloat16. Activations are not quantized, so nothing is calibrated.
+- fp32: the original values, in the blocked layout.
+- bf16: weights rounded to bfloat16, and the inputs multiplied with the weights too.
+- int8: weights rounded to 255 steps of the largest weight of each output channel (absmax,
+  symmetric), and the inputs rounded to bfloat16. Activations are not quantized, and no
+  calibration is needed.
 
-Both round logits to bfloat16 too, in which ids of nearly one score tie: those of the likeliest ids
-are computed once more with the head's weights as they were.
+Both bf16 and int8 round logits to bfloat16 too, where ids with nearly equal scores tie: the logits
+of the likeliest ids are computed again with the head's original weights.
 
-Letters: N outputs, K inputs, C embedding width, V vocabulary.
+Letters: N outputs, K inputs, M rows of the input, C embedding width, V vocabulary, S shortlist.
 """
 
 import copy
@@ -28,20 +29,21 @@ from gptmill.model.gpt import GPT
 WeightFormat = Literal["fp32", "bf16", "int8"]
 
 INT8_LIMIT = 127
-INT8_WIDTH = 32  # torch's int8 kernel reads past the end of other widths than multiples (2.13)
-INT8_ROWS = 16  # above so many rows the weights are unpacked once, and oneDNN multiplies faster
-SHORTLIST = 64  # ids whose logits are computed once more, exactly
+INT8_WIDTH = 32  # torch's int8 kernel (2.13) reads past the end unless the width is a multiple
+INT8_ROWS = 16  # with more rows, unpacking the weights once for oneDNN is faster
+SHORTLIST = 64  # ids with logits computed again, exactly
 
 
 def quantize(model: GPT, kind: WeightFormat) -> GPT:
-    """Return a model for decoding that shares what is not quantized with `model`.
+    """Return a model copy with weights of format `kind`.
 
-    It cannot be trained or saved. A tied head becomes a layer of its own, and the embedding that
-    it was tied to keeps its values.
+    The copy is for decoding and cannot be trained or saved. Tensors that are not quantized are
+    shared with `model`. A tied head becomes a separate layer, and the tied embedding keeps the
+    original values. Raises ValueError for an unknown format.
     """
     if kind not in get_args(WeightFormat):
         raise ValueError(f"kind is {kind!r}: allowed are {', '.join(get_args(WeightFormat))}")
-    assert not model.training, "a quantized model does not learn"
+    assert not model.training, "a quantized model cannot be trained"
     quantized = _converted(model, kind)
     assert isinstance(quantized, GPT)
     weight = model.head_weight.detach()
@@ -51,9 +53,9 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
 
 
 def _converted(module: nn.Module, kind: WeightFormat) -> nn.Module:
-    """Return a copy of the tree of modules, with other linear layers and the same parameters.
+    """Copy the module tree with converted linear layers.
 
-    The head is left out.
+    All remaining parameters are shared with `module`. The head is left out.
     """
     if isinstance(module, nn.Linear):
         return _layer(module.weight, module.bias, kind)
@@ -77,27 +79,27 @@ def _layer(weight: Tensor, bias: Tensor | None, kind: WeightFormat) -> nn.Module
 
 
 def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN has a layout of its own for such weights here."""
+    """Return whether oneDNN packs the weight on this machine."""
     if weight.device.type != "cpu" or not torch._C._has_mkldnn:
         return False
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weights (N, K) lie in the blocks that oneDNN reads; CPU only.
+    """A linear layer with weights in oneDNN's blocks, CPU only.
 
-    What inductor does to frozen weights, without a compiler.
+    The weights (N, K) are packed as inductor packs frozen weights, without a compiler.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.dtype = weight.dtype
-        # 1: the rows it will most often be multiplied with
+        # 1: the most frequent number of input rows
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
         self.bias = None if bias is None else bias.to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., N) of x (..., K), in the type of x."""
+        """Map x (..., K) to (..., N), in x's dtype."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
             x.to(self.dtype), self.packed, self.bias, "none", [], ""
         )
@@ -105,7 +107,10 @@ class PackedLinear(nn.Module):
 
 
 class CastLinear(nn.Module):
-    """A linear layer that multiplies in the type of its weights (N, K)."""
+    """A linear layer computed in the dtype of the weights.
+
+    The weights have shape (N, K).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -113,17 +118,21 @@ class CastLinear(nn.Module):
         self.bias = None if bias is None else bias.to(weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., N) of x (..., K), in the type of x."""
+        """Map x (..., K) to (..., N), in x's dtype."""
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with weights (N, K) in int8 and one scale for each output."""
+    """A linear layer with int8 weights, scaled per output.
+
+    The weights have shape (N, K).
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         largest = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-30)  # (N, 1)
-        # The scale is rounded first, so that its rounding is no error of a whole channel.
+        # The scale is rounded before the division: a scale rounded afterwards would put an error
+        # into the whole channel.
         scales = (largest / INT8_LIMIT).bfloat16()
         steps = (weight.float() / scales.float()).round().clamp(-INT8_LIMIT, INT8_LIMIT)
         self.weight = steps.to(torch.int8).contiguous()
@@ -131,7 +140,7 @@ class Int8Linear(nn.Module):
         self.bias = None if bias is None else bias.float()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., N) of x (..., K), in the type of x."""
+        """Map x (..., K) to (..., N), in x's dtype."""
         rows = x.reshape(-1, x.size(-1)).bfloat16()  # (M, K)
         if rows.is_cpu and len(rows) <= INT8_ROWS and rows.size(-1) % INT8_WIDTH == 0:
             out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
@@ -142,10 +151,10 @@ class Int8Linear(nn.Module):
 
 
 class ShortlistHead(nn.Module):
-    """A head (V, C) in few bits that scores the likeliest ids exactly.
+    """A low-precision head with exact logits for the likeliest ids.
 
-    In bfloat16 a logit of 16 to 32 has steps of 1/8, and a greedy choice among ids that are closer
-    would be one of their numbers.
+    The head has shape (V, C). In bfloat16 a logit of 16 to 32 has steps of 1/8, and a greedy choice
+    among ids with closer logits would depend on the ids' numbers.
     """
 
     def __init__(self, layer: nn.Module, weight: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Which id comes next: from logits to a choice, by the definitions of Hugging Face's processors.
+"""Next-id sampling from logits, as in Hugging Face's processors.
 
-In this order: a penalty for ids that are there already, temperature, top-k, top-p, min-p. What
-is left is drawn from in double precision on the CPU: a running sum on a GPU is not deterministic.
+In order: a penalty for ids already present, temperature, top-k, top-p, min-p. The remaining ids
+are sampled in double precision on the CPU: a running sum on a GPU is not deterministic.
 
 Letters: B rows, V vocabulary, K ids that may be drawn.
 """
@@ -14,21 +14,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-LIKELIEST = 1024  # sorted first for top-p; all ids only where these do not hold enough
+LIKELIEST = 1024  # ids sorted first for top-p; all ids are sorted where 1024 ids hold too little
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How the next id is chosen: the likeliest at temperature 0, else drawn at random.
+    """Settings for decoding: greedy at temperature 0, sampled otherwise.
 
-    `top_k` keeps the k likeliest ids (0: all), then `top_p` the fewest of them that hold that
-    much probability (1.0: all; Holtzman et al. 2020, https://arxiv.org/abs/1904.09751), then
-    `min_p` those that have at least that share of the likeliest one's probability (0.0: all;
-    https://arxiv.org/abs/2407.01082). `repetition_penalty` divides the positive logits of ids in
-    prompt and continuation and multiplies the negative ones (1.0: off; Keskar et al. 2019,
-    https://arxiv.org/abs/1909.05858). With `beams` above 1 the continuation is searched for and
-    not drawn, see beams.py; `length_penalty` is the power of the length that a finished beam's
-    log probability is divided by.
+    `top_k` keeps the k likeliest ids (0: all). `top_p` then keeps the fewest of the likeliest ids
+    with a total probability of `top_p` (1.0: all; Holtzman et al. 2020,
+    https://arxiv.org/abs/1904.09751). `min_p` then keeps the ids with at least `min_p` times the
+    likeliest id's probability (0.0: all; https://arxiv.org/abs/2407.01082). `repetition_penalty`
+    divides the positive logits of ids in prompt and continuation and multiplies the negative
+    logits (1.0: off; Keskar et al. 2019, https://arxiv.org/abs/1909.05858). With `beams` above 1
+    the continuation comes from a beam search and not from sampling, see beams.py;
+    `length_penalty` is the exponent of the length that divides a finished beam's log probability.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -74,15 +74,18 @@ def choose(
     seen: Sequence[Collection[int]],
     draws: Sequence[torch.Generator],
 ) -> list[int]:
-    """Choose the next id of each row from logits (B, V), by its own config, ids and stream."""
+    """Choose each row's next id from logits (B, V).
+
+    Each row has a separate config, collection of seen ids and random stream.
+    """
     if all(config.temperature == 0 and config.repetition_penalty == 1 for config in configs):
         return logits.argmax(-1).tolist()
     return [
-        _choose_one(*row) for row in zip(logits.float().cpu(), configs, seen, draws, strict=True)
+        _choose_id(*row) for row in zip(logits.float().cpu(), configs, seen, draws, strict=True)
     ]
 
 
-def _choose_one(
+def _choose_id(
     logits: Tensor, config: GenerationConfig, seen: Collection[int], draws: torch.Generator
 ) -> int:
     if config.repetition_penalty != 1:
@@ -96,17 +99,22 @@ def _choose_one(
 
 
 def penalised(logits: Tensor, seen: Collection[int], penalty: float) -> Tensor:
-    """Return logits (V,) in which ids that were seen are less likely, for a penalty above 1."""
+    """Return logits (V,) with the repetition penalty for seen ids.
+
+    A penalty above 1 makes seen ids less likely.
+    """
     ids = torch.tensor(list(set(seen)), device=logits.device)
-    found = logits[ids]
-    return logits.index_copy(0, ids, torch.where(found < 0, found * penalty, found / penalty))
+    seen_logits = logits[ids]
+    return logits.index_copy(
+        0, ids, torch.where(seen_logits < 0, seen_logits * penalty, seen_logits / penalty)
+    )
 
 
 def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
-    """Return the probabilities (K,) of the ids that may be drawn, and the ids.
+    """Return the candidates' probabilities (K,) and ids (K,).
 
-    They sum to less than 1 where some were dropped. Top-k can come before temperature, as it
-    does here: temperature does not change which ids are the likeliest.
+    The probabilities sum to less than 1 where ids were dropped. Top-k may come before
+    temperature, as in this function: temperature does not change which ids are the likeliest.
     """
     n_ids = len(logits)
     n_kept = min(config.top_k or n_ids, n_ids)
@@ -116,26 +124,32 @@ def candidates(logits: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor
     else:
         probabilities, ids = _softmax(logits, config.temperature), torch.arange(n_ids)
     if config.top_p < 1:
-        probabilities, places = _nucleus(probabilities, config.top_p)
-        ids = ids[places]
+        probabilities, indices = _nucleus(probabilities, config.top_p)
+        ids = ids[indices]
     if config.min_p > 0:
-        kept = probabilities >= config.min_p * probabilities.max()
-        probabilities, ids = probabilities[kept], ids[kept]
+        likely = probabilities >= config.min_p * probabilities.max()
+        probabilities, ids = probabilities[likely], ids[likely]
     return probabilities, ids
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Return probabilities in double; less the largest first: the coldest overflows nothing."""
+    """Return probabilities in double precision.
+
+    The largest logit is subtracted first, to avoid overflow at the lowest temperature.
+    """
     logits = logits.double()
     return ((logits - logits.max()) / temperature).softmax(0)
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return the fewest probabilities that hold `top_p`, the largest first, and their places."""
+    """Return the fewest probabilities that hold `top_p`, and their indices.
+
+    The largest probability comes first.
+    """
     for n_sorted in (min(LIKELIEST, len(probabilities)), len(probabilities)):
-        found, places = probabilities.topk(n_sorted)
-        sums = found.cumsum(0)
+        largest, indices = probabilities.topk(n_sorted)
+        sums = largest.cumsum(0)
         if sums[-1] >= top_p:
             break
-    n_kept = 1 + int((sums[:-1] < top_p).sum())  # whoever begins before that much is held
-    return found[:n_kept], places[:n_kept]
+    n_kept = 1 + int((sums[:-1] < top_p).sum())  # ids with a sum below `top_p` ahead of them
+    return largest[:n_kept], indices[:n_kept]

@@ -1,1 +1,1 @@
-"""The network, its attention, LoRA layers and losses."""
+"""The network, attention, LoRA layers and losses."""

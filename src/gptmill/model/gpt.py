@@ -1,11 +1,13 @@
-"""A GPT: token embeddings, pre-norm blocks of causal attention and feed-forward, a head.
+"""A GPT: token embeddings, pre-norm transformer blocks and a head.
 
-Two families, told apart by the config. GPT-2 (Radford et al. 2019,
+Each block is causal attention and a feed-forward. The config selects one of two families. GPT-2
+(Radford et al. 2019,
 https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf)
 has position embeddings, layer norms, biases and GELU. Llama (https://arxiv.org/abs/2302.13971,
 https://arxiv.org/abs/2307.09288) has rotary positions, RMS norms, no biases, a gated SiLU, and
-may share each key and value among several query heads. All else is the same, and so are the
-names of the modules: those of GPT-2. How files name and store them is in layouts.py.
+may share each key and value among several query heads. The remaining parts are the same in both
+families, and all modules have GPT-2's names. checkpoint/layouts.py describes the tensor names and
+layouts of files.
 
 Letters: B rows, T positions, S stored positions, C embedding width, H heads, G key-value heads
 (H in GPT-2), D = C / H, F width of the feed-forward, V vocabulary, K classes.
@@ -13,7 +15,7 @@ Letters: B rows, T positions, S stored positions, C embedding width, H heads, G 
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +29,14 @@ from gptmill.model.rope import RopeScaling, Rotation, frequencies
 INIT_STD = 0.02
 
 
+Family = Literal["gpt2", "llama"]
+
+
 class Size(NamedTuple):
-    """What a named size of GPT-2 fixes; all else is chosen with the data."""
+    """Dimensions fixed by a named GPT-2 size.
+
+    The remaining dimensions are chosen with the data.
+    """
 
     emb_dim: int
     n_layers: int
@@ -46,7 +54,7 @@ SIZES: dict[str, Size] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """What only a Llama has."""
+    """Settings of the Llama family only."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -59,7 +67,10 @@ class Llama:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """The shape of a GPT: everything needed to build it, nothing about how it is trained."""
+    """The architecture of a GPT, without training settings.
+
+    The fields are sufficient to build the model.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -72,49 +83,69 @@ class GPTConfig:
     qkv_bias: bool
     tie_weights: bool
     hidden_dim: int | None = None
-    """Width of the feed-forward; None is GPT-2's four times emb_dim."""
+    """Width of the feed-forward; None means four times emb_dim, as in GPT-2."""
     norm_eps: float = 1e-5
     llama: Llama | None = None
-    """None is GPT-2."""
+    """None means GPT-2."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "emb_dim", "n_layers", "n_heads", "ff_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1")
         if self.emb_dim % self.n_heads:
             raise ValueError(
-                f"emb_dim is {self.emb_dim}: it must be a multiple of n_heads, {self.n_heads}"
+                f"emb_dim is {self.emb_dim} but must be a multiple of n_heads, {self.n_heads}"
             )
         if not 0 <= self.drop_rate < 1:
-            raise ValueError(f"drop_rate is {self.drop_rate}: it must be in [0, 1)")
+            raise ValueError(f"drop_rate is {self.drop_rate} but must be in [0, 1)")
         if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}: it must be above 0")
+            raise ValueError(f"norm_eps is {self.norm_eps} but must be above 0")
         if self.llama is not None:
             self._check_llama(self.llama)
 
     def _check_llama(self, llama: Llama) -> None:
         if llama.n_kv_heads < 1 or self.n_heads % llama.n_kv_heads:
             raise ValueError(
-                f"n_kv_heads is {llama.n_kv_heads}: it must divide n_heads, {self.n_heads}"
+                f"n_kv_heads is {llama.n_kv_heads} but must divide n_heads, {self.n_heads}"
             )
         if self.head_dim % 2:
             raise ValueError(
                 f"emb_dim / n_heads is {self.head_dim}: rotary positions need an even number"
             )
         if not llama.rope_theta > 1:
-            raise ValueError(f"rope_theta is {llama.rope_theta}: it must be above 1")
+            raise ValueError(f"rope_theta is {llama.rope_theta} but must be above 1")
         if self.qkv_bias:
             raise ValueError("qkv_bias is true: a Llama has no biases")
 
     @property
     def head_dim(self) -> int:
-        """Return the width of one head, D."""
+        """Return the width of a head, D."""
         return self.emb_dim // self.n_heads
 
     @property
     def n_kv_heads(self) -> int:
-        """Return how many heads keys and values have, G."""
+        """Return the number of key-value heads, G."""
         return self.n_heads if self.llama is None else self.llama.n_kv_heads
+
+    @property
+    def family(self) -> Family:
+        """Return the model family: a row of `gptmill.checkpoint.families`."""
+        return "gpt2" if self.llama is None else "llama"
+
+    @property
+    def gated(self) -> bool:
+        """Return whether the feed-forward multiplies with a gate."""
+        return self.llama is not None
+
+    @property
+    def has_biases(self) -> bool:
+        """Return whether layers besides queries, keys and values, and norms, have biases."""
+        return self.llama is None
+
+    @property
+    def rotary(self) -> bool:
+        """Return whether positions are rotations rather than learned embeddings."""
+        return self.llama is not None
 
     @property
     def ff_dim(self) -> int:
@@ -123,7 +154,10 @@ class GPTConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention, queries, keys and values from one fused matrix."""
+    """Multi-head causal self-attention.
+
+    One fused matrix computes queries, keys and values.
+    """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -133,7 +167,7 @@ class Attention(nn.Module):
         kv_width = config.n_kv_heads * config.head_dim
         self.widths = (config.emb_dim, kv_width, kv_width)  # of queries, keys and values
         self.c_attn = nn.Linear(config.emb_dim, sum(self.widths), bias=config.qkv_bias)
-        self.c_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=config.llama is None)
+        self.c_proj = nn.Linear(config.emb_dim, config.emb_dim, bias=config.has_biases)
 
     def forward(
         self,
@@ -142,15 +176,18 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Mix each position with those before it; with a cache, with the stored ones too."""
+        """Attend from each position to the same and all earlier positions.
+
+        With a cache, the stored positions are among the earlier positions.
+        """
         rows, length, width = x.shape  # B, T, C
-        found = self.c_attn(x)  # (B, T, C + 2 * G * D)
+        fused = self.c_attn(x)  # (B, T, C + 2 * G * D)
         if rotation is None:
-            query, key, value = (self._heads(part) for part in found.split(self.widths, dim=-1))
-        else:  # queries and keys turn alike, so together
-            value = self._heads(found[..., -self.widths[2] :])
-            turned = rotation(self._heads(found[..., : -self.widths[2]]))  # (B, H + G, T, D)
-            query, key = turned.tensor_split([turned.size(1) - value.size(1)], dim=1)
+            query, key, value = (self._heads(part) for part in fused.split(self.widths, dim=-1))
+        else:  # queries and keys have the same rotation, applied to both together
+            value = self._heads(fused[..., -self.widths[2] :])
+            rotated = rotation(self._heads(fused[..., : -self.widths[2]]))  # (B, H + G, T, D)
+            query, key = rotated.tensor_split([rotated.size(1) - value.size(1)], dim=1)
         if cache is not None:
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = attend(
@@ -164,26 +201,27 @@ class Attention(nn.Module):
         return F.dropout(mixed, self.drop_rate, self.training)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Cut (B, T, N * D) into heads, (B, N, T, D)."""
+        """Split (B, T, N * D) into heads, (B, N, T, D)."""
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
-    """Two layers, wider in between: GPT-2's with GELU's tanh form, Llama's with a gate.
+    """Two linear layers with a wider hidden layer in between.
 
-    The gate and what it lets through come from one fused matrix (https://arxiv.org/abs/2002.05202).
+    GPT-2 uses the tanh form of GELU, Llama a gated SiLU. The gate and the gated values come from
+    one fused matrix (https://arxiv.org/abs/2002.05202).
     """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.drop_rate = config.drop_rate
-        self.gated = config.llama is not None
+        self.gated = config.gated
         wide = config.ff_dim
         self.c_fc = nn.Linear(config.emb_dim, 2 * wide if self.gated else wide, bias=not self.gated)
         self.c_proj = nn.Linear(wide, config.emb_dim, bias=not self.gated)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform each position by itself."""
+        """Transform each position independently."""
         wide = self.c_fc(x)  # (B, T, F), or (B, T, 2F)
         if self.gated:
             gate, wide = wide.chunk(2, dim=-1)
@@ -200,7 +238,10 @@ def _norm(config: GPTConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to what came in after a norm of its own."""
+    """Pre-norm block: attention, then feed-forward, each with a residual connection.
+
+    Attention and feed-forward have separate norms on the input.
+    """
 
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
@@ -215,12 +256,12 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream after this block.
 
-        With `recompute`, training keeps of it what goes in, and does all else once more when it
-        needs gradients, dropout the same (https://arxiv.org/abs/1604.06174).
+        With `recompute`, training saves only the block's input and recomputes the rest during the
+        backward pass, with the same dropout (https://arxiv.org/abs/1604.06174).
         """
         if self.recompute and self.training and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self._out, x, cache, mask, rotation, use_reentrant=False)
-            return again
+            out: Tensor = checkpoint(self._out, x, cache, mask, rotation, use_reentrant=False)
+            return out
         return self._out(x, cache, mask, rotation)
 
     def _out(
@@ -232,31 +273,30 @@ class Block(nn.Module):
 
 
 def _embedding(n: int, width: int) -> nn.Embedding:
-    """Return an embedding whose first weights are still to come.
+    """Return an embedding with uninitialized weights.
 
-    Where a model is built without memory, torch's own would load all of its compiler first.
+    On the meta device, the default initialization would first load all of PyTorch's compiler.
     """
     return nn.Embedding(n, width, _weight=torch.empty(n, width))
 
 
 class Transformer(nn.Module):
-    """Token ids in, final hidden states out: what all heads share."""
+    """Body shared by all heads: token ids in, hidden states out."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
-        self.tied = False  # whether a head of whoever owns this multiplies with `wte` too
+        self.tied = False  # whether the owner's head also multiplies with `wte`
         self.wte = _embedding(config.vocab_size, config.emb_dim)
-        self.wpe = (
-            _embedding(config.context_length, config.emb_dim) if config.llama is None else None
-        )
+        self.wpe = None if config.rotary else _embedding(config.context_length, config.emb_dim)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_f = _norm(config)
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the hidden states (B, T, C) of ids (B, T), after the final norm.
+        """Return the hidden states (B, T, C) of ids (B, T).
 
-        With a cache the ids go behind the positions that it holds, row by row.
+        The final norm is applied. With a cache, the ids of each row follow the row's stored
+        positions.
         """
         length, context = ids.size(1), self.config.context_length
         if cache is None:
@@ -287,20 +327,21 @@ class Transformer(nn.Module):
         return Rotation(positions, angles.to(positions.device), magnitude)
 
     def _embedded(self, ids: Tensor) -> Tensor:
-        """Return the rows of the embedding for ids (B, T).
+        """Return the embeddings (B, T, C) of ids (B, T).
 
-        A tied matrix gets a whole gradient from the head: there, the few rows of this one are
-        added in place, and no second (V, C) array is made of zeros. Compilers know dense ones.
+        A tied matrix gets a dense gradient from the head. A sparse gradient from the embedding is
+        added in place, for the few rows in use, without a second (V, C) array of zeros. Compilers
+        support dense gradients only.
         """
-        rows = self.tied and ids.device.type == "cpu" and not torch.compiler.is_compiling()
-        return F.embedding(ids, self.wte.weight, sparse=rows)
+        sparse = self.tied and ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        return F.embedding(ids, self.wte.weight, sparse=sparse)
 
 
 class GPT(nn.Module):
-    """A GPT that predicts the next id. Its first weights are a function of the generator alone.
+    """A GPT with a head for predicting the next id.
 
-    Tied weights are not stored twice: the head multiplies with the token embedding, and the
-    state dict has no `lm_head.weight`.
+    The initial weights depend on the generator alone. Tied weights are stored once: the head
+    multiplies with the token embedding, and the state dict has no `lm_head.weight`.
     """
 
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None):
@@ -310,12 +351,12 @@ class GPT(nn.Module):
         self.transformer.tied = config.tie_weights
         self.lm_head: nn.Module | None = (
             None if config.tie_weights else nn.Linear(config.emb_dim, config.vocab_size, bias=False)
-        )  # a tied one is there only where quantization.py has put it
+        )  # with tied weights, only quantization.py sets a head
         init_weights(self, config.n_layers, generator)
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the (V, C) matrix that turns hidden states into logits."""
+        """Return the (V, C) matrix from hidden states to logits."""
         if self.lm_head is None:
             return self.transformer.wte.weight
         assert isinstance(self.lm_head.weight, Tensor)
@@ -334,7 +375,7 @@ class GPT(nn.Module):
         return out
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the logits (B, T, V) of the id that follows each of ids (B, T)."""
+        """Return the next-id logits (B, T, V) for ids (B, T)."""
         return self.logits(self.hidden(ids, cache))
 
     def new_cache(self, n_rows: int, capacity: int) -> KVCache:
@@ -346,9 +387,10 @@ class GPT(nn.Module):
 
 
 class GPTClassifier(nn.Module):
-    """A GPT body with a linear head on the last real token of each row.
+    """A GPT body with a classification head.
 
-    The head has no bias: Hugging Face's classifier has none and would drop it in silence.
+    The head is linear and reads the last real token of each row. The head has no bias: Hugging
+    Face's classifier has none and would drop a bias silently.
     """
 
     def __init__(
@@ -364,7 +406,10 @@ class GPTClassifier(nn.Module):
     def from_gpt(
         cls, model: GPT, n_classes: int, *, generator: torch.Generator | None = None
     ) -> Self:
-        """Return a classifier on the body of `model`, which it shares, with a new head."""
+        """Return a classifier on the body of `model`.
+
+        The classifier shares the body with `model` and has a new head.
+        """
         with torch.device("meta"):
             classifier = cls(model.config, n_classes)
         classifier.transformer = model.transformer
@@ -374,7 +419,10 @@ class GPTClassifier(nn.Module):
         return classifier.to(model.transformer.wte.weight.device)
 
     def forward(self, ids: Tensor, last: Tensor) -> Tensor:
-        """Return class scores (B, K) of ids (B, T), read at index `last` (B,) of each row."""
+        """Return the class scores (B, K) of ids (B, T).
+
+        The head reads the hidden state at index `last` (B,) of each row.
+        """
         hidden = self.transformer(ids)  # (B, T, C)
         rows = torch.arange(len(ids), device=ids.device)
         scores: Tensor = self.score(hidden[rows, last])  # (B, K)
@@ -382,10 +430,11 @@ class GPTClassifier(nn.Module):
 
 
 def init_weights(module: nn.Module, n_layers: int, generator: torch.Generator | None) -> None:
-    """Draw weights as GPT-2 does: normal, biases zero, residual projections scaled down.
+    """Initialize weights as in GPT-2.
 
-    What each block adds to the residual stream shrinks with the number of additions, two a
-    block, so that the stream keeps its variance. On the meta device there is nothing to draw.
+    Weights are normal, biases zero, and residual projections scaled down. Each contribution to the
+    residual stream shrinks with the number of additions, two per block, to keep the variance of
+    the stream constant. Weights on the meta device are skipped, having no values to draw.
     """
     for name, part in module.named_modules():
         if not isinstance(part, nn.Linear | nn.Embedding) or part.weight.is_meta:

@@ -1,13 +1,15 @@
-"""Cross-entropy of a linear head, with no more passes over its logits than needed.
+"""Cross-entropy of a linear head with few passes over logits.
 
-With 50,257 ids, a small model spends most of a step on (N, V) arrays, and most of that on
-moving them through memory. Cross-entropy under autocast makes four of them in fp32; here there
-is one, in the precision of the products: logits become probabilities in place, and these the
-gradient. It is a custom operator because inductor's own softmax over so long a row takes ten
-times as long as torch's on a CPU (280 ms against 27 for 1,024 rows), and would be chosen.
+With 50,257 ids, a small model spends most of a step on (N, V) arrays, and most of the time goes
+into memory traffic. Cross-entropy under autocast allocates four (N, V) arrays in fp32. This module
+allocates a single array, in the precision of the products: logits become probabilities in place,
+and probabilities become the gradient. The loss is a custom operator because inductor would choose
+a softmax that takes ten times as long as torch's own for long rows on a CPU (280 ms against 27 ms
+for 1,024 rows).
 
-Where even that one array is too large, it is never made: a part of the rows after the other
-gives its loss and its gradients in the forward pass, as in https://arxiv.org/abs/2410.10989.
+Where even a single (N, V) array is too large, the full array is never allocated: the forward pass
+computes losses and gradients for a part of the rows at a time, as in
+https://arxiv.org/abs/2410.10989.
 
 Letters: N targets, C width, V vocabulary, P the vocabulary padded.
 """
@@ -19,23 +21,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ALIGN = 64
-"""Rows of logits start on a cache line: the product that writes them is 1.4 times as fast, and
-that of the weight's gradient 1.6 times."""
+"""Rows of logits start on a cache line. The product for the logits is then 1.4 times as fast, and
+the product for the weight's gradient 1.6 times as fast."""
 
 COLUMNS = 4096
-"""Logits a product on the CPU: one over all columns takes twice as long as these together."""
-
+"""Logits per row in a CPU product: a single product over all columns takes twice as long."""
 
 LARGEST = 2**28
-"""Logits that are held at once, half a gigabyte in bf16; more are made in parts of so many."""
+"""Maximum logits in memory at once, half a gigabyte in bf16; more are computed in parts."""
 
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies, nats, of `hidden @ weight.T` against `targets`.
+    """Return the summed cross-entropy of the logits, in nats.
 
-    Shapes (N, C), (V, C), (N,) and (). Under autocast each target's loss is right to about
-    0.2 %, by chance up or down, and gradients reach the products in bf16, as autocast's do.
-    Without gradients, the plain form in fp32 is taken: it is exact.
+    The logits are `hidden @ weight.T`. Shapes: hidden (N, C), weight (V, C), targets (N,), loss ().
+    Under autocast each target's loss is accurate to about 0.2 %, randomly up or down, and
+    gradients reach the products in bf16, as usual under autocast. Without gradients, the loss
+    is computed in plain fp32, exactly.
     """
     rows = max(1, LARGEST // _padded(weight))
     if not torch.is_grad_enabled():
@@ -52,8 +54,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def _plain(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
     losses = [
-        F.cross_entropy(F.linear(part, weight).float(), wanted, reduction="sum")
-        for part, wanted in parts
+        F.cross_entropy(F.linear(part, weight).float(), labels, reduction="sum")
+        for part, labels in parts
     ]
     return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -67,7 +69,10 @@ def _padded(weight: Tensor) -> int:
 def _head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, the gradient of the logits (N, P) and the weight (P, C), both in dtype."""
+    """Return the loss, the gradient of the logits and the padded weight.
+
+    The gradient (N, P) and the weight (P, C) are in `dtype`.
+    """
     with torch.autocast(hidden.device.type, enabled=False):
         matrix = _matrix(weight, dtype)
         loss, scores = _scored(hidden.to(dtype), matrix, targets, weight.size(0))
@@ -75,7 +80,7 @@ def _head_loss(
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight with rows of zeros behind it, (P, C), in the products' precision."""
+    """Return the weight in `dtype`, padded with rows of zeros to (P, C)."""
     matrix = weight.new_empty(_padded(weight), weight.size(1), dtype=dtype)
     matrix[: len(weight)] = weight
     matrix[len(weight) :] = 0
@@ -83,7 +88,7 @@ def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _scored(hidden: Tensor, matrix: Tensor, targets: Tensor, n_ids: int) -> tuple[Tensor, Tensor]:
-    """Return the loss of hidden states (N, C), and the gradient of their logits (N, P)."""
+    """Return the loss of hidden (N, C) and the logits' gradient (N, P)."""
     scores = hidden.new_empty(len(hidden), len(matrix))  # (N, P)
     columns = COLUMNS if hidden.device.type == "cpu" else len(matrix)
     for part, rows in zip(
@@ -92,9 +97,9 @@ def _scored(hidden: Tensor, matrix: Tensor, targets: Tensor, n_ids: int) -> tupl
         torch.mm(hidden, rows.T, out=part)
     scores[:, n_ids:] = -torch.inf
     torch.softmax(scores, dim=-1, out=scores)
-    places = torch.arange(len(targets), device=targets.device)
-    chosen = scores[places, targets].float()  # (N,)
-    scores[places, targets] -= 1
+    indices = torch.arange(len(targets), device=targets.device)
+    chosen = scores[indices, targets].float()  # (N,)
+    scores[indices, targets] -= 1
     tiny = torch.finfo(torch.float32).tiny  # a probability may round to 0
     return -chosen.clamp_min(tiny).log().sum(), scores
 
@@ -115,7 +120,10 @@ def _(
 def _head_loss_backward(
     upstream: Tensor, hidden: Tensor, scores: Tensor, matrix: Tensor, n_ids: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of hidden (N, C) and weight (V, C), in the precision of `hidden`."""
+    """Return the gradients of hidden (N, C) and weight (V, C).
+
+    Both are in the precision of `hidden`.
+    """
     with torch.autocast(hidden.device.type, enabled=False):
         to_hidden = (scores @ matrix).to(hidden.dtype) * upstream  # (N, C)
         scaled = (hidden * upstream).to(scores.dtype)  # (N, C)
@@ -152,7 +160,10 @@ _head_loss.register_autograd(_backward, setup_context=_save)
 def _head_loss_in_parts(
     hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients, of hidden (N, C) and weight (V, C), in their precision."""
+    """Return the loss and the gradients of hidden and weight.
+
+    The gradients have the shape and precision of hidden (N, C) and weight (V, C).
+    """
     n_ids = len(weight)
     loss = hidden.new_zeros((), dtype=torch.float32)
     to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
@@ -165,7 +176,7 @@ def _head_loss_in_parts(
             loss += value
             to_hidden[part] = scores @ matrix
             to_weight += (scores.T @ narrow)[:n_ids]
-            del scores  # or the next part's would be made beside it
+            del scores  # free the memory before the next part's scores are allocated
     return loss, to_hidden, to_weight
 
 

@@ -1,6 +1,7 @@
-"""The keys and values that a decoder has already computed, so that each new id costs one position.
+"""Cache of computed keys and values for incremental decoding.
 
-Radford et al. 2019 leave this to the implementer; the idea is as old as incremental decoding.
+With a cache, each new id costs the computation of a single position. Radford et al. 2019 leave
+caching to the implementer; the idea is as old as incremental decoding.
 
 Letters: B rows, L layers, G key-value heads, T new positions, S stored positions, D width of one
 head.
@@ -14,27 +15,32 @@ from torch import Tensor
 
 
 class Cache(Protocol):
-    """What a model needs of a cache while it reads ids (B, T)."""
+    """Cache interface for a model reading ids (B, T)."""
 
     def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
-        """Return the positions, (T,) or (B, T), and which stored ones each may see, or None.
+        """Return the positions and the attention mask of new ids.
 
-        None: a single new position sees all that is stored, and several are all there is.
+        Positions are (T,) or (B, T). The mask is true where a new position may attend to a stored
+        position. With None as the mask, a single new position attends to every stored position,
+        and several new positions are the only positions in the cache.
         """
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, G, T, D) of one layer and return all stored so far."""
+        """Store a layer's new keys and values; return all stored.
+
+        New keys and values are (B, G, T, D), returned keys and values (B, G, S, D).
+        """
 
     def end(self) -> None:
-        """Count the new positions, after the last layer has stored them."""
+        """Count the new positions after the last layer's update."""
 
 
 class KVCache:
-    """Keys and values of up to `n_rows` rows, allocated once for `capacity` positions.
+    """Keys and values of up to `n_rows` rows.
 
-    `lengths` holds how many positions each row in use has stored. Rows of different lengths go
-    on by one position at a time. What lies behind a row's end is never read, so that a shorter
-    length forgets.
+    Memory is allocated once, for `capacity` positions per row. `lengths` holds the number of
+    stored positions of each row in use. Rows of different lengths grow by one position at a time.
+    Memory behind the end of a row is never read: reducing the length discards positions.
     """
 
     def __init__(self, n_rows: int, capacity: int, *, like: Tensor, shape: tuple[int, int, int]):
@@ -45,65 +51,74 @@ class KVCache:
         self.values = torch.zeros_like(self.keys)  # (L, B, G, S, D)
         self.lengths = [0] * n_rows
 
-        self._places: Tensor | None = None  # (B,) of the new ids where rows differ in length
-        self._start = 0  # where they lie where rows do not
+        self._row_positions: Tensor | None = None  # (B,) of the new ids if row lengths differ
+        self._start = 0  # first new position if all lengths are equal
         self._used = 0
         self._n_new = 0
 
     @property
     def capacity(self) -> int:
-        """Return how many positions a row can store."""
+        """Return the number of positions a row can store."""
         return self.keys.size(3)
 
     def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
-        """Return positions and mask of the next ids, (T,), (T, S) or (B, 1), (B, 1, 1, S)."""
+        """Return the positions and the attention mask of new ids.
+
+        Rows of equal length: (T,) and (T, S) or None. Different lengths: (B, 1) and (B, 1, 1, S).
+        """
         device = self.keys.device
         self._n_new, self._used = n_new, max(self.lengths) + n_new
         assert self._used <= self.capacity, f"{self._used} positions > {self.capacity}"
         if min(self.lengths) == max(self.lengths):
-            self._places, self._start = None, self.lengths[0]
+            self._row_positions, self._start = None, self.lengths[0]
             positions = torch.arange(self._start, self._used, device=device)  # (T,)
             if n_new == 1 or self._start == 0:
                 return positions, None
             return positions, torch.arange(self._used, device=device) <= positions[:, None]
-        assert n_new == 1, "rows of different lengths go on by one position at a time"
-        self._places = torch.tensor(self.lengths, device=device)  # (B,)
-        positions = self._places[:, None]  # (B, 1)
+        assert n_new == 1, "rows of different lengths grow by one position at a time"
+        self._row_positions = torch.tensor(self.lengths, device=device)  # (B,)
+        positions = self._row_positions[:, None]  # (B, 1)
         return positions, (torch.arange(self._used, device=device) <= positions)[:, None, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, G, T, D) of one layer and return all stored so far."""
+        """Store a layer's new keys and values; return all stored.
+
+        New keys and values are (B, G, T, D), returned keys and values (B, G, S, D).
+        """
         n_rows, used = len(self.lengths), self._used
         own_keys, own_values = self.keys[layer, :n_rows], self.values[layer, :n_rows]
-        if self._places is None:
+        if self._row_positions is None:
             own_keys[:, :, self._start : used] = keys
             own_values[:, :, self._start : used] = values
         else:
             rows = torch.arange(n_rows, device=keys.device)
-            own_keys[rows, :, self._places] = keys[:, :, 0].to(own_keys.dtype)
-            own_values[rows, :, self._places] = values[:, :, 0].to(own_values.dtype)
+            own_keys[rows, :, self._row_positions] = keys[:, :, 0].to(own_keys.dtype)
+            own_values[rows, :, self._row_positions] = values[:, :, 0].to(own_values.dtype)
         return own_keys[:, :, :used], own_values[:, :, :used]  # (B, G, S, D)
 
     def end(self) -> None:
-        """Count the new positions, after the last layer has stored them."""
+        """Count the new positions after the last layer's update."""
         self.lengths = [length + self._n_new for length in self.lengths]
 
     def part(self, first: int, last: int) -> Self:
-        """Return rows `first` to `last` (exclusive) as a cache of their own, in the same memory."""
+        """Return a cache of rows `first` to `last` (exclusive).
+
+        The returned cache shares the memory of the keys and values, and counts lengths separately.
+        """
         part = self.__class__.__new__(self.__class__)
         part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
         part.lengths = self.lengths[first:last]
         return part
 
-    def swap(self, one: int, other: int) -> None:
-        """Let two rows change places."""
-        used = max(self.lengths[one], self.lengths[other])
+    def swap(self, first: int, second: int) -> None:
+        """Swap two rows."""
+        used = max(self.lengths[first], self.lengths[second])
         for stored in (self.keys, self.values):
-            stored[:, [one, other], :, :used] = stored[:, [other, one], :, :used]
-        self.lengths[one], self.lengths[other] = self.lengths[other], self.lengths[one]
+            stored[:, [first, second], :, :used] = stored[:, [second, first], :, :used]
+        self.lengths[first], self.lengths[second] = self.lengths[second], self.lengths[first]
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Let row n become a copy of what row `rows[n]` is, for each n."""
+        """Replace each row n by a copy of the current row `rows[n]`."""
         assert len(rows) <= self.keys.size(1), "a cache does not grow"
         used = max(self.lengths)
         chosen = torch.tensor(rows, device=self.keys.device)
@@ -113,14 +128,15 @@ class KVCache:
 
 
 class StaticReading:
-    """One more position in each row of a cache, in shapes that never change, for compilers.
+    """A decoding step over a cache in static shapes, for compilers.
 
-    Every row attends over the whole capacity behind a mask, and where its position lies is a
-    tensor. Rows that are not in use are read too, and mean nothing.
+    Each row gets one more position. Every row attends over the whole capacity with a mask, and the
+    positions are a tensor: no shape ever changes. Unused rows are read too, with meaningless
+    results.
     """
 
     def __init__(self, cache: KVCache, positions: Tensor) -> None:
-        """Take the position (B,) of each row of the cache."""
+        """Store the new position (B,) of each row of the cache."""
         self._cache = cache
         self._positions = positions
         self._rows = torch.arange(len(positions), device=positions.device)
@@ -133,11 +149,14 @@ class StaticReading:
         return positions, (stored <= positions)[:, None, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values (B, G, 1, D) and return those of the whole capacity."""
+        """Store a layer's new keys and values; return the whole capacity.
+
+        New keys and values are (B, G, 1, D), returned keys and values (B, G, S, D).
+        """
         own_keys, own_values = self._cache.keys[layer], self._cache.values[layer]
         own_keys[self._rows, :, self._positions] = keys[:, :, 0].to(own_keys.dtype)
         own_values[self._rows, :, self._positions] = values[:, :, 0].to(own_values.dtype)
         return own_keys, own_values  # (B, G, S, D)
 
     def end(self) -> None:
-        """Count nothing: the cache's owner does."""
+        """Do nothing: the owner of the cache counts the new positions."""

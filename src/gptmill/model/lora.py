@@ -1,11 +1,11 @@
 """LoRA: train a low-rank addition to frozen matrices (https://arxiv.org/abs/2106.09685).
 
 A layer computes `W x + alpha / rank * B A x`. B is zero at the start, so training starts at
-the base model; afterwards the product can be added to W and costs nothing.
+the base model. After training, the product can be added to W, at no further cost.
 
-An adapter is saved in PEFT's layout: `PeftModel.from_pretrained` opens it on the base. Where
-Hugging Face's Llama has several matrices for one of ours, A is theirs in common and the rows of
-B are dealt out.
+An adapter is saved in PEFT's layout: `PeftModel.from_pretrained` loads the adapter on the base
+model. Where Hugging Face's Llama splits a fused matrix into several matrices, all parts share A,
+and the rows of B are divided among the parts.
 """
 
 import math
@@ -24,7 +24,10 @@ Target = Literal["c_attn", "c_proj", "c_fc"]
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """The size of the addition and the matrices it goes to; c_proj is in both halves of a block."""
+    """Size, scale, dropout and target matrices of the low-rank addition.
+
+    `c_proj` is a matrix in both halves of a block.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -35,20 +38,20 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; it must be at least 1")
+            raise ValueError(f"rank is {self.rank} but must be at least 1")
         if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}; it must be above 0")
+            raise ValueError(f"alpha is {self.alpha} but must be above 0 and finite")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; allowed is 0 up to, not including, 1")
+            raise ValueError(f"dropout is {self.dropout} but must be in [0, 1)")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ValueError(
-                f"targets are {list(self.targets)}; name one or more of c_attn, c_proj, c_fc,"
-                " each once"
+                f"targets are {list(self.targets)}; name at least one of c_attn, c_proj,"
+                " c_fc, and each once"
             )
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer and its trained low-rank addition."""
+    """A frozen linear layer with a trained low-rank addition."""
 
     def __init__(self, base: nn.Linear, config: LoRAConfig, generator: torch.Generator | None):
         super().__init__()
@@ -62,14 +65,17 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output plus the addition's."""
+        """Return the sum of the base output and the low-rank output."""
         low = self.lora_A(F.dropout(x, self.dropout, self.training))  # (..., rank)
         out: Tensor = self.base(x) + self.scale * self.lora_B(low)
         return out
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
-        """Return one linear layer that computes the same; the base is changed in place."""
+        """Return a plain linear layer with the same output.
+
+        The low-rank product is added to the base in place.
+        """
         self.base.weight += self.scale * (self.lora_B.weight @ self.lora_A.weight)
         return self.base
 
@@ -77,9 +83,9 @@ class LoRALinear(nn.Module):
 def add_lora(
     model: GPT | GPTClassifier, config: LoRAConfig, *, generator: torch.Generator | None = None
 ) -> None:
-    """Freeze the model and put a low-rank addition on each target, in place.
+    """Freeze the model and add LoRA layers in place.
 
-    The new head of a classifier is trained whole.
+    Each target matrix gets a low-rank addition. The new head of a classifier stays fully trainable.
     """
     model.requires_grad_(False)
     if isinstance(model, GPTClassifier):
@@ -91,7 +97,10 @@ def add_lora(
 
 
 def merge(model: GPT | GPTClassifier) -> None:
-    """Add each low-rank product to its matrix and leave a plain model, in place."""
+    """Merge each low-rank product into the base matrix, in place.
+
+    The result is a plain model without LoRA layers.
+    """
     for parent, name, layer in list(_children(model)):
         if isinstance(layer, LoRALinear):
             setattr(parent, name, layer.merged())

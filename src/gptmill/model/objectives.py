@@ -1,7 +1,8 @@
-"""What training minimises: a sum of losses over targets, and how many targets there are.
+"""Training objectives: a summed loss and a count of targets.
 
-A sum and a count, not a mean: a step that is cut into micro-batches, or shared out to several
-devices, divides by the count of the whole step and so comes out the same however it was cut.
+Objectives return a sum and a count instead of a mean: a step split into micro-batches, or
+distributed over several devices, divides by the count of the whole step. The result is the same
+for every split.
 
 Letters: B rows of a batch, T positions, N counted targets.
 """
@@ -17,26 +18,29 @@ from gptmill.model.gpt import GPT
 from gptmill.model.head_loss import head_loss
 
 IGNORE = -100
-"""A target of this value takes no part in the loss."""
+"""Targets of this value are excluded from the loss."""
 
 Batch = tuple[Tensor, ...]
-"""Tensors of one step, rows first; the first holds the ids that the model reads, (B, T)."""
+"""Tensors of one step, rows first; the first tensor holds the model's input ids, (B, T)."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss that adds up over targets, how a batch's targets are counted, and its last touch."""
+    """A loss summed over targets, a target count and batch preparation."""
 
     loss: Callable[[nn.Module, Batch], Tensor]
-    """Sum over the targets of a prepared batch; it runs in the device's precision."""
+    """Sum over the targets of a prepared batch, computed in the device's precision."""
     count: Callable[[Batch], int]
-    """How many targets a batch has."""
+    """Number of targets in a batch."""
     prepare: Callable[[Batch], Batch] = lambda batch: batch
-    """Made of a batch, or of some of its rows, before it goes to the device."""
+    """Applied to a batch, or to some rows of a batch, before the transfer to the device."""
 
 
 def language_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the sum of next-token losses, nats, of a batch that `kept` prepared."""
+    """Return the summed next-token loss of a prepared batch.
+
+    The loss is in nats. `drop_ignored` prepares the batch.
+    """
     assert isinstance(model, GPT)
     hidden = model.hidden(batch[0]).flatten(0, 1)  # (B * T, C)
     targets = batch[1].flatten()  # (B * T,)
@@ -46,10 +50,11 @@ def language_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def drop_ignored(batch: Batch) -> Batch:
-    """Return (ids (B, T), targets (B, T)) and, where some are `IGNORE`, the others' places (N,).
+    """Add the indices of the counted targets to a batch.
 
-    Targets that are left out then cost nothing at the head, and where they are is found on
-    the host, so that no device has to be asked in mid-step.
+    Returns (ids (B, T), targets (B, T)) and, if any target is `IGNORE`, the flat indices (N,) of
+    the counted targets. Ignored targets then cost nothing at the head. The indices are computed on
+    the host, to avoid a synchronization with the device in mid-step.
     """
     counted = batch[1].flatten() != IGNORE
     return batch if bool(counted.all()) else (*batch, counted.nonzero().squeeze(1))
@@ -58,15 +63,15 @@ def drop_ignored(batch: Batch) -> Batch:
 LANGUAGE = Objective(
     loss=language_loss, count=lambda batch: int((batch[1] != IGNORE).sum()), prepare=drop_ignored
 )
-"""The next token's loss; a batch is (ids (B, T), targets (B, T)), `IGNORE` where none counts."""
+"""Next-token loss. A batch is (ids (B, T), targets (B, T)), `IGNORE` for uncounted targets."""
 
 
 @torch.no_grad()
 def mean_language_loss(model: nn.Module, batches: Iterable[Batch], device: Device) -> float:
-    """Return the loss over all targets of the batches together, nats per token.
+    """Return the mean loss over all batches, nats per token.
 
-    Batches weigh by their targets, not equally, so the result depends on their size only by
-    rounding. The caller puts the model in eval mode.
+    Batches are weighted by the number of targets, not equally: the result depends on the batch
+    size only through rounding. The caller puts the model in eval mode.
     """
     total, count = 0.0, 0
     for batch in batches:

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server for one model, and a page to chat on."""
+"""OpenAI-compatible server for a single model, with a chat page."""

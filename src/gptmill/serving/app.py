@@ -1,4 +1,4 @@
-"""The server's addresses: models, chat, completions, health, and a page to chat on."""
+"""HTTP routes: models, chat, completions, health and the chat page."""
 
 import base64
 import hashlib
@@ -24,36 +24,41 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def build(generator: TextGenerator, worker: Worker, limits: Limits) -> FastAPI:
-    """Return the application that answers with `generator`, decoding in `worker`."""
-    # no pages of FastAPI's own: they load scripts from elsewhere
+    """Return the application serving `generator` and decoding in `worker`."""
+    # FastAPI's documentation pages are off: they load scripts from a CDN
     app = FastAPI(title="gptmill", docs_url=None, redoc_url=None, openapi_url=None)
-    _add_errors(app)
-    _add_answers(app, generator, worker, limits)
-    _add_facts(app, generator, worker)
+    _add_error_handlers(app)
+    _add_decoding_routes(app, generator, worker, limits)
+    _add_information_routes(app, generator, worker)
     return app
 
 
-def _add_answers(app: FastAPI, generator: TextGenerator, worker: Worker, limits: Limits) -> None:
-    """Add the two addresses that decode. Requests are read beside the loop: tokenizing is work."""
+def _add_decoding_routes(
+    app: FastAPI, generator: TextGenerator, worker: Worker, limits: Limits
+) -> None:
+    """Add the two decoding routes.
+
+    Prompts are tokenized in a thread pool: tokenizing would block the event loop.
+    """
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        asked = requests.parse(await request.body(), ChatRequest)
-        _check_model(asked.model, generator)
-        work = await run_in_threadpool(requests.chat_work, asked, generator, limits)
+        body = requests.parse(await request.body(), ChatRequest)
+        _check_model(body.model, generator)
+        work = await run_in_threadpool(requests.chat_work, body, generator, limits)
         return await _answer(request, "chat", work, generator, worker)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        asked = requests.parse(await request.body(), CompletionRequest)
-        _check_model(asked.model, generator)
-        work = await run_in_threadpool(requests.completion_work, asked, generator, limits)
+        body = requests.parse(await request.body(), CompletionRequest)
+        _check_model(body.model, generator)
+        work = await run_in_threadpool(requests.completion_work, body, generator, limits)
         return await _answer(request, "text", work, generator, worker)
 
 
-def _add_facts(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
-    """Add what is known without decoding."""
-    facts = {"id": generator.name, "object": "model", "created": 0, "owned_by": "gptmill"}
+def _add_information_routes(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
+    """Add the routes that need no decoding."""
+    model_object = {"id": generator.name, "object": "model", "created": 0, "owned_by": "gptmill"}
     content = PAGE.read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": content_security_policy(content),
@@ -64,12 +69,12 @@ def _add_facts(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [facts]}
+        return {"object": "list", "data": [model_object]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         _check_model(name, generator)
-        return facts
+        return model_object
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -82,11 +87,14 @@ def _add_facts(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
 
 
 def content_security_policy(page: str) -> str:
-    """Return a policy that runs the page's own script and style, by their hashes, and no other."""
+    """Return a policy allowing only the page's script and style.
+
+    Both are allowed by their SHA-256 hashes.
+    """
 
     def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        digests = [hashlib.sha256(text.encode("utf-8")).digest() for text in found]
+        texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = [hashlib.sha256(text.encode("utf-8")).digest() for text in texts]
         return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     return (
@@ -106,18 +114,18 @@ async def _answer(
     request: Request, form: AnswerKind, work: Work, generator: TextGenerator, worker: Worker
 ) -> Response:
     answer = Answer(form, generator.name, work)
-    # in the line before the response begins: a full line is an error with a status of its own
+    # the job is queued before the response begins: a full queue can still set an error status
     decoding = Decoding(
         worker, generator.completions(work.prompts, work.config, stops=work.stops, seed=work.seed)
     )
     return Stream(answer, decoding) if work.stream else await whole(request, answer, decoding)
 
 
-def _add_errors(app: FastAPI) -> None:
-    """Have every error told as OpenAI's API tells it."""
+def _add_error_handlers(app: FastAPI) -> None:
+    """Add handlers to return every error in OpenAI's format."""
 
     @app.exception_handler(ApiError)
-    async def ours(request: Request, error: ApiError) -> JSONResponse:
+    async def api_error(request: Request, error: ApiError) -> JSONResponse:
         headers = {"Retry-After": "1"} if error.status == 503 else None
         return JSONResponse(error.body, error.status, headers)
 
@@ -127,10 +135,10 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(413, message, code="request_too_large"), 413)
 
     @app.exception_handler(HTTPException)
-    async def of_routing(request: Request, error: HTTPException) -> JSONResponse:
+    async def routing_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}"
         return JSONResponse(error_body(error.status_code, message), error.status_code)
 
     @app.exception_handler(Exception)
-    async def others(request: Request, error: Exception) -> JSONResponse:
+    async def internal_error(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse(as_api_error(error).body, 500)

@@ -1,10 +1,13 @@
-"""Errors in the form in which OpenAI's API tells them."""
+"""Errors in the format of OpenAI's API."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """What is answered in place of a result: a status, a sentence, a code that programs read."""
+    """An error sent to the client instead of a result.
+
+    The error has an HTTP status, a sentence for people and a code for programs.
+    """
 
     def __init__(
         self, status: int, message: str, *, code: str | None = None, param: str | None = None
@@ -16,20 +19,23 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """Return the JSON that is sent."""
+        """Return the JSON body of the response."""
         return error_body(self.status, str(self), code=self.code, param=self.param)
 
 
 def error_body(
     status: int, message: str, *, code: str | None = None, param: str | None = None
 ) -> dict[str, Any]:
-    """Return an error as OpenAI's clients read it."""
+    """Return an error body in the format OpenAI's clients read."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return what a client is told of an error; of one of ours no more than that it is ours."""
+    """Return the error to send to the client.
+
+    For an unexpected error the client learns only of an internal error, without details.
+    """
     if isinstance(error, ApiError):
         return error
-    return ApiError(500, "something went wrong in the server", code="internal_error")
+    return ApiError(500, "an internal error occurred in the server", code="internal_error")

@@ -1,9 +1,10 @@
-"""What a request must pass before anything reads it: where it comes from, a key, its size.
+"""Checks before the application: host, origin, API key and size.
 
-A page of any site can have a visitor's browser send requests to a server on the visitor's own
-machine. Reading the answers is closed to it by the absence of CORS headers, unless the site's
-name is made to point at 127.0.0.1 (DNS rebinding): then the Host header has the site's name,
-and is refused. Writing is closed by the Origin header that browsers send with it.
+A page of any site can make a visitor's browser send requests to a server on the visitor's own
+machine. The absence of CORS headers keeps the page from reading the answers, unless the site's
+name is made to point at 127.0.0.1 (DNS rebinding): the Host header then holds the site's name,
+and the request is refused. A write from a foreign page is refused by the Origin header, which
+browsers send with every write.
 """
 
 import hmac
@@ -21,16 +22,16 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 4 * 2**20
-"""Of a request's body: far more than any context holds."""
+"""Largest size of a request's body in bytes: far more than any context holds."""
 LOOPBACK_NAMES = frozenset(["localhost", "127.0.0.1", "::1"])
 
 
 @dataclass(frozen=True)
 class Gate:
-    """An ASGI application before another one.
+    """ASGI middleware that checks requests before the application.
 
-    `hosts` are the names under which the server is known, None for any. `key`, where there is
-    one, opens all below /v1/.
+    `hosts` are the host names the server accepts; None accepts any name. `key`, if set, is
+    required for all paths below /v1/.
     """
 
     app: App
@@ -38,7 +39,7 @@ class Gate:
     hosts: frozenset[str] | None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer with an error, or hand over to the application."""
+        """Refuse the request or pass the request to the application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -52,17 +53,20 @@ class Gate:
         await self.app(scope, _bounded(receive), send)
 
     def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
-        """Return the status, the sentence and the code with which a request is refused."""
+        """Return the status, message and code of a refusal.
+
+        Returns None for a request that passes all checks.
+        """
         host = headers.get("host", "")
         if self.hosts is not None and _host_name(host) not in self.hosts:
-            return 403, f"this server is not known as {host!r}", "host_not_allowed"
+            return 403, f"the host {host!r} is not a name of this server", "host_not_allowed"
         origin = headers.get("origin")
         if self.key is None and origin is not None and urlsplit(origin).netloc != host:
             return 403, "pages of other sites may not use this server", "origin_not_allowed"
         if path.startswith("/v1/") and not self._has_key(headers.get("authorization", "")):
             return (
                 401,
-                "no key, or a wrong one: send `Authorization: Bearer KEY`",
+                "the API key is missing or wrong: send `Authorization: Bearer KEY`",
                 "invalid_api_key",
             )
         size = headers.get("content-length", "0")
@@ -73,25 +77,28 @@ class Gate:
     def _has_key(self, authorization: str) -> bool:
         if self.key is None:
             return True
-        word, _, given = authorization.partition(" ")
-        # in constant time: how long a comparison takes must not tell how much of a key is right
-        right = hmac.compare_digest(given.strip().encode("utf-8"), self.key.encode("utf-8"))
-        return right and word.lower() == "bearer"
+        scheme, _, credentials = authorization.partition(" ")
+        # compare in constant time: the duration must not reveal how much of a key is right
+        matches = hmac.compare_digest(credentials.strip().encode("utf-8"), self.key.encode("utf-8"))
+        return matches and scheme.lower() == "bearer"
 
 
 class TooLargeError(Exception):
-    """A body without a stated length grew past what is read."""
+    """A body without a declared length exceeded the size limit."""
 
 
 def _bounded(receive: Receive) -> Receive:
-    """Return a `receive` that stops a body that is sent in deltas and never ends."""
-    read = 0
+    """Return a `receive` that raises past MOST_BYTES.
+
+    A body sent in chunks declares no length and may never end. Raises TooLargeError.
+    """
+    n_bytes = 0
 
     async def bounded() -> Message:
-        nonlocal read
+        nonlocal n_bytes
         message = await receive()
-        read += len(message.get("body", b""))
-        if read > MOST_BYTES:
+        n_bytes += len(message.get("body", b""))
+        if n_bytes > MOST_BYTES:
             raise TooLargeError
         return message
 
@@ -104,7 +111,10 @@ def _headers(scope: Message) -> Iterable[tuple[bytes, bytes]]:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without port and brackets, in small letters."""
+    """Return the name in a Host header, in lower case.
+
+    The port and the brackets of an IPv6 address are removed.
+    """
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

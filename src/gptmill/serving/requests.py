@@ -1,7 +1,8 @@
-"""Requests as OpenAI's API defines them, checked, and turned into what the decoder is given.
+"""Requests in OpenAI's format, validated and converted to decoder input.
 
-What would change the answer and is not offered here is refused, not ignored; so is what the
-API does not know. What cannot change the answer is accepted and has no effect.
+An unsupported parameter that would change the answer is refused, not ignored. A parameter
+unknown to the API is refused as well. A parameter that cannot change the answer is accepted and
+has no effect.
 """
 
 import secrets
@@ -16,10 +17,10 @@ from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.serving.errors import ApiError
 
-COMPLETION_TOKENS = 16  # what the API writes at most where a completion's request is silent
-MAX_STOPS = 4  # as in the API
+COMPLETION_TOKENS = 16  # the API's default for max_tokens in a completion request
+MAX_STOPS = 4  # the API's limit
 
-# Accepted without effect: they say who asks, or how it is billed, stored or cached.
+# Accepted without effect: parameters for identification, billing, storage and caching.
 WITHOUT_EFFECT = frozenset(
     [
         "metadata",
@@ -32,7 +33,7 @@ WITHOUT_EFFECT = frozenset(
         "user",
     ]
 )
-# Parts of the API that are not offered, each with the values that ask for nothing.
+# Unsupported parameters of the API, each with its neutral values, which are accepted.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "best_of": (None, 1),
@@ -61,34 +62,37 @@ class _Checked(BaseModel):
 
 
 class StreamOptions(_Checked):
-    """What a stream holds besides the text."""
+    """Options for the content of a stream besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
 class TextPart(_Checked):
-    """A part of a message; text is the only kind that is read."""
+    """A part of a message; only text parts are supported."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatMessage(_Checked):
-    """One message of a conversation. `developer` is the API's newer word for `system`."""
+    """A message of a conversation.
+
+    `developer` is the API's newer name for the role `system`.
+    """
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 
     def plain(self) -> dict[str, str]:
-        """Return the message as chat templates know it."""
+        """Return the message in the format of chat templates."""
         parts = [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "".join(parts)}
 
 
-class _Asked(_Checked):
+class _BaseRequest(_Checked):
     model: str
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -98,40 +102,46 @@ class _Asked(_Checked):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # beyond OpenAI's API, by the names that other servers of open models have
+    # not in OpenAI's API; the names are common among servers of open models
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_BaseRequest):
     """The body of `/v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
 
 
-class CompletionRequest(_Asked):
-    """The body of `/v1/completions`: texts or ids; without a prompt a new document begins."""
+class CompletionRequest(_BaseRequest):
+    """The body of `/v1/completions`.
+
+    Prompts are texts or lists of token ids. Without a prompt, a new document begins.
+    """
 
     prompt: str | list[str] | list[int] | list[list[int]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request may ask for."""
+    """The limits of a single request."""
 
     context_length: int
-    """Of prompt and answer together; at most what the model reads at once."""
+    """Tokens of prompt and answer together; at most the model's context length."""
     max_prompt_tokens: int
     max_new_tokens: int
     max_answers: int = 8
-    """Prompts times n."""
+    """Number of prompts times n."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the decoder is given. Each prompt stands in the list n times in a row."""
+    """The decoder's input for a request.
+
+    Each prompt appears in the list n times in a row.
+    """
 
     prompts: list[list[int]]
     n: int
@@ -143,15 +153,21 @@ class Work:
 
     @property
     def prompt_tokens(self) -> int:
-        """Return how many ids were read; a prompt counts once, however large n is."""
+        """Return the number of prompt tokens.
+
+        A prompt counts once, however large n is.
+        """
         return sum(len(prompt) for prompt in self.prompts[:: self.n])
 
 
-Request = TypeVar("Request", bound=_Asked)
+Request = TypeVar("Request", bound=_BaseRequest)
 
 
 def parse(body: bytes, kind: type[Request]) -> Request:
-    """Read a request; raise ApiError with the parameter that is wrong."""
+    """Parse the body of a request.
+
+    Raises ApiError, which names the invalid parameter.
+    """
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -160,79 +176,91 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         raise ApiError(400, "the body is not a JSON object")
     for name, neutral in NOT_OFFERED.items():
         if name in content and content.pop(name) not in neutral:
-            message = f"{name} is not offered by this server; leave it out"
+            message = f"{name} is not supported by this server; omit the parameter"
             raise ApiError(400, message, code="unsupported_parameter", param=name)
-    known = {name: value for name, value in content.items() if name not in WITHOUT_EFFECT}
+    parameters = {name: value for name, value in content.items() if name not in WITHOUT_EFFECT}
     try:
-        return kind.model_validate(known)
+        return kind.model_validate(parameters)
     except ValidationError as error:
-        raise _told(error) from None
+        raise _validation_error(error) from None
 
 
-def chat_work(asked: ChatRequest, generator: TextGenerator, limits: Limits) -> Work:
-    """Return the work of a conversation, rendered as training rows were."""
+def chat_work(request: ChatRequest, generator: TextGenerator, limits: Limits) -> Work:
+    """Return the work of a chat request.
+
+    The conversation is rendered in the same way as the training rows.
+    """
     if generator.template is None:
         raise ApiError(
             400,
-            f"{generator.name} has no chat template: it is no assistant; ask /v1/completions",
+            f"{generator.name} has no chat template and is not an assistant; use /v1/completions",
             code="model_not_supported",
             param="model",
         )
-    if asked.max_tokens is not None and asked.max_completion_tokens is not None:
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(
-            400, "max_tokens and max_completion_tokens mean the same; give one", param="max_tokens"
+            400,
+            "max_tokens and max_completion_tokens mean the same; set only one",
+            param="max_tokens",
         )
     try:
-        messages = [message.plain() for message in asked.messages]
+        messages = [message.plain() for message in request.messages]
         prompt = generator.template.encode(generator.tokenizer, messages)
     except ValueError as error:
         raise ApiError(400, f"messages: {error}", param="messages") from None
-    wanted = asked.max_completion_tokens if asked.max_tokens is None else asked.max_tokens
-    room = _room([prompt], limits, wanted, param="messages")
-    return _work(asked, [prompt], limits, max_new_tokens=room if wanted is None else wanted)
+    max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    room = _room([prompt], limits, max_tokens, param="messages")
+    return _work(
+        request, [prompt], limits, max_new_tokens=room if max_tokens is None else max_tokens
+    )
 
 
-def completion_work(asked: CompletionRequest, generator: TextGenerator, limits: Limits) -> Work:
-    """Return the work of texts to continue."""
-    prompts, wanted = _prompts(asked.prompt, generator), asked.max_tokens
-    room = _room(prompts, limits, wanted, param="prompt")
-    most = min(COMPLETION_TOKENS, room) if wanted is None else wanted
-    return _work(asked, prompts, limits, max_new_tokens=most)
+def completion_work(request: CompletionRequest, generator: TextGenerator, limits: Limits) -> Work:
+    """Return the work of a completion request."""
+    prompts, max_tokens = _prompts(request.prompt, generator), request.max_tokens
+    room = _room(prompts, limits, max_tokens, param="prompt")
+    most = min(COMPLETION_TOKENS, room) if max_tokens is None else max_tokens
+    return _work(request, prompts, limits, max_new_tokens=most)
 
 
-def _prompts(given: str | Sequence[Any] | None, generator: TextGenerator) -> list[list[int]]:
-    if given is None or isinstance(given, str):
-        given = [given or ""]
-    elif given and isinstance(given[0], int):
-        given = [given]
-    if not given:
+def _prompts(entries: str | Sequence[Any] | None, generator: TextGenerator) -> list[list[int]]:
+    if entries is None or isinstance(entries, str):
+        entries = [entries or ""]
+    elif entries and isinstance(entries[0], int):
+        entries = [entries]
+    if not entries:
         raise ApiError(400, "prompt is an empty list", param="prompt")
     encode, end = generator.tokenizer.encode, generator.tokenizer.eot_id
-    prompts = [encode(one) if isinstance(one, str) else list(one) for one in given]
+    prompts = [encode(entry) if isinstance(entry, str) else list(entry) for entry in entries]
     n_ids = generator.model.config.vocab_size
     if any(not 0 <= index < n_ids for prompt in prompts for index in prompt):
-        raise ApiError(400, f"prompt has a token that is not in 0 to {n_ids - 1}", param="prompt")
+        raise ApiError(400, f"prompt has a token outside 0 to {n_ids - 1}", param="prompt")
     return [prompt or [end] for prompt in prompts]
 
 
-def _work(asked: _Asked, prompts: list[list[int]], limits: Limits, *, max_new_tokens: int) -> Work:
-    n = asked.n or 1
+def _work(
+    request: _BaseRequest, prompts: list[list[int]], limits: Limits, *, max_new_tokens: int
+) -> Work:
+    n = request.n or 1
     if n * len(prompts) > limits.max_answers:
         message = f"n times the number of prompts is at most {limits.max_answers} on this server"
         raise ApiError(400, message, param="n")
     return Work(
         prompts=[prompt for prompt in prompts for _ in range(n)],
         n=n,
-        config=_config(asked, max_new_tokens),
-        stops=_stops(asked.stop),
-        seed=secrets.randbits(62) if asked.seed is None else asked.seed,
-        stream=bool(asked.stream),
-        include_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        config=_config(request, max_new_tokens),
+        stops=_stops(request.stop),
+        seed=secrets.randbits(62) if request.seed is None else request.seed,
+        stream=bool(request.stream),
+        include_usage=bool(request.stream_options and request.stream_options.include_usage),
     )
 
 
-def _room(prompts: list[list[int]], limits: Limits, wanted: int | None, *, param: str) -> int:
-    """Return how many tokens may follow the longest prompt; raise ApiError past a limit."""
+def _room(prompts: list[list[int]], limits: Limits, max_tokens: int | None, *, param: str) -> int:
+    """Return how many tokens may follow the longest prompt.
+
+    Raises ApiError where the prompt or `max_tokens` exceeds a limit.
+    """
     longest, context = max(map(len, prompts)), limits.context_length
     most = min(limits.max_prompt_tokens, context - 1)
     if longest > most:
@@ -244,10 +272,10 @@ def _room(prompts: list[list[int]], limits: Limits, wanted: int | None, *, param
             param=param,
         )
     room = min(limits.max_new_tokens, context - longest)
-    if wanted is not None and wanted > room:
+    if max_tokens is not None and max_tokens > room:
         raise ApiError(
             400,
-            f"max_tokens is {wanted}; after a prompt of {longest} tokens at most {room} are"
+            f"max_tokens is {max_tokens}; after a prompt of {longest} tokens at most {room} are"
             f" allowed (the context is {context}, this server's limit"
             f" {limits.max_new_tokens})",
             code="context_length_exceeded",
@@ -256,32 +284,35 @@ def _room(prompts: list[list[int]], limits: Limits, wanted: int | None, *, param
     return room
 
 
-def _config(asked: _Asked, max_new_tokens: int) -> GenerationConfig:
-    greedy = asked.top_p == 0  # the API's other way to ask for the likeliest token
+def _config(request: _BaseRequest, max_new_tokens: int) -> GenerationConfig:
+    greedy = request.top_p == 0  # the API's second way to request the likeliest token
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        temperature=0.0 if greedy else 1.0 if asked.temperature is None else asked.temperature,
-        top_k=asked.top_k or 0,
-        top_p=1.0 if greedy or asked.top_p is None else asked.top_p,
-        min_p=asked.min_p or 0.0,
-        repetition_penalty=asked.repetition_penalty or 1.0,
+        temperature=0.0 if greedy else 1.0 if request.temperature is None else request.temperature,
+        top_k=request.top_k or 0,
+        top_p=1.0 if greedy or request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=request.repetition_penalty or 1.0,
     )
 
 
-def _stops(given: str | list[str] | None) -> list[str]:
-    stops = [given] if isinstance(given, str) else given or []
+def _stops(stop: str | list[str] | None) -> list[str]:
+    stops = [stop] if isinstance(stop, str) else stop or []
     if len(stops) > MAX_STOPS or not all(stops):
         message = f"stop holds up to {MAX_STOPS} strings, none of them empty"
         raise ApiError(400, message, param="stop")
     return stops
 
 
-def _told(error: ValidationError) -> ApiError:
-    """Return the first thing that is wrong; of a choice of types pydantic names each."""
+def _validation_error(error: ValidationError) -> ApiError:
+    """Return an ApiError for the first invalid parameter.
+
+    For a union of types, pydantic reports an error for each type.
+    """
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unrecognized request argument supplied: {place}", param=place)
+        return ApiError(400, f"Unrecognized request argument supplied: {location}", param=location)
     if first["type"] == "missing":
-        return ApiError(400, f"you must provide {place}", param=place)
-    return ApiError(400, f"{place}: {first['msg']}", param=str(first["loc"][0]))
+        return ApiError(400, f"you must provide {location}", param=location)
+    return ApiError(400, f"{location}: {first['msg']}", param=str(first["loc"][0]))

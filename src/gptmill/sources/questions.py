@@ -1,4 +1,7 @@
-"""Questions and answers from chatterbot-corpus, whose YAML is simple enough to read here."""
+"""Questions and answers from chatterbot-corpus.
+
+The YAML of the corpus is simple enough to parse without a library.
+"""
 
 import ast
 import json
@@ -9,9 +12,10 @@ MAX_WORDS = 25  # of a question or an answer: a longer row would not fit a small
 
 
 def questions(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return `instructions.json`: each distinct question with its answer, of the kind "question".
+    """Return `instructions.json` with each distinct question and the answer.
 
-    Exchanges of more than two turns, and long ones, are left out.
+    The rows are of the kind "question". Exchanges of more than two turns, and long exchanges,
+    are left out.
     """
     rows: dict[str, dict[str, str]] = {}
     for _, content in sorted(members.items()):
@@ -25,13 +29,13 @@ def questions(members: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def conversations(text: str) -> Iterator[list[str]]:
-    """Yield each conversation's turns.
+    """Yield the turns of each conversation.
 
-    The files are lists of lists of one-line texts under `conversations:`, a long line
-    folded, quoted where YAML needs it. Anything else raises ValueError.
+    A file is a list of lists of single-line texts under `conversations:`, with long lines
+    folded, and quotes where YAML needs quotes. Raises ValueError for different YAML.
     """
-    _, found, body = text.partition("conversations:\n")
-    if not found:
+    _, header, body = text.partition("conversations:\n")
+    if not header:
         raise ValueError("no `conversations:` in the file")
     for conversation in re.split(r"^- ", body, flags=re.MULTILINE)[1:]:
         turns = re.split(r"^(?:  )?- ", conversation, flags=re.MULTILINE)[1:]
@@ -39,7 +43,7 @@ def conversations(text: str) -> Iterator[list[str]]:
 
 
 def _scalar(written: str) -> str:
-    """Return what a YAML text on one line says."""
+    """Return the value of a YAML text on a single line."""
     if written[:1] == "'":
         return written[1:-1].replace("''", "'")
     if written[:1] == '"':

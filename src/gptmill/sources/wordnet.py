@@ -1,8 +1,7 @@
-"""WordNet's database files: sets of words that mean the same, and how they hang together.
+"""WordNet's database files: sets of synonyms and their relations.
 
-https://wordnet.princeton.edu/documentation/wndb5wn describes the files. The offsets in
-them are kept as names only, so that a noun file cut in two (as one package carries it)
-reads like a whole one.
+https://wordnet.princeton.edu/documentation/wndb5wn describes the files. Offsets in the files
+serve as names only, so a noun file cut in two (as in one package) reads like a whole file.
 """
 
 import re
@@ -13,18 +12,18 @@ from pathlib import PurePosixPath
 
 CLASSES = {"n": "noun", "v": "verb", "a": "adjective", "s": "adjective", "r": "adverb"}
 SENSE_CLASSES = {"1": "noun", "2": "verb", "3": "adjective", "4": "adverb", "5": "adjective"}
-MARKER = re.compile(r"\((?:a|p|ip)\)$")  # where an adjective may stand: `galore(ip)`
+MARKER = re.compile(r"\((?:a|p|ip)\)$")  # allowed position of an adjective: `galore(ip)`
 QUOTED = re.compile(r'"([^"]*)"')
 
-Key = tuple[str, str]  # word class and offset: the name of a set of synonyms
+Key = tuple[str, str]  # word class and offset: the name of a synset
 
 
 @dataclass(frozen=True)
 class Synset:
-    """Words that mean the same: the word class, the file it is kept in, what it means.
+    """A set of synonyms: word class, lexicographer file, words, definition.
 
-    `opposites` pairs the place of a word in `words` with the set and the place in it that
-    holds its antonym.
+    `opposites` links the index of a word in `words` to the antonym: the key of a synset, and
+    the index in the `words` of the linked synset.
     """
 
     word_class: str
@@ -37,7 +36,7 @@ class Synset:
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning of a word, and how often it was met in the tagged texts."""
+    """A meaning of a word, with the count in the tagged texts."""
 
     word_class: str
     key: Key
@@ -45,10 +44,16 @@ class Sense:
 
 
 class WordNet:
-    """The synonym sets by their key, and each word's senses, the most common first."""
+    """The synsets by key, and the senses of each word.
+
+    The most common sense of a word is the first.
+    """
 
     def __init__(self, members: Mapping[str, bytes]) -> None:
-        """Read data.{noun,verb,adj,adv} (each may be cut in parts), index.sense and lexnames."""
+        """Read data.{noun,verb,adj,adv}, index.sense and lexnames.
+
+        Each data file may be cut in parts.
+        """
         files = {PurePosixPath(name).name: content for name, content in members.items()}
         missing = {"index.sense", "lexnames"} - set(files)
         if missing:
@@ -64,22 +69,25 @@ class WordNet:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How often each word was met in the tagged texts, in all its senses."""
+        """Return each word's count in the tagged texts, in all senses."""
         return {word: sum(sense.count for sense in senses) for word, senses in self.senses.items()}
 
     def first(self, word: str, word_class: str | None = None) -> Synset | None:
-        """Return the set of a word's most common sense (in a word class), None without one."""
+        """Return the synset of a word's most common sense.
+
+        With `word_class`, only senses of the word class count. Return None without a sense.
+        """
         for sense in self.senses.get(word, ()):
             if word_class in (None, sense.word_class):
                 return self.synsets[sense.key]
         return None
 
     def opposite(self, synset: Synset, word: str) -> list[str]:
-        """Return the antonyms that a set gives for one of its words."""
+        """Return the antonyms of a word in a synset."""
         return [
-            self.synsets[key].words[there]
-            for here, key, there in synset.opposites
-            if synset.words[here] == word
+            self.synsets[key].words[antonym]
+            for index, key, antonym in synset.opposites
+            if synset.words[index] == word
         ]
 
     def _synset(self, fields: list[str], gloss: str) -> Synset:
@@ -88,7 +96,7 @@ class WordNet:
             MARKER.sub("", word).replace("_", " ") for word in fields[4 : 4 + 2 * size : 2]
         )
         rest = fields[5 + 2 * size :]
-        pointers = [rest[at : at + 4] for at in range(0, 4 * int(fields[4 + 2 * size]), 4)]
+        pointers = [rest[start : start + 4] for start in range(0, 4 * int(fields[4 + 2 * size]), 4)]
         return Synset(
             word_class=CLASSES[fields[2]],
             file=self._files[fields[1]],
@@ -108,7 +116,10 @@ def _lines(content: bytes) -> Iterator[str]:
 
 
 def _entries(content: bytes) -> Iterator[tuple[list[str], str]]:
-    """Yield a data file's entries; the licence at its top is indented."""
+    """Yield the entries of a data file.
+
+    The indented lines at the top are the licence.
+    """
     for line in _lines(content):
         if not line.startswith(" "):
             fields, _, gloss = line.partition(" | ")
@@ -116,16 +127,22 @@ def _entries(content: bytes) -> Iterator[tuple[list[str], str]]:
 
 
 def _senses(content: bytes) -> dict[str, list[Sense]]:
-    """Return each word's senses, by how often they were met, then in WordNet's own order."""
-    found: dict[str, list[tuple[int, int, Sense]]] = {}
+    """Return the senses of each word, most common first.
+
+    Senses of equal count keep WordNet's own order.
+    """
+    ranked_senses: dict[str, list[tuple[int, int, Sense]]] = {}
     for line in _lines(content):
         name, offset, number, count = line.split()
-        word, _, place = name.rpartition("%")
-        word_class = SENSE_CLASSES[place[0]]
+        word, _, lex_sense = name.rpartition("%")
+        word_class = SENSE_CLASSES[lex_sense[0]]
         sense = Sense(word_class, (word_class, offset), int(count))
-        found.setdefault(word.replace("_", " "), []).append((-int(count), int(number), sense))
+        ranked_senses.setdefault(word.replace("_", " "), []).append(
+            (-int(count), int(number), sense)
+        )
     return {
-        word: [sense for *_, sense in sorted(ranked, key=_rank)] for word, ranked in found.items()
+        word: [sense for *_, sense in sorted(ranked, key=_rank)]
+        for word, ranked in ranked_senses.items()
     }
 
 

@@ -3,7 +3,8 @@
 Their ratio, over the time taken, is model FLOP utilisation (MFU): PaLM, appendix B,
 https://arxiv.org/abs/2204.02311. A multiplication and an addition count as two.
 
-Letters: T positions, C width, L layers, V vocabulary, N weights.
+Letters: T positions, C width, L layers, V vocabulary, N weights, G key-value heads, D width of a
+head, F width of the feed-forward.
 """
 
 import re
@@ -52,29 +53,47 @@ def parameters(config: GPTConfig) -> Parameters:
     """Count the parameters of `GPT(config)` without building it."""
     width, layers = config.emb_dim, config.n_layers
     table = config.vocab_size * width
+    biases = config.has_biases
+    attention = _attention_weights(config) + config.qkv_bias * _qkv_width(config) + biases * width
+    feed_forward = _feed_forward_weights(config) + biases * (config.ff_dim + width)
     return Parameters(
         token_embedding=table,
-        positions=config.context_length * width,
-        attention=layers * (4 * width**2 + (4 if config.qkv_bias else 1) * width),
-        feed_forward=layers * (8 * width**2 + 5 * width),
-        norms=(2 * layers + 1) * 2 * width,
+        positions=0 if config.rotary else config.context_length * width,
+        attention=layers * attention,
+        feed_forward=layers * feed_forward,
+        norms=(2 * layers + 1) * width * (2 if biases else 1),
         head=0 if config.tie_weights else table,
     )
 
 
-def train_flops_per_token(config: GPTConfig, length: int) -> int:
-    """Return the arithmetic that training takes per token, in rows of `length` positions.
+def _qkv_width(config: GPTConfig) -> int:
+    return config.emb_dim + 2 * config.n_kv_heads * config.head_dim
 
-    6N + 12LCT, after PaLM's appendix B. N = 12LC^2 + VC are the weights that a position is
-    multiplied with: the blocks' matrices and the head, which a tied model multiplies with
-    just as well. Embeddings are looked up, and biases and norms are too small to count. Each
-    of these weights costs 2 in the forward pass and 4 in the backward pass. 12LCT are
-    attention's two products, counted over all T positions although a causal mask needs half
-    of them, as in the paper, so that numbers compare with those of others. What is computed
-    twice to save memory counts once: utilisation is about the model, not about how it is run.
+
+def _attention_weights(config: GPTConfig) -> int:
+    """Return the entries of a block's attention matrices: C (C + 2GD) and C^2."""
+    return config.emb_dim * (_qkv_width(config) + config.emb_dim)
+
+
+def _feed_forward_weights(config: GPTConfig) -> int:
+    """Return the entries of a block's feed-forward matrices: 2CF, or 3CF with a gate."""
+    return (3 if config.gated else 2) * config.emb_dim * config.ff_dim
+
+
+def train_flops_per_token(config: GPTConfig, length: int) -> int:
+    """Return the FLOPs of training per token, in rows of `length` positions: 6N + 12LCT.
+
+    The formula is PaLM's, appendix B. N counts the weights of all matrix products of a position:
+    attention's C (C + 2GD) + C^2 and the feed-forward's 2CF (3CF with a gate) in each block, and
+    the head's VC, tied or not. Embeddings are looked up; biases and norms are too small to count.
+    Each weight costs 2 FLOPs in the forward pass and 4 in the backward pass. 12LCT are attention's
+    two products over all T positions: a causal mask needs half of them, but the paper counts all,
+    and so figures compare with published ones. Recomputation to save memory does not count:
+    utilisation is a property of the model, not of how it is run.
     """
     width, layers = config.emb_dim, config.n_layers
-    weights = 12 * layers * width**2 + config.vocab_size * width
+    block = _attention_weights(config) + _feed_forward_weights(config)
+    weights = layers * block + config.vocab_size * width
     return 6 * weights + 12 * layers * width * length
 
 

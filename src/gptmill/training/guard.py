@@ -1,8 +1,9 @@
-"""When a step is bad: a loss or gradient that is no number, or a gradient norm far above the last.
+"""Detection of bad training steps, and the response.
 
-One bad batch can undo hours of training. A bad step changes no weight; what happens next is a
-rule, so that a run that is killed and continued does the same. Skipping the batch is what PaLM's
-authors did (https://arxiv.org/abs/2204.02311, section 5.1), from a state some steps before.
+A step is bad if the loss or the gradient norm is not finite, or if the gradient norm is far above
+the recent norms. A single bad batch can undo hours of training. A bad step changes no weight; the
+response follows a fixed rule, so that a killed and resumed run does the same. PaLM's authors also
+skipped batches (https://arxiv.org/abs/2204.02311, section 5.1), from a state some steps before.
 """
 
 import math
@@ -13,47 +14,52 @@ from statistics import median
 from typing import ClassVar, Literal, get_args
 
 REMEMBERED = 100
-"""Gradient norms of so many good steps are what the next is compared with."""
+"""Number of recent good steps compared with the next gradient norm."""
 
 Action = Literal["skip", "rollback"]
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What makes a step bad, and what is done about it."""
+    """Criteria for bad steps, and the response to bad steps."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     spike: float
-    """A gradient norm above so many times the median of the last is a spike; 0 looks for none."""
+    """Multiple of the median recent norm above which a gradient norm is a spike; 0 is off."""
     action: Action
-    """Leave the batch out, or go back to the last evaluation and leave out all since then."""
+    """Skip the batch, or roll back to the last evaluation and skip all batches since."""
     limit: int
-    """So many bad steps in a row end the training; so do so many rollbacks."""
+    """Number of consecutive bad steps, or of rollbacks, to end the training."""
 
     def __post_init__(self) -> None:
         if not (self.spike == 0 or 1 < self.spike < math.inf):
-            raise ValueError(f"spike is {self.spike}; it must be above 1, or 0 to look for none")
+            raise ValueError(
+                f"spike is {self.spike} but must be above 1, or 0 to turn detection off"
+            )
         if self.action not in get_args(Action):
             raise ValueError(
                 f"action is {self.action!r}; allowed are {', '.join(get_args(Action))}"
             )
         if self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; it must be at least 1")
+            raise ValueError(f"limit is {self.limit} but must be at least 1")
 
 
 class Guard:
-    """Judges steps by those before them; what it remembers is a part of the training's state."""
+    """Detector of bad steps, based on recent gradient norms.
+
+    The remembered norms are a part of the training's state.
+    """
 
     def __init__(self, config: GuardConfig, norms: Iterable[float] = ()) -> None:
         self.config = config
         self.norms = deque(norms, maxlen=REMEMBERED)
 
     def fault(self, loss: float, norm: float) -> str | None:
-        """Say what is wrong with a step, or remember its norm and return None.
+        """Return the fault of a bad step, None for a good step.
 
-        Spikes are looked for once as many norms are known as are remembered: the first steps
-        of a training have none that is usual.
+        The norm of a good step is remembered. Spikes are detected only once the memory of
+        `REMEMBERED` norms is full: the first steps of a training have no usual norm.
         """
         if not math.isfinite(loss):
             return f"loss {loss}"

@@ -1,4 +1,4 @@
-"""Batches made ahead of their step, each with a digest of what is in it."""
+"""Batches loaded ahead of the training step, with content digests."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from gptmill.training.distributed import World
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """A batch, this rank's rows of it, and what is to be known of the whole."""
+    """The rows of a batch for this rank, with facts about the whole."""
 
     index: int
     batch: Batch
     rows: int
-    """Of the largest share that a rank has; a share may have one row less."""
+    """Rows in the largest share of any rank; a share may have one row less."""
     count: int
     tokens: int
     digest: str
 
 
 class Loader:
-    """Makes the next batch in a thread while the device works on this one."""
+    """Background thread loading the next batch during the current step."""
 
     def __init__(
         self, batches: Callable[[int], Batch], objective: Objective, world: World, *, pin: bool
@@ -36,19 +36,19 @@ class Loader:
         self._next: tuple[int, Future[LoadedBatch]] | None = None
 
     def get(self, index: int) -> LoadedBatch:
-        """Return a batch, and begin with the one behind it."""
+        """Return a batch and start loading the next batch."""
         if self._next is None or self._next[0] != index:
             self._next = (index, self._thread.submit(self._make, index))
         future = self._next[1]
         self._next = (index + 1, self._thread.submit(self._make, index + 1))
         return future.result()
 
-    def run_in_worker(self, question: Callable[[], Any]) -> Any:
-        """Answer a question about the data in the thread that reads them."""
-        return self._thread.submit(question).result()
+    def run_in_worker(self, function: Callable[[], Any]) -> Any:
+        """Return a function's result, computed in the thread that reads the data."""
+        return self._thread.submit(function).result()
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, index: int) -> LoadedBatch:
@@ -65,9 +65,9 @@ class Loader:
 
 
 def digest(batch: Batch) -> str:
-    """Return what names a batch's content: equal tensors have equal digests."""
-    found = hashlib.sha256()
+    """Return a digest of a batch: equal tensors, equal digests."""
+    hasher = hashlib.sha256()
     for tensor in batch:
-        found.update(str(tuple(tensor.shape)).encode())
-        found.update(np.ascontiguousarray(tensor.numpy()).tobytes())
-    return found.hexdigest()[:16]
+        hasher.update(str(tuple(tensor.shape)).encode())
+        hasher.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return hasher.hexdigest()[:16]

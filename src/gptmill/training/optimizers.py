@@ -1,7 +1,7 @@
-"""How gradients become updates: AdamW or Muon, and the learning rate of each step.
+"""AdamW and Muon optimizers, and the learning-rate schedule.
 
-Both are torch's own. This file decides which parameter goes where, and keeps the moments of
-both under the parameters' names, so that a stopped run can go on from the same numbers.
+Both optimizers are torch's own. This file assigns each parameter to an optimizer, and keeps the
+moments of both under the parameters' names, so that a stopped run can resume from the same numbers.
 """
 
 import math
@@ -18,13 +18,13 @@ Schedule = Literal["cosine", "linear", "wsd"]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW or Muon, with a linear warmup and one of three schedules behind it.
+    """AdamW or Muon, linear warmup and one of three schedules.
 
-    The peak learning rate stands beside this in each stage's section, as the number most
-    often turned. `final_learning_rate`, `warmup` and `decay` are fractions, of the peak and of
-    the steps, so that turning the peak or the steps needs no second edit. For the same reason
-    `decay`, the last steps over which `wsd` falls, and `muon_momentum` stay when the schedule
-    or the optimizer that reads them is not chosen: turning back needs no second edit either.
+    The peak learning rate is a separate field in each stage's section, as the value most often
+    tuned. `final_learning_rate` is a fraction of the peak, `warmup` and `decay` are fractions of
+    the steps: changing the peak or the steps needs no second edit. `decay`, the last steps with a
+    falling rate in `wsd`, and `muon_momentum` stay in the config even if another schedule or
+    optimizer is selected, for the same reason: switching back needs no second edit.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
@@ -48,30 +48,32 @@ class OptimizerConfig:
         for name in ("final_learning_rate", "warmup", "decay"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it is a fraction, 0 to 1")
-        # the slack is for fractions like 0.1 + 0.7 + 0.2, which do not add up to 1 in binary
+                raise ValueError(f"{name} is {value} but must be a fraction from 0 to 1")
+        # the slack is for rounding: 0.1 + 0.7 + 0.2 do not add up to 1 in binary
         if self.schedule == "wsd" and self.warmup + self.decay > 1 + 1e-9:
             raise ValueError(
-                f"warmup is {self.warmup} and decay is {self.decay}; with the schedule wsd they "
-                "are parts of the same steps, so lower one until they add up to 1 or less"
+                f"warmup is {self.warmup} and decay is {self.decay}; with the schedule wsd both "
+                "are parts of the same steps: lower warmup or decay until the sum is 1 or less"
             )
         for name in ("beta_1", "beta_2", "muon_momentum"):
             value = getattr(self, name)
             if not 0 <= value < 1:
-                raise ValueError(f"{name} is {value}; allowed is 0 up to, not including, 1")
+                raise ValueError(f"{name} is {value} but must be in [0, 1)")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
+            raise ValueError(
+                f"weight_decay is {self.weight_decay} but must be 0 or more, and finite"
+            )
         if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm}; it must be above 0")
+            raise ValueError(f"clip_norm is {self.clip_norm} but must be above 0")
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerConfig) -> float:
-    """Return the rate of update `step`, counted from 0: linear up to `peak`, then down.
+    """Return the learning rate of update `step`, counted from 0.
 
-    The peak is reached with the last warmup step, the final rate with the last step. `cosine`
-    is https://arxiv.org/abs/1608.03983 without restarts, `linear` a straight line, and `wsd`
-    holds the peak and falls in a straight line over the last `decay` of the steps
-    (https://arxiv.org/abs/2404.06395).
+    The rate rises linearly to `peak` with the last warmup step, and falls to the final rate with
+    the last step. `cosine` is https://arxiv.org/abs/1608.03983 without restarts, `linear` a
+    straight line, and `wsd` holds the peak and falls in a straight line over the last `decay` of
+    the steps (https://arxiv.org/abs/2404.06395).
     """
     warmup = round(config.warmup * steps)
     if step < warmup:
@@ -81,7 +83,7 @@ def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerCon
     if config.schedule == "cosine":
         progress = (step - warmup + 1) / left
         return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
-    # warmup and decay are rounded each by itself, which may ask for one step too many
+    # warmup and decay are rounded separately: the sum may be one step too long
     falling = min(round(config.decay * steps), left) if config.schedule == "wsd" else left
     fallen = step + 1 - (steps - falling)
     if fallen <= 0:
@@ -91,17 +93,17 @@ def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerCon
 
 
 class Optimizer:
-    """AdamW, or Muon for the blocks' matrices and AdamW for the rest, as one optimizer.
+    """AdamW alone, or Muon for block matrices and AdamW elsewhere.
 
     Muon (https://kellerjordan.github.io/posts/muon/) makes each update of a matrix nearly
-    orthogonal. It is meant for matrices between hidden states, so embeddings, heads and vectors
-    stay with AdamW (https://arxiv.org/abs/1711.05101). Its updates are scaled to the size of
-    AdamW's (https://arxiv.org/abs/2502.16982), so that one learning rate and one weight decay
+    orthogonal. Muon is meant for matrices between hidden states: embeddings, heads and vectors
+    stay with AdamW (https://arxiv.org/abs/1711.05101). Muon's updates are scaled to the size of
+    AdamW's (https://arxiv.org/abs/2502.16982), so that the same learning rate and weight decay
     fit both.
 
-    Only parameters that require gradients are trained. An update is three calls, so that the
-    caller can look at the norm between them: `clip`, `step`, `zero_grad`. Built on a model that
-    is already on its device, where the moments are kept.
+    Only parameters that require gradients are trained. An update is three calls, `clip`, `step`
+    and `zero_grad`: the caller can read the norm in between. The model must be on the final device
+    before the optimizer is built, because the moments are kept on the parameters' device.
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
@@ -122,30 +124,31 @@ class Optimizer:
         }
 
     def clip(self) -> Tensor:
-        """Scale all gradients together to the norm allowed; return their norm before that.
+        """Clip all gradients jointly; return the norm before clipping.
 
-        The norm is a tensor on the model's device: reading it waits for the device.
+        The norm is a tensor on the model's device: reading the value waits for the device.
         """
         parameters = [parameter for group in self._groups for parameter in group["params"]]
         return nn.utils.clip_grad_norm_(parameters, self._clip_norm)
 
     def step(self, learning_rate: float) -> None:
-        """Make one update from the gradients as they are."""
+        """Update the parameters from the current gradients."""
         for group in self._groups:
             group["lr"] = learning_rate
         for optimizer in self._optimizers:
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drop the gradients and their memory."""
+        """Drop the gradients and free the memory."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments as "{parameter}.{key}": the tensors themselves, not copies.
+        """Return the moments by name, "{parameter}.{key}".
 
-        Before the first step there are none. After it there are some for each parameter: one
-        that never had a gradient has the zeros that its first gradient would find.
+        The tensors are not copied. Before the first step the result is empty. Afterwards every
+        parameter has moments: zeros, as before a first gradient, for a parameter without gradients
+        up to now.
         """
         if not any(optimizer.state for optimizer in self._optimizers):
             return {}
@@ -158,14 +161,14 @@ class Optimizer:
         }
 
     def blank(self) -> list[Tensor]:
-        """Return new tensors like those that the moments will be."""
+        """Return new zero tensors with the form of all moments."""
         return [tensor for name in self._trained for tensor in self._blank(name).values()]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over copies of what `state` returned; an empty one resets to before any step.
+        """Load copies of the moments returned by `state`.
 
-        Raises ValueError, and changes nothing, where the tensors are not those of this model
-        and this optimizer.
+        An empty state resets the optimizer to before the first step. Raises ValueError, and changes
+        nothing, if the tensors do not belong to this model and this optimizer.
         """
         moments = {name: self._blank(name) for name in self._trained} if state else {}
         flat = {f"{name}.{key}": t for name, keys in moments.items() for key, t in keys.items()}
@@ -178,7 +181,7 @@ class Optimizer:
             self._owners[name].state[self._trained[name]] = tensors
 
     def _blank(self, name: str) -> dict[str, Tensor]:
-        """Return the moments that torch makes for a parameter when it sees a first gradient."""
+        """Return the zero moments of a parameter before the first gradient."""
         like = self._trained[name].detach()
         if isinstance(self._owners[name], torch.optim.Muon):
             return {"momentum_buffer": torch.zeros_like(like)}
@@ -190,7 +193,10 @@ class Optimizer:
 
 
 def _is_hidden(name: str, parameter: Tensor) -> bool:
-    """Say whether this is a matrix inside a block, from hidden states to hidden states."""
+    """Return whether a parameter is a matrix inside a block.
+
+    Matrices inside blocks map hidden states to hidden states.
+    """
     return parameter.ndim == 2 and ".h." in f".{name}"
 
 
@@ -204,7 +210,10 @@ def _muon(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opti
 
 
 def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """Decay matrices only: a decayed norm gain or bias pulls towards nothing useful."""
+    """Return AdamW with weight decay for matrices only.
+
+    Decay would pull a norm gain or a bias towards no useful value.
+    """
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -216,26 +225,29 @@ def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.opt
     )
 
 
-def _check_same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where names, shapes or types differ, naming the first few that do."""
-    wrong = {
-        "missing": [name for name in wanted if name not in given],
-        "left over": [name for name in given if name not in wanted],
+def _check_same(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if names, shapes or types differ.
+
+    The message names the first few differences.
+    """
+    differences = {
+        "missing": [name for name in expected if name not in state],
+        "left over": [name for name in state if name not in expected],
         "different": [
-            f"{name} is {_kind(given[name])}, here {_kind(tensor)}"
-            for name, tensor in wanted.items()
-            if name in given and _kind(given[name]) != _kind(tensor)
+            f"{name} is {_kind(state[name])}, expected {_kind(tensor)}"
+            for name, tensor in expected.items()
+            if name in state and _kind(state[name]) != _kind(tensor)
         ],
     }
-    found = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in wrong.items()
+    problems = [
+        f"{len(names)} {label} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for label, names in differences.items()
         if names
     ]
-    if found:
+    if problems:
         raise ValueError(
-            f"the optimizer's state is not this run's: {'; '.join(found)}; load a state that the "
-            "same model and the same optimizer saved, or start from the first step"
+            f"the optimizer's state does not fit this run: {'; '.join(problems)}; load a state "
+            "saved by the same model and the same optimizer, or start from the first step"
         )
 
 

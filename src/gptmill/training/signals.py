@@ -1,4 +1,4 @@
-"""Signals held back while values change that belong together."""
+"""Deferral of signals while related values change together."""
 
 import signal
 import threading
@@ -9,24 +9,24 @@ from types import FrameType
 
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
-    """Hold back SIGINT and SIGTERM while the block runs, then deliver them.
+    """Defer SIGINT and SIGTERM until the end of the block.
 
-    The block is given the list of those that came so far. Python calls handlers in the main
-    thread alone; elsewhere there is nothing to hold back.
+    The block gets the list of the signals received up to now. Python calls handlers in the main
+    thread alone; in all remaining threads the context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
-    came: list[int] = []
+    received: list[int] = []
 
     def hold(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
 
-    usual = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came
+        yield received
     finally:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-    for missed in came:
-        signal.raise_signal(missed)
+    for deferred in received:
+        signal.raise_signal(deferred)

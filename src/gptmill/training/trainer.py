@@ -1,12 +1,11 @@
-"""The one training loop: pretraining, classification, LoRA and instructions all run it.
+"""The training loop: pretraining, classification, LoRA and instruction fine-tuning all run it.
 
-Stages differ by model, batches and objective, which they pass in. The loop is a generator of
-frozen `Step` records: a task logs them, a test reads them, nothing is printed here.
+Stages pass in the model, the batches and the objective. The loop is a generator of frozen `Step`
+records: a task logs them, a test reads them, the library prints nothing.
 
-It cannot be killed: everything is a function of numbers. Batch and dropout of step s depend on
-(seed, s) and not on what ran before, so that weights, optimizer and a few plain values are the
-whole state, and a training that goes on from one ends in the same bytes as one that was never
-stopped.
+Training survives any kill with equal bytes, because everything is a function of numbers: batch
+and dropout of step s depend on (seed, s) and not on earlier steps. Weights, optimizer moments and a
+few plain values are the whole state.
 
 Letters: B rows of a batch, T positions.
 """
@@ -15,8 +14,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,27 +27,33 @@ from gptmill.training.gradients import Gradients
 from gptmill.training.guard import Guard
 from gptmill.training.loader import LoadedBatch, Loader
 from gptmill.training.optimizers import Optimizer, learning_rate_at
-from gptmill.training.plan import (
-    WATCHED,
-    DivergedError,
-    Plan,
-    Progress,
-    Step,
-)
+from gptmill.training.plan import WATCHED, DivergedError, Plan, Progress, Step
 from gptmill.training.signals import uninterrupted
 from gptmill.training.state.shards import for_ranks, handed_out
+from gptmill.training.state.snapshot import (
+    Snapshot,
+    load_moments,
+    load_parameters,
+    moments_to_cpu,
+    parameters_to_cpu,
+    trainable,
+)
 from gptmill.training.state.store import State, StateStore, StepRows
 
 
 class Trainer:
     """Trains `model` in place: iterate over `steps()`, then the model has its final weights.
 
-    `batches(i)` gives batch i, counted from 0, a pure function of i; `describe(i)` says which
-    documents and rows it is made of. Only parameters that require gradients are trained.
-    `evaluate` runs after every `evaluate_every` steps and after the last, `sample` after every
-    `sample_every` (0: never), with the model in eval mode and without gradients. With a
-    `store` the training goes on from the newest state in it, and saves states as it goes.
+    `batches(i)` returns batch i, counted from 0, a pure function of i; `describe(i)` returns its
+    documents and rows. Only parameters that require gradients are trained. `evaluate` runs every
+    `evaluate_every` steps and after the last step, `sample` every `sample_every` steps (0: never),
+    both with the model in eval mode and without gradients. With a `store`, training resumes from
+    the newest state and saves states.
     """
+
+    store: StateStore | None
+    _gradients: Gradients
+    _optimizer: Optimizer
 
     def __init__(
         self,
@@ -66,169 +70,162 @@ class Trainer:
         world: World = SINGLE_PROCESS,
     ) -> None:
         self.model = model
+        self.objective = objective
         self.plan = plan
         self.device = device
         self.world = world
-        self.store = for_ranks(store, world)
+        self.store = store
         self.rows: StepRows = []
         self.bad_batches: list[dict[str, Any]] = []
-        """Each bad step of this process: what was wrong, and what its batch was made of."""
+        """The bad steps of this process: the fault, and the content of the batch."""
         self._evaluate = evaluate
         self._sample = sample
         self._describe = describe
         self._loader = Loader(batches, objective, world, pin=device.device == "cuda")
-        self._gradients = Gradients(model, objective, device=device, world=world, seed=plan.seed)
-        self._optimizer = Optimizer(model, plan.optimizer)
         self._progress = Progress(micro_batch=plan.micro_batch)
         self._guard = Guard(plan.guard)
-        self._whole = True  # weights, optimizer and course belong to one step
         self._best: dict[str, Tensor] = {}
-        self._earlier: State | None = None  # where a rollback goes
-        found = None if self.store is None else self.store.load()
-        found = handed_out(found, world, dict(self._trained()))
-        if found is not None:
-            self._restore(found)
-        if plan.guard.action == "rollback" and self._earlier is None:
-            self._mark()
-        if world.reorders and self._progress.step < plan.steps:
-            self.model.train()
-            loaded = self._loader.get(self._progress.step + self._progress.shift)
-            # what the moments will take is not to be taken for room
-            spare = [] if self._optimizer.state() else self._optimizer.blank()
-            self._progress.micro_batch = self._gradients.warm_up(loaded, self._progress.micro_batch)
-            self._optimizer.zero_grad()
-            del spare
+        self._earlier: State | None = None  # the target of a rollback
+        self._restored = False
+        self._consistent = True  # weights, moments and progress belong to one step
 
     @property
     def resumed_at(self) -> int:
-        """Return the step that the state found had done; 0 without one."""
+        """Return the step of the restored state; 0 without a state."""
         return self._progress.step
 
     def evaluation(self) -> dict[str, float]:
-        """Return the evaluation of the weights that are kept; empty where none was made."""
-        made = {row["step"]: row["evaluation"] for row in self.rows if row["evaluation"]}
+        """Return the evaluation of the final weights; empty without evaluations."""
+        evaluations = {row["step"]: row["evaluation"] for row in self.rows if row["evaluation"]}
         if self.plan.stopping.keep == "best" and self._progress.best_step is not None:
-            return dict(made[self._progress.best_step])
-        return dict(made[max(made)]) if made else {}
+            return dict(evaluations[self._progress.best_step])
+        return dict(evaluations[max(evaluations)]) if evaluations else {}
+
+    def restore(self) -> None:
+        """Put the model on its device and load the newest state; `steps` does it if needed."""
+        if self._restored:
+            return
+        self._restored = True
+        device, world = self.device, self.world
+        self.store = for_ranks(self.store, world)
+        self._gradients = Gradients(
+            self.model, self.objective, device=device, world=world, seed=self.plan.seed
+        )
+        self._optimizer = Optimizer(self.model, self.plan.optimizer)
+        newest = None if self.store is None else self.store.load()
+        state = handed_out(newest, world, dict(trainable(self.model)))
+        if state is not None:
+            self._load(state)
+        if self.plan.guard.action == "rollback" and self._earlier is None:
+            self._mark()
 
     def steps(self) -> Generator[Step, None, None]:
-        """Yield each step, those of a state that was found first.
+        """Train; yield each step, first the steps of a restored state.
 
-        Whatever ends this early but an error of ours (Ctrl-C, a signal turned into an
-        exception, the caller), or a rank that is lost, first saves the state. A sharded one is
-        written by all ranks, so there a signal waits for the end of its step, and a lost rank
-        costs what came after the last state. Raises DivergedError where bad steps go on.
+        A signal, a caller who closes the generator, or a lost rank ends training early: the state
+        is saved first. An error of our own is not: it would only come again. All ranks write a
+        sharded state together, so there a signal waits for the end of its step, and a lost rank
+        costs the steps since the last state. Raises DivergedError after too many bad steps.
         """
+        self.restore()
+        self._warm_up()
         for row in self.rows:
             yield Step(**row, replayed=True)
-        nothing: AbstractContextManager[list[int]] = nullcontext([])
-        waiting = uninterrupted() if self.world.sharded else nothing
-        try:
-            with waiting as signals:
-                yield from self._go_on(signals)
-        except BaseException as stop:
-            # an error of ours would come again; a lost rank, a signal and a caller who left do not
-            if is_lost(stop) or not isinstance(stop, Exception):
-                self._save_last()
-            raise
-        finally:
-            self._loader.close()
-            if self.store is not None:
-                self.store.close()
-        self._load_parameters(self._best)
-        self.world.unwrap(self._gradients.forward)
-        self.model.eval()
-
-    def _go_on(self, signals: list[int]) -> Generator[Step, None, None]:
-        while True:
+        with self._saved_on_exit() as signals:
+            # An update is saved before its evaluation, as an open step: a kill during a long
+            # evaluation then neither loses the update nor applies it twice.
             if self._progress.open is not None:
                 yield self._close_step(self._progress.open)
-            if self._progress.step == self.plan.steps or self._out_of_patience():
-                break
-            due = self.store is not None and self.store.due()
-            stop, due = self.world.any_rank_if_sharded(bool(signals), due)
-            if stop or due:
-                self._save(wait=stop)
-            if stop:
-                if not signals:
-                    signal.raise_signal(signal.SIGTERM)  # another rank's is this one's too
-                return
-            self._update()
-        self._save(wait=True)
-
-    def _save(self, *, wait: bool) -> None:
-        """Save a state: the first rank alone, or all ranks their shares of a sharded one."""
-        if self.store is not None:
-            self.store.save(self._state(), wait=wait)
-
-    def _save_last(self) -> None:
-        if self._whole and not self.world.sharded:
-            with uninterrupted():
-                self._save(wait=True)
+            while not self._is_finished():
+                if self._save_or_stop(signals):
+                    return
+                started = time.perf_counter()
+                loaded = self._loader.get(self._progress.step + self._progress.shift)
+                waited = time.perf_counter() - started
+                loss = self._backward(loaded)
+                norm = self.world.broadcast(self._optimizer.clip()).item()
+                rate = self._learning_rate()
+                fault = self._guard.fault(loss, norm)
+                if fault is not None and self._rolls_back(fault, loaded, rate):
+                    continue
+                with uninterrupted():  # a signal waits until all that belongs to the step agrees
+                    self._consistent = False
+                    if fault is None:
+                        self._optimizer.step(rate)
+                    self._optimizer.zero_grad()
+                    figures = {"loss": loss, "learning_rate": rate, "grad_norm": norm}
+                    costs = {"seconds": time.perf_counter() - started, "data_wait": waited}
+                    row = self._open_step(loaded, fault, **figures, **costs)
+                    self._consistent = True
+                yield self._close_step(row)
+            self._save(wait=True)
+        self._finish()
 
     # one step
 
-    def _update(self) -> None:
-        """Do the next step up to its update; what is then due of it waits in `open`."""
-        started = time.perf_counter()
-        number = self._progress.step
-        loaded = self._loader.get(number + self._progress.shift)
-        waited = time.perf_counter() - started
-        rate = learning_rate_at(
-            number, steps=self.plan.steps, peak=self.plan.learning_rate, config=self.plan.optimizer
+    def _warm_up(self) -> None:
+        """Run one step without an update where DDP settles its order of summation in it."""
+        if not self.world.reorders or self._progress.step >= self.plan.steps:
+            return
+        self.model.train()
+        loaded = self._loader.get(self._progress.step + self._progress.shift)
+        # reserve the memory of the moments, so that the warm-up does not count it as free
+        reserved = [] if self._optimizer.state() else self._optimizer.blank()
+        self._progress.micro_batch = self._gradients.warm_up(loaded, self._progress.micro_batch)
+        self._optimizer.zero_grad()
+        del reserved
+
+    def _is_finished(self) -> bool:
+        patience = self.plan.stopping.patience
+        impatient = 0 < patience <= self._progress.evaluations_without_better
+        return impatient or self._progress.step == self.plan.steps
+
+    def _learning_rate(self) -> float:
+        return learning_rate_at(
+            self._progress.step,
+            steps=self.plan.steps,
+            peak=self.plan.learning_rate,
+            config=self.plan.optimizer,
         )
+
+    def _backward(self, loaded: LoadedBatch) -> float:
+        """Compute the gradients of the next step; return the loss."""
         self.model.train()
         loss, self._progress.micro_batch = self._gradients.backward(
-            loaded, number, self._progress.micro_batch
+            loaded, self._progress.step, self._progress.micro_batch
         )
-        norm = self.world.broadcast(self._optimizer.clip()).item()
-        fault = self._guard.fault(loss, norm)
-        if fault is not None:
-            self._note(fault, loaded)
-            if self.plan.guard.action == "rollback":
-                self._roll_back(fault, rate)
-                return
-            if self._progress.bad_in_a_row + 1 == self.plan.guard.limit:
-                raise DivergedError(self._why(fault, rate))
-        with uninterrupted():
-            self._whole = False
-            if fault is None:
-                self._optimizer.step(rate)
-            self._optimizer.zero_grad()
-            progress = self._progress
-            progress.step += 1
-            progress.tokens += loaded.tokens
-            progress.bad_in_a_row = 0 if fault is None else progress.bad_in_a_row + 1
-            seconds = time.perf_counter() - started
-            progress.seconds += seconds
-            progress.open = {
-                "step": progress.step,
-                "loss": loss,
-                "learning_rate": rate,
-                "grad_norm": norm,
-                "tokens": progress.tokens,
-                "batch_number": loaded.index,
-                "batch": loaded.digest,
-                "fault": fault,
-                "micro_batch": progress.micro_batch or loaded.rows,
-                "tokens_per_second": loaded.tokens / seconds,
-                "data_wait": waited,
-            }
-            self._whole = True
+        return loss
+
+    def _open_step(
+        self, loaded: LoadedBatch, fault: str | None, *, seconds: float, **figures: float
+    ) -> dict[str, Any]:
+        """Count the step and return its row, complete but for the evaluation."""
+        progress = self._progress
+        progress.step += 1
+        progress.tokens += loaded.tokens
+        progress.bad_in_a_row = 0 if fault is None else progress.bad_in_a_row + 1
+        progress.seconds += seconds
+        progress.open = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "batch_number": loaded.index,
+            "batch": loaded.digest,
+            "fault": fault,
+            "micro_batch": progress.micro_batch or loaded.rows,
+            "tokens_per_second": loaded.tokens / seconds,
+            **figures,
+        }
+        return progress.open
 
     def _close_step(self, row: dict[str, Any]) -> Step:
-        """Evaluate and sample where that is due, and make the step's record."""
+        """Evaluate and sample where due, and record the step."""
         step = row["step"]
-        last = step == self.plan.steps
-        evaluated = self._evaluate and (last or step % self.plan.evaluate_every == 0)
-        sampled = self._sample and self.plan.sample_every
-        sampled = sampled and (last or step % self.plan.sample_every == 0)
-        evaluation, text = None, None
         self.model.eval()
+        evaluation, text = None, None
         with torch.no_grad():
-            if evaluated and self._evaluate:
+            if self._evaluate is not None and self._is_due(step, self.plan.evaluate_every):
                 evaluation = self.world.broadcast_object(self._evaluate())
-            if sampled and self._sample:
+            if self._sample is not None and self._is_due(step, self.plan.sample_every):
                 text = self._sample(step)
             self.world.reshard(self.model)
         with uninterrupted():
@@ -238,35 +235,41 @@ class Trainer:
                 self._judge(evaluation.get(WATCHED, math.inf), step)
         return Step(**self.rows[-1])
 
+    def _is_due(self, step: int, every: int) -> bool:
+        return bool(every) and (step == self.plan.steps or step % every == 0)
+
     def _judge(self, value: float, step: int) -> None:
-        """Keep what best weights and rollbacks need of an evaluation."""
+        """Compare an evaluation with the best; keep the weights that are needed later."""
         progress = self._progress
         if value < progress.best:
             progress.best, progress.best_step = value, step
             progress.evaluations_without_better = 0
             if self.plan.stopping.keep == "best":
-                self._best = self._parameters()
+                self._best = parameters_to_cpu(self.model, self.world)
         else:
             progress.evaluations_without_better += 1
         if self.plan.guard.action == "rollback":
             self._mark()
 
-    def _mark(self) -> None:
-        """Make this the place where a rollback goes."""
-        self._earlier = None
-        self._earlier = self._state()
-
-    def _out_of_patience(self) -> bool:
-        patience = self.plan.stopping.patience
-        return 0 < patience <= self._progress.evaluations_without_better
+    def _finish(self) -> None:
+        """Leave the final weights in a plain model in eval mode."""
+        if self._best:
+            load_parameters(self.model, self._best, self.world)
+        self.world.unwrap(self._gradients.forward)
+        self.model.eval()
 
     # bad steps
 
-    def _note(self, fault: str, loaded: LoadedBatch) -> None:
+    def _rolls_back(self, fault: str, loaded: LoadedBatch, rate: float) -> bool:
+        """Note a bad step; return whether training went back to the last evaluation.
+
+        Raises DivergedError at the limit of bad steps in a row, or of rollbacks.
+        """
         self._optimizer.zero_grad()
+        progress, guard = self._progress, self.plan.guard
         self.bad_batches.append(
             {
-                "step": self._progress.step + 1,
+                "step": progress.step + 1,
                 "fault": fault,
                 "batch_number": loaded.index,
                 "digest": loaded.digest,
@@ -274,84 +277,101 @@ class Trainer:
                 "ids": loaded.batch[0].tolist(),
             }
         )
-
-    def _roll_back(self, fault: str, rate: float) -> None:
-        """Go back to the last evaluation, and leave out the data up to and with this batch."""
-        progress = self._progress
-        if progress.rollbacks + 1 > self.plan.guard.limit:
-            raise DivergedError(self._why(fault, rate))
-        assert self._earlier is not None
-        index, rollbacks = progress.step + progress.shift, progress.rollbacks + 1
-        seconds, micro_batch = progress.seconds, progress.micro_batch
+        if guard.action == "skip":
+            if progress.bad_in_a_row + 1 == guard.limit:
+                raise DivergedError(self._diverged(fault, rate))
+            return False
+        if progress.rollbacks + 1 > guard.limit:
+            raise DivergedError(self._diverged(fault, rate))
         with uninterrupted():
-            self._restore(self._earlier)
-            self._progress.shift = index + 1 - self._progress.step
-            self._progress.rollbacks, self._progress.seconds = rollbacks, seconds
-            self._progress.micro_batch = micro_batch
-            self._mark()
+            self._roll_back()
+        return True
 
-    def _why(self, fault: str, rate: float) -> str:
+    def _roll_back(self) -> None:
+        """Restore the last evaluation's state, and skip the data up to and with this batch."""
+        assert self._earlier is not None
+        before = self._progress
+        self._load(self._earlier)
+        progress = self._progress
+        progress.shift = before.step + before.shift + 1 - progress.step
+        progress.rollbacks, progress.seconds = before.rollbacks + 1, before.seconds
+        progress.micro_batch = before.micro_batch
+        self._mark()
+
+    def _mark(self) -> None:
+        """Make the present state the target of the next rollback."""
+        self._earlier = None
+        self._earlier = self._state()
+
+    def _diverged(self, fault: str, rate: float) -> str:
         limit, step = self.plan.guard.limit, self._progress.step + 1
-        so_far = (
-            f"after {limit} rollbacks, as many as guard.limit allows"
+        cause = (
+            f"after {limit} rollbacks, the most that guard.limit allows"
             if self.plan.guard.action == "rollback"
-            else f"the bad step in a row at which guard.limit, {limit}, ends it"
+            else f"after {limit} bad steps in a row, the most that guard.limit allows"
         )
         return (
-            f"training diverged at step {step:,} ({fault}, learning rate {rate:.3g}), {so_far}: "
-            "lower learning_rate or lengthen warmup, and look at the batches that were kept"
+            f"training diverged at step {step:,} ({fault}, learning rate {rate:.3g}) {cause}: "
+            "lower learning_rate, lengthen warmup, or look at the saved bad batches"
         )
 
     # state
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+    @contextmanager
+    def _saved_on_exit(self) -> Iterator[list[int]]:
+        """Yield the list of held-back signals; save the state where training ends early."""
+        nothing: AbstractContextManager[list[int]] = nullcontext([])
+        try:
+            with uninterrupted() if self.world.sharded else nothing as signals:
+                yield signals
+        except BaseException as error:
+            if is_lost(error) or not isinstance(error, Exception):
+                self._save_last()
+            raise
+        finally:
+            self._loader.close()
+            if self.store is not None:
+                self.store.close()
 
-    def _parameters(self) -> dict[str, Tensor]:
-        return {name: self.world.to_cpu(p) for name, p in self._trained()}
+    def _save_or_stop(self, signals: list[int]) -> bool:
+        """Save a state where due; return whether a signal on any rank ends training."""
+        due = self.store is not None and self.store.due()
+        stop, due = self.world.any_rank_if_sharded(bool(signals), due)
+        if stop or due:
+            self._save(wait=stop)
+        if stop and not signals:
+            signal.raise_signal(signal.SIGTERM)  # the signal of another rank ends all ranks
+        return stop
 
-    def _load_parameters(self, values: dict[str, Tensor]) -> None:
-        if values:
-            with torch.no_grad():
-                for name, parameter in self._trained():
-                    parameter.copy_(self.world.to_device_like(values[name], parameter))
+    def _save(self, *, wait: bool) -> None:
+        """Save a state: on the first rank alone, or each rank's shards."""
+        if self.store is not None:
+            self.store.save(self._state(), wait=wait)
 
-    def _moments(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the optimizer's tensors where those of their parameters are."""
-        parameters = dict(self._trained())
-        return {
-            name: self.world.to_device_like(value, parameters[name.rpartition(".")[0]])
-            for name, value in values.items()
-        }
+    def _save_last(self) -> None:
+        if self._consistent and not self.world.sharded:
+            with uninterrupted():
+                self._save(wait=True)
 
     def _state(self) -> State:
-        optimizer = {n: self.world.to_cpu(value) for n, value in self._optimizer.state().items()}
-        parts = {"model": self._parameters(), "optimizer": optimizer, "best": self._best}
-        tensors = {f"{part}/{name}": v for part, held in parts.items() for name, v in held.items()}
-        record = {
-            "progress": asdict(self._progress),
-            "norms": list(self._guard.norms),
-            "device": self.device.record(),
-        }
-        if self._earlier is not None:
-            earlier = self._earlier
-            tensors |= {f"earlier/{name}": value for name, value in earlier.tensors.items()}
-            record["earlier"] = {"record": earlier.record, "rows": len(earlier.rows)}
-        return State(self._progress.step, tensors, record, list(self.rows))
+        snapshot = Snapshot(
+            progress=self._progress,
+            model=parameters_to_cpu(self.model, self.world),
+            optimizer=moments_to_cpu(self._optimizer, self.world),
+            best=self._best,
+            norms=list(self._guard.norms),
+            rows=self.rows,
+            earlier=self._earlier,
+        )
+        return snapshot.to_state(self.device.record())
 
-    def _restore(self, state: State) -> None:
-        held: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.tensors.items():
-            part, rest = name.split("/", 1)
-            held.setdefault(part, {})[rest] = value
-        self._load_parameters(held["model"])
-        self._optimizer.load(self._moments(held.get("optimizer", {})))
-        self._best = held.get("best", {})
-        self._progress = Progress(**state.record["progress"])
-        self._guard = Guard(self.plan.guard, state.record["norms"])
-        self.rows = list(state.rows)
-        earlier = state.record.get("earlier")
-        if earlier is not None:
-            rows = self.rows[: earlier["rows"]]
-            step = earlier["record"]["progress"]["step"]
-            self._earlier = State(step, held["earlier"], earlier["record"], rows)
+    def _load(self, state: State) -> None:
+        snapshot = Snapshot.from_state(state)
+        load_parameters(self.model, snapshot.model, self.world)
+        load_moments(self._optimizer, snapshot.optimizer, self.model, self.world)
+        self._progress = snapshot.progress
+        self._guard = Guard(self.plan.guard, snapshot.norms)
+        self._best = dict(snapshot.best)
+        self.rows = snapshot.rows
+        if snapshot.earlier is not None:
+            self._earlier = snapshot.earlier

@@ -262,7 +262,7 @@ def test_a_missing_tensor_is_named(good: Path) -> None:
 
 def test_an_unknown_tensor_is_named(good: Path) -> None:
     edit_tensors(good, lambda tensors: tensors.update({"transformer.h.2.x": torch.zeros(3, 2)}))
-    with pytest.raises(ValueError, match=r"transformer.h.2.x \(3, 2\) has no place in this model$"):
+    with pytest.raises(ValueError, match=r"transformer.h.2.x \(3, 2\) is not in this model$"):
         check_weights(good)
 
 
@@ -270,7 +270,7 @@ def test_a_tensor_of_another_shape_is_named_with_both(good: Path) -> None:
     edit_tensors(
         good, lambda tensors: tensors.update({"transformer.wpe.weight": torch.zeros(9, 24)})
     )
-    message = r"transformer.wpe.weight is \(9, 24\), config.json asks for \(32, 24\)$"
+    message = r"transformer.wpe.weight has shape \(9, 24\), config.json requires \(32, 24\)$"
     with pytest.raises(ValueError, match=message):
         check_weights(good)
 
@@ -283,7 +283,7 @@ def test_weights_of_another_size_are_told_in_short(good: Path) -> None:
 
 
 def test_a_layer_too_few_or_too_many_is_found(good: Path) -> None:
-    for n_layer, word in ((1, "has no place"), (3, "is missing")):
+    for n_layer, word in ((1, "is not in this model"), (3, "is missing")):
         write_json(good / "config.json", {**read_json(good / "config.json"), "n_layer": n_layer})
         with pytest.raises(ValueError, match=word):
             check_weights(good)
@@ -294,7 +294,7 @@ def test_a_classifier_is_not_a_language_model_nor_the_other_way(tmp_path: Path, 
         load_classifier(good)
     folder = tmp_path / "classifier"
     save_classifier(folder, tiny_classifier(), tiny_tokenizer(), class_names=CLASS_NAMES)
-    with pytest.raises(ValueError, match=r"score.weight \(2, 24\) has no place in this model"):
+    with pytest.raises(ValueError, match=r"score.weight \(2, 24\) is not in this model"):
         load_causal_lm(folder)
 
 
@@ -304,13 +304,13 @@ def test_a_classifier_is_not_a_language_model_nor_the_other_way(tmp_path: Path, 
         ({"model_type": "opt"}, "model_type is 'opt'; allowed are 'gpt2' and 'llama'"),
         ({"model_type": "llama"}, "max_position_embeddings is None; allowed is a whole number"),
         ({"activation_function": "relu"}, "activation_function is 'relu'; allowed is 'gelu_new'"),
-        ({"layer_norm_epsilon": 0.0}, "norm_eps is 0.0: it must be above 0"),
+        ({"layer_norm_epsilon": 0.0}, "norm_eps is 0.0 but must be above 0"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         ({"n_inner": "wide"}, "n_inner is 'wide'"),
-        ({"n_inner": 50}, r"c_fc.weight is \(24, 96\), config.json asks for \(24, 50\)"),
+        ({"n_inner": 50}, r"c_fc.weight has shape \(24, 96\), config.json requires \(24, 50\)"),
         ({"n_embd": "24"}, "n_embd is '24'; allowed is a whole number"),
         ({"n_head": None}, "n_head is None; allowed is a whole number"),
-        ({"n_head": 5}, "config.json: emb_dim is 24: it must be a multiple of n_heads, 5"),
+        ({"n_head": 5}, "config.json: emb_dim is 24 but must be a multiple of n_heads, 5"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(

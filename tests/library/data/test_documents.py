@@ -33,8 +33,8 @@ def test_any_unicode_survives(tmp_path):
     [
         (b"", r"bad\.txt is empty"),
         (b" \n\t", r"bad\.txt is empty"),
-        (b"text\0more", r"bad\.txt is no plain text: it has a NUL byte at offset 4"),
-        ("text".encode("utf-16"), r"bad\.txt is no plain text"),
+        (b"text\0more", r"bad\.txt is not plain text: NUL byte at offset 4"),
+        ("text".encode("utf-16"), r"bad\.txt is not plain text"),
         (b"caf\xc3\xa9 caf\xe9", r"bad\.txt is not UTF-8: byte 0xe9 at offset 9"),
         (b"cut \xe2\x82", r"bad\.txt is not UTF-8: byte 0xe2 at offset 4"),
         (b"\xed\xb2\x80 a lone surrogate", r"bad\.txt is not UTF-8: byte 0xed at offset 0"),

@@ -116,8 +116,8 @@ def test_reading_keeps_texts_as_they_are(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no column label and no column text; its first line names nothing"),
-        (b"kind,text\nham,hi\n", "no column label; its first line names kind, text"),
+        (b"", "no column label and no column text; the first line names nothing"),
+        (b"kind,text\nham,hi\n", "no column label; the first line names kind, text"),
         (b"label,text\nham,hi\nham, \n", "row 2 has an empty text"),
         (b"label,text\n,hi\n", "row 1 has an empty label"),
         (b"label,text\nham,hi, there\n", "row 1 has 3 cells"),
@@ -135,7 +135,7 @@ def test_what_is_not_a_labelled_file_is_named(tmp_path: Path, content: bytes, me
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"gone\.csv is not there"):
+    with pytest.raises(ValueError, match=r"gone\.csv does not exist"):
         read_labelled(tmp_path / "gone.csv")
 
 
@@ -169,7 +169,7 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "row 2 has no output"),
         ('[{"instruction": "a", "output": " "}]', "row 1 has no output"),
         ('[{"instruction": "", "output": "b"}]', "row 1 has no instruction"),
-        ('[{"instruction": "a", "output": 4}]', "row 1: output is 4"),
+        ('[{"instruction": "a", "output": 4}]', "row 1: output must be text, not 4"),
     ],
 )
 def test_what_is_not_an_instruction_file_is_named(tmp_path: Path, content: str, message: str):

@@ -48,7 +48,7 @@ def test_a_cut_file_is_refused(tmp_path):
     path = tmp_path / "train.bin"
     write(path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="has 15 bytes and its header promises 16"):
+    with pytest.raises(ValueError, match="has 15 bytes and the header promises 16"):
         TokenFile.open(path)
 
 

@@ -142,7 +142,7 @@ def test_the_older_spelling_of_rotary_positions_is_read(tmp_path: Path, words: P
         ({"head_dim": 10}, "head_dim is 10; allowed is hidden_size / num_attention_heads, 6"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; allowed is 'silu'"),
         ({"sliding_window": 8}, "sliding_window is 8; allowed is None"),
-        ({"num_key_value_heads": 3}, "n_kv_heads is 3: it must divide n_heads, 4"),
+        ({"num_key_value_heads": 3}, "n_kv_heads is 3 but must divide n_heads, 4"),
         (
             {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
             "rope_type is 'dynamic'; allowed are default, linear, yarn, llama3",
@@ -303,7 +303,7 @@ def test_the_number_of_heads_comes_from_the_size_or_is_asked_for(
     found = import_model(str(path), tmp_path / "out", tokenizer=words)
     assert (found.config.n_heads, found.config.qkv_bias) == (2, False)
     path = tensor_bytes(book_state(their_gpt2(gpt2_config())), tmp_path / "odd")
-    with pytest.raises(ValueError, match=r"the number of heads is not in the file.* say n_heads"):
+    with pytest.raises(ValueError, match=r"the number of heads is not in the file.* set n_heads"):
         import_model(str(path), tmp_path / "none", tokenizer=words)
 
 
@@ -361,14 +361,18 @@ def change(key: str, value: Tensor | None) -> Callable[[dict[str, Tensor]], None
     ("key", "value", "message"),
     [
         ("trf_blocks.1.norm2.shift", None, r"trf_blocks.1.norm2.shift \(21,\) is missing"),
-        ("trf_blocks.0.x", torch.ones(2), r"trf_blocks.0.x \(2,\) has no place in this model"),
+        ("trf_blocks.0.x", torch.ones(2), r"trf_blocks.0.x \(2,\) is not in this model"),
         (
             "trf_blocks.0.att.W_key.weight",
             torch.ones(3, 21),
-            r"W_key.weight is \(3, 21\), expected is \(21, 21\)",
+            r"W_key.weight has shape \(3, 21\), expected \(21, 21\)",
         ),
         ("trf_blocks.0.att.W_key.lora.A", torch.ones(2, 21), "holds LoRA layers; merge them"),
-        ("pos_emb.weight", None, "no state dict of the book's GPTModel: pos_emb.weight is missing"),
+        (
+            "pos_emb.weight",
+            None,
+            "is not a state dict of the book's GPTModel: pos_emb.weight is missing",
+        ),
     ],
 )
 def test_a_books_file_that_does_not_fit_is_told(
@@ -394,7 +398,7 @@ def test_a_pickle_that_would_run_code_leaves_no_trace(
     monkeypatch.chdir(tmp_path)
     state = {**book_state(their_gpt2(gpt2_config())), "x": Harmful()}
     torch.save({"model_state_dict": state} if wrapped else state, "model.pth")
-    with pytest.raises(ValueError, match=r"model.pth is not a file of tensors alone"):
+    with pytest.raises(ValueError, match=r"model.pth is not a PyTorch file of tensors only"):
         import_model("model.pth", tmp_path / "out", tokenizer=words, n_heads=3)
     assert not (tmp_path / "harmed").exists()
     assert not (tmp_path / "out").exists()
@@ -430,7 +434,7 @@ def test_openais_seven_files_are_all_that_is_needed(tmp_path: Path) -> None:
     ("file", "place", "message"),
     [
         ("model.ckpt.data-00000-of-00001", 40, "the data of model/h0/attn/c_attn/b is damaged"),
-        ("model.ckpt.index", 40, "a block of it is damaged: its checksum differs"),
+        ("model.ckpt.index", 40, "a block is damaged: the checksum differs"),
         ("model.ckpt.index", -1, "not the index of a TensorFlow checkpoint, or not whole"),
     ],
 )
@@ -456,17 +460,17 @@ def test_a_cut_data_file_is_told(tmp_path: Path) -> None:
 
 def test_sources_are_told_from_ids_on_the_hub(tmp_path: Path) -> None:
     for source, message in {
-        str(tmp_path / "nothing here"): "no such file or folder, nor is it an id on the hub",
-        "owner/name": "revision is None; allowed is a whole commit hash of 40 digits",
+        str(tmp_path / "nothing here"): "no such file or folder, and not a Hugging Face Hub id",
+        "owner/name": "revision is None; allowed is a full commit hash of 40 hex digits",
     }.items():
         with pytest.raises(ValueError, match=message):
             import_model(source, tmp_path / "out")
-    with pytest.raises(ValueError, match="revision is 'main'; allowed is a whole commit hash"):
+    with pytest.raises(ValueError, match="revision is 'main'; allowed is a full commit hash"):
         import_model("owner/name", tmp_path / "out", revision="main")
-    with pytest.raises(ValueError, match="a revision is for an id on the hub only"):
+    with pytest.raises(ValueError, match="a revision is for a Hugging Face Hub id only"):
         import_model(str(tmp_path), tmp_path / "out", revision="0" * 40)
     (tmp_path / "x.txt").write_text("text")
-    with pytest.raises(ValueError, match="none of the known forms; allowed are"):
+    with pytest.raises(ValueError, match="has an unknown format; allowed are"):
         import_model(str(tmp_path / "x.txt"), tmp_path / "out")
 
 

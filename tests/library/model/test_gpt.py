@@ -206,11 +206,11 @@ def test_too_many_ids_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 0}, "vocab_size is 0: it must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size is 0 but must be at least 1"),
         ({"context_length": -5}, "context_length is -5"),
         ({"n_layers": 0}, "n_layers is 0"),
-        ({"n_heads": 5}, "emb_dim is 24: it must be a multiple of n_heads, 5"),
-        ({"drop_rate": 1.0}, r"drop_rate is 1.0: it must be in \[0, 1\)"),
+        ({"n_heads": 5}, "emb_dim is 24 but must be a multiple of n_heads, 5"),
+        ({"drop_rate": 1.0}, r"drop_rate is 1.0 but must be in \[0, 1\)"),
         ({"drop_rate": -0.1}, "drop_rate is -0.1"),
     ],
 )

@@ -202,8 +202,8 @@ def test_parameters_of_rank_16_on_the_fused_matrices(size: str, trained: int):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rank": 0}, "rank is 0; it must be at least 1"),
-        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
+        ({"rank": 0}, "rank is 0 but must be at least 1"),
+        ({"alpha": 0.0}, "alpha is 0.0 but must be above 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"targets": ()}, "targets are []"),
         ({"targets": ("c_fc", "c_fc")}, "each once"),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from gptmill.model.objectives import (
     IGNORE,
     LANGUAGE,
-    kept,
+    drop_ignored,
     language_loss,
     mean_language_loss,
 )
@@ -35,12 +35,12 @@ def test_the_mean_loss_does_not_depend_on_how_rows_are_batched():
     targets = targets.clone()
     targets[:3, 2:] = IGNORE
     with torch.no_grad():
-        whole = language_loss(model, kept((ids, targets))).item() / LANGUAGE.count((ids, targets))
+        whole = language_loss(model, drop_ignored((ids, targets))).item() / LANGUAGE.count((ids, targets))
     cut = [(ids[:5], targets[:5]), (ids[5:], targets[5:])]
     assert mean_language_loss(model, cut, CPU) == pytest.approx(whole, rel=1e-6)
 
 
 def test_where_every_target_counts_nothing_is_looked_for():
     batch = batch_at(0)
-    assert kept(batch) is batch
+    assert drop_ignored(batch) is batch
     assert LANGUAGE.count(batch) == batch[1].numel()

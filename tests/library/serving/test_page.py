@@ -101,7 +101,7 @@ class TestInABrowser:
         window.until(lambda: not window.shown("#stop") and len(window.texts(".turn")) == 2)
         assert window.texts(".turn.user p") == [asked]
         assert window.texts(".turn.assistant p:not(.note)") == [expected]
-        assert window.texts(".turn.assistant .note") == ["Cut at the most tokens allowed."]
+        assert window.texts(".turn.assistant .note") == ["Cut off at the maximum length."]
         assert window.run("return document.querySelectorAll('.turn b').length") == 0
         window.type("#message", "Why?" + SHIFT + ENTER + RELEASE + "Now." + ENTER)
         window.until(lambda: not window.shown("#stop") and len(window.texts(".turn")) == 4)

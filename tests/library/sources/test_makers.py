@@ -86,7 +86,9 @@ def test_swallowed_messages_are_put_back(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_collection_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="1 messages, 1 ham and 0 spam; it has 5574, 4827 and 747"):
+    with pytest.raises(
+        ValueError, match="1 messages, 1 ham and 0 spam; the original has 5574, 4827 and 747"
+    ):
         sms_table({"sms-spam.csv": b",spam,text\n0,0,Ok lar\n"})
 
 
@@ -231,10 +233,10 @@ def test_groups_are_of_one_size() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ({"rhyme": 3}, "no exercise of the kind 'rhyme'; there are word class, category"),
+        ({"rhyme": 3}, "unknown kind of exercise 'rhyme'; the kinds are word class, category"),
         (
             {"word class": 400},
-            "400 rows of 'word class' were asked for; allowed is a multiple of 4",
+            "400 rows of 'word class' were requested; the number must be a multiple of 4",
         ),
         ({"word class": 3}, "multiple of 4"),
         ({"category": 6}, "multiple of 2 up to 4"),

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptmill.model.gpt import GPT, SIZES, GPTConfig
+from gptmill.model.gpt import GPT, SIZES, GPTConfig, Llama
 from gptmill.training import flops
 from gptmill.training.flops import (
     DATASHEET,
@@ -31,14 +31,26 @@ def config_of(**changed):
     return GPTConfig(**(settings | changed))
 
 
-CONFIGS = [
-    config_of(emb_dim=width, n_layers=layers, qkv_bias=bias, tie_weights=tied)
-    for width, layers, bias, tied in product((24, 48), (1, 3), (False, True), (False, True))
-] + [
-    config_of(vocab_size=50257, context_length=1024, **size._asdict(), tie_weights=tied)
-    for size in SIZES.values()
-    for tied in (False, True)
+def llama_of(**changed):
+    own = {"hidden_dim": 40, "qkv_bias": False, "emb_dim": 48, "n_heads": 6}
+    return config_of(**own, llama=Llama(n_kv_heads=2, rope_theta=10_000.0), **changed)
+
+
+LLAMAS = [
+    llama_of(tie_weights=tied, n_layers=layers) for tied in (False, True) for layers in (1, 3)
 ]
+CONFIGS = (
+    [
+        config_of(emb_dim=width, n_layers=layers, qkv_bias=bias, tie_weights=tied)
+        for width, layers, bias, tied in product((24, 48), (1, 3), (False, True), (False, True))
+    ]
+    + [
+        config_of(vocab_size=50257, context_length=1024, **size._asdict(), tie_weights=tied)
+        for size in SIZES.values()
+        for tied in (False, True)
+    ]
+    + LLAMAS
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -70,16 +82,17 @@ def test_gpt2_small_has_the_size_it_is_known_by():
     assert parameters(gpt2).total == 124_439_808
 
 
+@pytest.mark.parametrize("family", [config_of, llama_of])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("length", [7, 32])
-def test_the_formula_is_what_torch_counts_in_a_training_step(tied, length):
+def test_the_formula_is_what_torch_counts_in_a_training_step(family, tied, length):
     """Equal, no tolerance: torch counts matrix products alone, and so does the formula.
 
     Attention runs in its plain form here, because torch does not count the CPU's fused kernel,
     and would count the scores that a GPU's fused kernel computes a second time to save memory.
     So does the head's loss: our own is an operator that torch does not look into.
     """
-    config = config_of(tie_weights=tied)
+    config = family(tie_weights=tied)
     model = GPT(config)
     ids = torch.arange(3 * length).view(3, length) % 317
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

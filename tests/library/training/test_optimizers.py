@@ -338,7 +338,7 @@ def test_a_state_of_something_else_is_refused_by_name_and_changes_nothing():
     cases = {
         rf"1 missing \({matrix}\)": missing,
         r"1 left over \(nobody\.step\)": good | {"nobody.step": torch.zeros(())},
-        rf"{matrix} is float32 \[24, 72\], here float32 \[72, 24\]": good
+        rf"{matrix} is float32 \[24, 72\], expected float32 \[72, 24\]": good
         | {matrix: good[matrix].T},
         rf"{matrix} is float64 \[72, 24\]": good | {matrix: good[matrix].double()},
         r"8 missing .*, \.\.\.\).*24 left over": by_adamw(),

@@ -359,7 +359,7 @@ def test_a_spike_is_a_norm_far_above_the_usual():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"spike": 1.0}, "spike is 1.0; it must be above 1"),
+        ({"spike": 1.0}, "spike is 1.0 but must be above 1"),
         ({"spike": -1}, "spike is -1"),
         ({"spike": math.nan}, "spike is nan"),
         ({"action": "pray"}, "action is 'pray'; allowed are skip, rollback"),

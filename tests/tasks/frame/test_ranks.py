@@ -135,7 +135,7 @@ def test_a_sharded_state_is_a_file_a_rank_and_a_damaged_share_costs_one_state(
     again = train(folder, "shard", "uneven")["uneven"]
     assert again["resumed_at"] == step
     assert len(again["notes"]) == 1
-    assert f"{file}: its SHA-256 is not the one noted" in again["notes"][0]
+    assert f"{file}: the SHA-256 differs from the recorded value" in again["notes"][0]
     assert again["weights"] == whole["weights"]
 
 
@@ -278,14 +278,14 @@ def test_a_killed_rank_ends_all_names_itself_and_the_run_goes_on(
     assert "rank 1 of 2 was killed by SIGKILL" in output
     nobody_is_left(project)
     assert project.runs()[-1]["status"] in ("FAILED", "KILLED")
-    process = begin(project, "python", "-m", "flows", "stage", "pretrain", until="goes on from")
+    process = begin(project, "python", "-m", "flows", "stage", "pretrain", until="resumes from")
     rank(project, 0).kill()
     output = finish(process, within=20)
     assert "rank 0 of 2 was killed by SIGKILL" in output
     nobody_is_left(project)
     done = project.python("-m", "flows", "stage", "pretrain")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on from step" in done.stdout
+    assert "resumes from step" in done.stdout
     trained = [run for run in project.runs() if run["name"] == "pretrain"]
     assert trained[-1]["status"] == "FINISHED"
     table = (project.root / "artifacts/pretrain/training.csv").read_text(encoding="utf-8")
@@ -308,7 +308,7 @@ def test_what_ends_the_flow_ends_the_ranks_with_their_state_saved(
     finish(process, within=20)
     nobody_is_left(project)
     assert project.runs()[-1]["status"] == "KILLED"
-    process = begin(project, "python", "-m", "flows", "stage", "pretrain", until="goes on from")
+    process = begin(project, "python", "-m", "flows", "stage", "pretrain", until="resumes from")
     process.send_signal(signal.SIGTERM)
     finish(process, within=20)
 

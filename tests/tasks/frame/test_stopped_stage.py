@@ -220,7 +220,7 @@ def test_signals_end_a_training_that_goes_on_as_the_same_run(
 
     last, before = start(), held(anew)
     assert last.end() == 0, last.text()
-    assert f"goes on from step {before} of {STEPS}" in last.text()
+    assert f"resumes from step {before} of {STEPS}" in last.text()
     assert outputs(anew) == whole["outs"]
     assert anew.runs()[-1] == {**run, "status": "FINISHED"}
     assert "error" not in anew.tags(run["id"])
@@ -265,7 +265,7 @@ def test_a_flipped_state_is_noticed_and_the_one_before_is_used(
     assert again.end() == 0
     older = int(before.stem.removeprefix("step-"))
     assert f"the state of step {step} is damaged" in again.text()
-    assert f"goes on from step {older} of {STEPS}" in again.text()
+    assert f"resumes from step {older} of {STEPS}" in again.text()
     assert again.steps()[0] == older + 1
     assert outputs(anew) == whole["outs"]
 
@@ -420,7 +420,7 @@ def test_a_pipeline_that_was_ended_goes_on_in_the_next(
         assert len(runs) == turn + 2
     done = start()
     assert done.end() == 0
-    assert "goes on from step" in done.text()
+    assert "resumes from step" in done.text()
     assert outputs(anew) == whole["outs"]
 
 

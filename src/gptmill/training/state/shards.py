@@ -1,11 +1,12 @@
-"""States of sharded trainings: each rank writes its share of a tensor, and reads anyone's.
+"""Sharded training states: every rank writes and loads shards.
 
-No process holds a whole state. The shares are torch.distributed.checkpoint's
-(https://docs.pytorch.org/docs/stable/distributed.checkpoint.html), a safetensors file a rank
-whose header says which part of a tensor is where, so that more ranks, fewer, or one alone can
-read them. They lie in a folder beside the state's own file, which names them with their SHA-256
-and has the rest: what is small, the history, the record. That file is written and sealed last,
-as ever. Without it there is no state, and where one share is damaged the state is.
+Each rank writes the rank's own shards of a tensor, and reads any rank's shards. No process holds a whole state. torch.distributed.checkpoint
+(https://docs.pytorch.org/docs/stable/distributed.checkpoint.html) writes the shards, one
+safetensors file per rank. The header of each file records the location of every part of a tensor:
+more ranks, fewer ranks or a single process can read the shards. The shard files are in a folder
+beside the state file. The state file names the shard files with SHA-256 and holds the rest: small
+tensors, the history and the record. The state file is written and sealed last, as in unsharded
+training. Without a state file there is no state, and a damaged shard means a damaged state.
 """
 
 import errno
@@ -42,46 +43,51 @@ from gptmill.training.state.store import (
 
 
 def for_ranks(store: StateStore | None, world: World) -> StateStore | None:
-    """Return what this rank saves states by: the first rank's store, or, sharded, one a rank."""
+    """Return this rank's state store.
+
+    In sharded training, every rank has a store; otherwise, only the first rank.
+    """
     if not world.sharded:
         return store
-    told = world.broadcast_object(
+    settings = world.broadcast_object(
         None if store is None else (store.folder, store.every, store.keep)
     )
-    if told is None:
+    if settings is None:
         return None
-    _check_seen(told[0], world)
+    folder, every, keep = settings
+    _check_seen(folder, world)
     notes = [] if store is None else store.notes
-    return ShardedStore(told[0], every=told[1], keep=told[2], world=world, notes=notes)
+    return ShardedStore(folder, every=every, keep=keep, world=world, notes=notes)
 
 
-def handed_out(found: State | None, world: World, like: Mapping[str, Tensor]) -> State | None:
-    """Give each rank its part of the state that the first rank found.
+def handed_out(state: State | None, world: World, like: Mapping[str, Tensor]) -> State | None:
+    """Return each rank's part of the first rank's loaded state.
 
-    Sharded, that is a share on the CPU of whatever has the shape of its parameter in `like`, by
-    names. Otherwise the first rank has all tensors, and the others their shapes.
+    In sharded training, each rank gets a shard on the CPU of every tensor with the shape of the
+    parameter of the same name in `like`. Otherwise the first rank gets all tensors, and the
+    remaining ranks get the shapes.
     """
-    if found is not None and found.shards is not None and not world.sharded:
-        tensors = {**found.tensors, **read_whole(found.shards)}
-        found = replace(found, tensors=tensors, shards=None)
-    told = world.broadcast_object(_outline(found))
-    if told is None or not world.sharded:
-        return found if world.rank == 0 else told
-    given = told if found is None else found
-    shares = {
+    if state is not None and state.shards is not None and not world.sharded:
+        tensors = {**state.tensors, **read_whole(state.shards)}
+        state = replace(state, tensors=tensors, shards=None)
+    outline = world.broadcast_object(_outline(state))
+    if outline is None or not world.sharded:
+        return state if world.rank == 0 else outline
+    source = outline if state is None else state
+    shards = {
         name: world.shard(value, like[_parameter(name, like)])
-        for name, value in given.tensors.items()
+        for name, value in source.tensors.items()
     }
-    if told.shards is not None:
-        shares |= _read_shares(told.shards, world, like)
-    return replace(told, tensors=shares, shards=None)
+    if outline.shards is not None:
+        shards |= _load_shards(outline.shards, world, like)
+    return replace(outline, tensors=shards, shards=None)
 
 
 class ShardedStore(StateStore):
-    """States of which each rank writes its shares; the first rank does the rest.
+    """Store of sharded states: each rank writes the rank's own shards.
 
-    All ranks save and load together, in the same order. What they have to say to one another
-    while they write has a group of its own: the training goes on meanwhile.
+    The first rank writes the rest. All ranks save and load together, in the same order. Messages
+    between the ranks during a save use a separate process group: the training continues meanwhile.
     """
 
     def __init__(
@@ -94,21 +100,27 @@ class ShardedStore(StateStore):
 
     @property
     def leads(self) -> bool:
-        """Return whether this rank writes the state's own file."""
+        """Return whether this rank writes the state file."""
         return self._world.rank == 0
 
     def load(self) -> State | None:
-        """Return on the first rank what there is, on the others nothing: they are told."""
+        """Load the newest state on the first rank only.
+
+        The remaining ranks get None here, and the state from `handed_out`.
+        """
         return super().load() if self.leads else None
 
     def _set_aside(self, state: State, path: Path) -> State:
-        """Write the shares; return the rest of the state, with what names them."""
-        shares = {n: value for n, value in state.tensors.items() if isinstance(value, DTensor)}
-        rest = {n: value for n, value in state.tensors.items() if n not in shares}
-        folder = self._new_folder(path, shares)
+        """Write the shards; return the rest of the state.
+
+        The returned record names the folder and the files of the shards.
+        """
+        shards = {n: value for n, value in state.tensors.items() if isinstance(value, DTensor)}
+        rest = {n: value for n, value in state.tensors.items() if n not in shards}
+        folder = self._new_folder(path, shards)
         partial = folder.with_name(f".{folder.name}.partial")
         try:
-            _save(partial, shares, self._group)
+            _save(partial, shards, self._group)
             files = self._hashes(partial)
             if self.leads:
                 partial.rename(folder)
@@ -118,48 +130,54 @@ class ShardedStore(StateStore):
         named = {SHARDS: {"folder": folder.name, "files": files}}
         return replace(state, tensors=rest, record={**state.record, **named})
 
-    def _new_folder(self, path: Path, shares: Mapping[str, Tensor]) -> Path:
-        """Return where the shares of a state are to go; a step may be saved twice.
+    def _new_folder(self, path: Path, shards: Mapping[str, Tensor]) -> Path:
+        """Return a new folder for the shards of a state.
 
-        Raises OSError, on all ranks alike, where there is no room for them.
+        A step may be saved twice, in different folders. Raises OSError, on all ranks alike, if the
+        disk has too little space for the shards.
         """
-        told: list[Any] = [None]
+        target: list[Any] = [None]
         if self.leads:
-            taken = {found.name for found in path.parent.glob(f"*.{SHARDS}")}
+            taken = {folder.name for folder in path.parent.glob(f"*.{SHARDS}")}
             names = (f"{path.stem}-{number}.{SHARDS}" for number in range(len(taken) + 1))
-            needed = sum(value.numel() * value.element_size() for value in shares.values())
+            needed = sum(value.numel() * value.element_size() for value in shards.values())
             free = shutil.disk_usage(path.parent).free
-            told = [next(name for name in names if name not in taken), needed, free]
-        told = self._tell(told)
-        name, needed, free = told
+            target = [next(name for name in names if name not in taken), needed, free]
+        name, needed, free = self._broadcast(target)
         if needed > free:
             raise OSError(errno.ENOSPC, no_room(path, f"{needed:,} bytes needed, {free:,} free"))
         return path.with_name(name)
 
-    def _tell(self, value: list[Any]) -> list[Any]:
-        told = [value]
-        dist.broadcast_object_list(told, 0, group=self._group)
-        return told[0]
+    def _broadcast(self, value: list[Any]) -> list[Any]:
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self._group)
+        return values[0]
 
     def _hashes(self, folder: Path) -> dict[str, str]:
-        """Return the SHA-256 of each file on the first rank; the ranks share the work."""
+        """Return the SHA-256 of each file on the first rank.
+
+        Each rank hashes a part of the files. The remaining ranks get an empty dict.
+        """
         mine = sorted(folder.iterdir())[self._world.rank :: self._world.size]
-        found: list[Any] | None = [None] * self._world.size if self.leads else None
-        dist.gather_object({path.name: sha256(path) for path in mine}, found, group=self._group)
-        return {name: value for part in found or () for name, value in sorted(part.items())}
+        parts: list[Any] | None = [None] * self._world.size if self.leads else None
+        dist.gather_object({path.name: sha256(path) for path in mine}, parts, group=self._group)
+        return {name: value for part in parts or () for name, value in sorted(part.items())}
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors whose shares are in a folder, put together, by this process alone."""
+    """Load whole tensors from a folder of shards, in one process."""
     tensors = {name: torch.empty_like(meta, device="cpu") for name, meta in _shapes(folder).items()}
-    with warnings.catch_warnings():  # that it is alone is meant
+    with warnings.catch_warnings():  # ignore the warning about a single process: no group is needed
         warnings.simplefilter("ignore")
         load(dict(tensors), storage_reader=_reader(folder), no_dist=True)
     return tensors
 
 
-def _read_shares(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return this rank's shares of the tensors in a folder, whoever wrote which part of them."""
+def _load_shards(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Load this rank's shards of the tensors in a folder.
+
+    Different ranks, and a different number of ranks, may have written the parts of a shard.
+    """
     tensors: dict[str, Tensor] = {
         name: world.empty_shard(meta, like[_parameter(name, like)])
         for name, meta in _shapes(folder).items()
@@ -169,7 +187,7 @@ def _read_shares(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict
 
 
 def _shapes(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors in a folder without their content."""
+    """Return the tensors in a folder as meta tensors, without content."""
     tensors = {}
     for name, entry in sorted(_reader(folder).read_metadata().state_dict_metadata.items()):
         assert isinstance(entry, TensorStorageMetadata)
@@ -181,44 +199,54 @@ def _reader(folder: Path) -> HuggingFaceStorageReader:
     return HuggingFaceStorageReader(str(folder))
 
 
-def _save(folder: Path, shares: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
-    """Write each rank's shares. Raises on all ranks what one of them met, OSError or another."""
+def _save(folder: Path, shards: Mapping[str, Tensor], group: dist.ProcessGroup) -> None:
+    """Write each rank's shards.
+
+    If writing fails on one rank, all ranks raise: OSError if the cause is an OSError, otherwise
+    RuntimeError.
+    """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        save(dict(shares), storage_writer=writer, process_group=group)
-    except CheckpointException as error:  # no Exception, and it would pass by every handler
+        save(dict(shards), storage_writer=writer, process_group=group)
+    except CheckpointException as error:  # a BaseException, missed by every `except Exception`
         rank, (cause, _) = next(iter(error.failures.items()))
         if isinstance(cause, OSError):
             raise OSError(cause.errno, no_room(folder, f"rank {rank}: {cause}")) from None
-        raise RuntimeError(f"rank {rank} could not write its shares: {cause}") from cause
+        raise RuntimeError(f"rank {rank} could not write the shards: {cause}") from cause
 
 
 def _check_seen(folder: Path, world: World) -> None:
-    """Raise ValueError where not all ranks see one folder: no state could be put together."""
+    """Raise ValueError unless all ranks see the same folder.
+
+    Shards in different folders could not be combined into a state.
+    """
     token = folder / f".{world.broadcast_object(uuid.uuid4().hex)}.token"
     if world.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         token.touch()
-    world.broadcast_object(None)  # it is there now
+    world.broadcast_object(None)  # wait until the token exists
     blind = world.any_rank(not token.exists())
     with suppress(FileNotFoundError):
         token.unlink()
     if blind:
         raise ValueError(
-            f"{folder} is not the same folder for all processes, and a sharded training's state is "
-            "written by all: put the project on a file system that the nodes share, or set "
+            f"{folder} is not the same folder for all processes, and all processes write the state "
+            "of a sharded training: put the project on a file system shared by the nodes, or set "
             "pretrain.shard to false"
         )
 
 
 def _parameter(name: str, like: Mapping[str, Tensor]) -> str:
-    """Return the parameter that a state's tensor belongs to: `model/X`, `optimizer/X.exp_avg`."""
+    """Return the name of a state tensor's parameter.
+
+    The parameter of `model/X` and of `optimizer/X.exp_avg` is `X`.
+    """
     last = name.rpartition("/")[2]
     return last if last in like else last.rpartition(".")[0]
 
 
 def _outline(state: State | None) -> State | None:
-    """Return a state without the content of its tensors."""
+    """Return a state with meta tensors, without content."""
     if state is None:
         return None
     return replace(state, tensors={name: t.to("meta") for name, t in state.tensors.items()})

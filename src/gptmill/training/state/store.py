@@ -1,11 +1,13 @@
-"""The state of a training on disk: what a killed run goes on from, bit for bit.
+"""Training states on disk, for resuming killed runs bit for bit.
 
-A state is one safetensors file: weights, optimizer, the history of steps so far, and a record
-of plain values in its header. Its SHA-256 lies beside it and is written after it, so that a
-file without one was never finished, and one that differs from it was damaged since. The last
-few are kept: where the newest is damaged, the one before is used.
+A state is one safetensors file: weights, optimizer, the history of steps up to now, and a record
+of plain values in the header. The SHA-256 of the file is written afterwards, to a seal file in the
+same folder: a state without a seal was never finished, and a state with a different hash was
+damaged later. The last few states are kept: if the newest state is damaged, the previous state is
+used.
 
-Of a sharded training (shards.py) most tensors lie in files beside that one, which it names.
+In sharded training (shards.py), most tensors are in separate files, named by the state file and
+stored beside the state file.
 """
 
 import errno
@@ -28,36 +30,39 @@ from torch import Tensor
 from gptmill.files import sha256, write_text
 
 LARGEST_SHARE = 0.05
-"""Saving may take this share of the time; states are saved less often where it would be more."""
+"""Maximum share of the time spent on saving; slower saving means fewer states."""
 
 SHARDS = "shards"
-"""Names, in a state's record, the folder of its other files and their SHA-256."""
+"""Key of a state's record for the folder, names and SHA-256 of the shard files."""
 
 StepRows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class State:
-    """A training after `step` updates: its tensors on the CPU, plain values, a row a step."""
+    """A training after `step` updates, with tensors on the CPU.
+
+    `record` holds plain values, `rows` the history, with a row per step.
+    """
 
     step: int
     tensors: Mapping[str, Tensor]
     record: Mapping[str, Any]
     rows: StepRows
     shards: Path | None = None
-    """Where its other tensors are, of a state that was found."""
+    """Folder of the remaining tensors of a loaded state, None if all are in `tensors`."""
 
 
 @dataclass(frozen=True)
 class SavedProgress:
-    """How far a training is that left states."""
+    """Progress of a training with saved states."""
 
     step: int
     seconds: float
 
 
 class StateStore:
-    """States of one training in a folder of their own."""
+    """States of one training in a dedicated folder."""
 
     def __init__(self, folder: Path, *, every: float, keep: int) -> None:
         assert keep >= 1
@@ -65,7 +70,7 @@ class StateStore:
         self.every = every
         self.keep = keep
         self.notes: list[str] = []
-        """What a person should know of the states that were found."""
+        """Messages for the user about damaged states."""
         self._saved = time.monotonic()
         self._cost = 0.0
         self._encoded: tuple[StepRows, bytearray] = ([], bytearray())
@@ -78,11 +83,12 @@ class StateStore:
         return True
 
     def due(self) -> bool:
-        """Return whether the next state should be saved: `every` seconds have passed, or more.
+        """Return whether the next state should be saved now.
 
-        With 0 it is due whenever the last one is written.
+        A state is due after `every` seconds, or more if saving is slow. With `every` 0, a state is
+        due as soon as the last state is written.
 
-        Raises what the last saving raised, if it failed meanwhile.
+        Raises the exception of the last save, if the save failed in the background.
         """
         if self._writing is not None and self._writing.done():
             self._finish()
@@ -90,9 +96,10 @@ class StateStore:
         return self._writing is None and time.monotonic() - self._saved >= wait
 
     def save(self, state: State, *, wait: bool = False) -> None:
-        """Write a state in the background, or now; `state.tensors` must not change any more.
+        """Write a state in the background, or now with `wait`.
 
-        Raises OSError where it cannot be written; the states before it are then as they were.
+        `state.tensors` must not change any more. Raises OSError if the state cannot be written;
+        earlier states then stay unchanged.
         """
         self._finish()
         self._saved = time.monotonic()
@@ -102,7 +109,10 @@ class StateStore:
             self._finish()
 
     def load(self) -> State | None:
-        """Return the newest state that is whole, or None; say in `notes` what was not."""
+        """Return the newest undamaged state, or None.
+
+        Damaged states are deleted and reported in `notes`.
+        """
         self._finish()
         for partial in self.folder.glob(".*.safetensors.partial"):
             partial.unlink()
@@ -112,13 +122,16 @@ class StateStore:
             if fault is None:
                 return _read(path)
             step = int(path.stem.removeprefix("step-"))
-            self.notes.append(f"the state of step {step:,} {fault}: it is not used")
+            self.notes.append(f"the state of step {step:,} {fault} and is not used")
             path.unlink(missing_ok=True)
             _seal(path).unlink(missing_ok=True)
         return None
 
     def close(self) -> None:
-        """Wait for what is being written; what then fails, fails in silence: a run is ending."""
+        """Wait for the save in progress and stop the writer.
+
+        An OSError of the save is ignored: the run is ending.
+        """
         with suppress(OSError):
             self._finish()
         self._writer.shutdown()
@@ -132,10 +145,10 @@ class StateStore:
             writing.result()
 
     def _encode(self, rows: StepRows) -> Tensor:
-        """Return the history as bytes; rows that were encoded before are not encoded again."""
+        """Return the history as bytes, encoding only the new rows."""
         before, text = self._encoded
         count = len(before)
-        # a rollback may have put other rows in the place of some
+        # a rollback may have replaced rows
         if count > len(rows) or (count and rows[count - 1] is not before[-1]):
             count, text = 0, bytearray()
         for row in rows[count:]:
@@ -153,7 +166,7 @@ class StateStore:
         self._cost = time.monotonic() - started
 
     def _set_aside(self, state: State, path: Path) -> State:
-        """Write elsewhere what is not for the state's own file; return the rest."""
+        """Write tensors stored outside the state file; return the rest."""
         return state
 
     def _write_file(self, state: State, path: Path, history: Tensor) -> None:
@@ -169,16 +182,19 @@ class StateStore:
         self._drop_shards()
 
     def _drop_shards(self) -> None:
-        """Remove what no state names: those of states that are gone, or were never finished."""
-        there = [*self.folder.glob(f"*.{SHARDS}"), *self.folder.glob(f".*.{SHARDS}.partial")]
-        named = {_shards(path) for path in self._paths()} if there else set()
-        for folder in there:
-            if folder not in named:
+        """Delete shard folders of deleted or unfinished states.
+
+        No state file names the deleted folders.
+        """
+        folders = [*self.folder.glob(f"*.{SHARDS}"), *self.folder.glob(f".*.{SHARDS}.partial")]
+        in_use = {_shards(path) for path in self._paths()} if folders else set()
+        for folder in folders:
+            if folder not in in_use:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def progress(folder: Path) -> SavedProgress | None:
-    """Return how far the newest state in a folder is, at a glance and unchecked."""
+    """Return the progress of the newest state in a folder, unverified."""
     for path in _states(folder):
         with suppress(SafetensorError, KeyError, ValueError):
             record = _record(path)
@@ -187,9 +203,9 @@ def progress(folder: Path) -> SavedProgress | None:
 
 
 def _states(folder: Path) -> list[Path]:
-    """Return the files of finished states, the newest first."""
-    found = folder.glob("step-*.safetensors")
-    return sorted((path for path in found if _seal(path).exists()), reverse=True)
+    """Return the files of finished states, newest first."""
+    paths = folder.glob("step-*.safetensors")
+    return sorted((path for path in paths if _seal(path).exists()), reverse=True)
 
 
 def _record(path: Path) -> Any:
@@ -198,28 +214,31 @@ def _record(path: Path) -> Any:
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a state and its seal; whatever stops this, a whole file under the name stays whole."""
+    """Write a state file and the seal file.
+
+    An interruption at any point leaves an existing state under the same name undamaged.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file(tensors, partial, metadata=metadata)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         seal, digest = _seal(path), sha256(partial) + "\n"
-        if seal.exists():  # of the same step, and whole until this one is in its place
+        if seal.exists():  # of the same step: the earlier file is valid until replaced
             write_text(seal, seal.read_text(encoding="ascii", errors="replace") + digest)
         partial.replace(path)
         write_text(seal, digest)
-    except SafetensorError as error:  # it wraps what the system said in words of its own
+    except SafetensorError as error:  # safetensors wraps the operating system's error
         raise OSError(errno.EIO, no_room(path, str(error))) from None
     finally:
         partial.unlink(missing_ok=True)
 
 
-def no_room(path: Path, why: str) -> str:
-    """Say that a state could not be saved, and why."""
+def no_room(path: Path, reason: str) -> str:
+    """Return the error message for a state that was not saved."""
     return (
-        f"the training's state could not be saved as {path} ({why}); the states before it are "
-        "kept: make room and run the same command again"
+        f"the training's state could not be saved as {path} ({reason}); earlier states are kept: "
+        "make room and run the same command again"
     )
 
 
@@ -228,22 +247,25 @@ def _seal(path: Path) -> Path:
 
 
 def _fault(path: Path) -> str | None:
-    """Say what is wrong with a state's files, None if nothing is."""
+    """Return the fault of a state's files, None for an undamaged state."""
     recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
     if sha256(path) not in recorded:
-        return f"is damaged ({path}: its SHA-256 is not the one noted)"
-    named = _record(path).get(SHARDS, {"folder": "", "files": {}})
-    for name, value in named["files"].items():
-        share = path.parent / named["folder"] / name
-        if not share.is_file():
-            return f"is damaged ({share} is missing)"
-        if sha256(share) != value:
-            return f"is damaged ({share}: its SHA-256 is not the one noted)"
+        return f"is damaged ({path}: the SHA-256 differs from the recorded value)"
+    shards = _record(path).get(SHARDS, {"folder": "", "files": {}})
+    for name, value in shards["files"].items():
+        shard = path.parent / shards["folder"] / name
+        if not shard.is_file():
+            return f"is damaged ({shard} is missing)"
+        if sha256(shard) != value:
+            return f"is damaged ({shard}: the SHA-256 differs from the recorded value)"
     return None
 
 
 def _shards(path: Path) -> Path | None:
-    """Return the folder of a state's other files. A header that cannot be read names none."""
+    """Return the folder of a state's shards, or None.
+
+    None stands for an unsharded state or an unreadable header.
+    """
     with suppress(SafetensorError, KeyError, ValueError):
         return path.with_name(_record(path)[SHARDS]["folder"])
     return None
@@ -251,7 +273,7 @@ def _shards(path: Path) -> Path | None:
 
 def _read(path: Path) -> State:
     with safe_open(path, framework="pt") as file:
-        names = file.keys()  # it is no mapping, and has no other way to tell them
+        names = file.keys()  # safe_open is no mapping: keys() is the only access to the names
         tensors = {name: file.get_tensor(name) for name in names}
     lines = bytes(tensors.pop("history").numpy()).decode().split("\n")
     rows = [json.loads(line) for line in lines if line]

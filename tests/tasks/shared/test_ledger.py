@@ -7,8 +7,8 @@ import pytest
 
 from gptmill.data.token_file import TokenFile
 from gptmill.training.loader import digest
-from tasks.frame.ledger import compare, trained
-from tasks.pretrain import Texts, ledger, pretrain
+from tasks.pretrain import open_windows, pretrain
+from tasks.shared.ledger import compare, trained
 from tests.support.fakes import FakeRun
 from tests.tasks.test_pretrain import PARAMS as USUAL
 from tests.tasks.test_sample import body as sample_body
@@ -35,12 +35,12 @@ def train(project: Path, out: Path, seed: int = 1) -> Path:
 def test_the_ledger_names_what_a_step_read(project: Path, tmp_path: Path) -> None:
     table = pd.read_csv(train(project, tmp_path / "out") / "training.csv", dtype={"batch": str})
     run = FakeRun(project, tmp_path / "reader")
-    texts, describe = Texts.of(run), ledger(PARAMS, run)
+    windows = open_windows(run, "train")
     tokens = TokenFile.open(project / "artifacts/tokenize/train.bin")
     for number, noted in zip(table["batch_number"], table["batch"], strict=True):
-        ids, targets = texts.batch(int(number), batch_size=3, seed=run.seed)
+        ids, targets = windows.batch(int(number), batch_size=3, seed=run.seed)
         assert digest((ids, targets)) == noted
-        rows = describe(int(number))
+        rows = PARAMS.describe_batch(run, int(number))
         assert len(rows) == 3
         for row, given in zip(rows, ids.tolist(), strict=True):
             start = row["offset"]

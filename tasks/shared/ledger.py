@@ -1,6 +1,5 @@
 """Which documents and rows a training step saw, and where two trainings part."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +7,15 @@ import pandas as pd
 
 from tasks.frame.run import Inputs
 from tasks.frame.stage import load
+from tasks.project.graph import stages
+from tasks.shared.training import TrainingSection
 
 LedgerRow = dict[str, Any]
 
 
 def trained() -> list[str]:
-    """Return the stages that train: those whose file says what their steps read."""
-    from tasks.project.graph import stages
-
-    return [
-        name for name in stages() if hasattr(importlib.import_module(f"tasks.{name}"), "ledger")
-    ]
+    """Return the stages with a training loop."""
+    return [name for name in stages() if issubclass(load(name).section, TrainingSection)]
 
 
 def rows(stage: str, step: int, outputs: Path) -> list[LedgerRow]:
@@ -30,9 +27,11 @@ def rows(stage: str, step: int, outputs: Path) -> list[LedgerRow]:
     table = steps(outputs)
     if not 1 <= step <= len(table):
         raise ValueError(f"{stage} had {len(table):,} steps; given: step {step}")
-    describe = importlib.import_module(f"tasks.{stage}").ledger(load(stage).params(), Inputs(stage))
-    found: list[LedgerRow] = describe(int(table["batch_number"].iloc[step - 1]))
-    return found
+    params = load(stage).params()
+    rows: list[LedgerRow] = params.describe_batch(
+        Inputs(stage), int(table["batch_number"].iloc[step - 1])
+    )
+    return rows
 
 
 def steps(outputs: Path) -> pd.DataFrame:

@@ -1,0 +1,132 @@
+"""config.json of a Llama, read and written; rotary scalings by their names there."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptmill.checkpoint.config_fields import is_integer, read_sizes, refuse_variants
+from gptmill.model.gpt import GPTConfig, Llama
+from gptmill.model.rope import RopeScaling
+
+# GPTConfig's names and those of config.json.
+NAMES = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "emb_dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "hidden_dim": "intermediate_size",
+}
+# Variants that the model does not compute; the first value is the meaning of a missing key.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "sliding_window": (None,),
+    "use_sliding_window": (False,),
+    "partial_rotary_factor": (1.0, None),
+}
+# What a rotary scaling is called there: ours, its own, and what a missing key means.
+SCALED = {
+    "linear": {},
+    "yarn": {"beta_fast": ("beta_fast", 32.0), "beta_slow": ("beta_slow", 1.0)},
+    "llama3": {"beta_fast": ("high_freq_factor", 4.0), "beta_slow": ("low_freq_factor", 1.0)},
+}
+# Variants of YaRN that are not computed.
+SCALING_FIXED: dict[str, tuple[Any, ...]] = {
+    "mscale": (None,),
+    "mscale_all_dim": (None,),
+    "truncate": (True,),
+    "partial_rotary_factor": (1.0, None),
+}
+
+
+def read(content: Mapping[str, Any]) -> GPTConfig:
+    """Return the shape that a config.json asks for; raise ValueError for an unknown variant."""
+    refuse_variants(content, FIXED)
+    sizes = read_sizes(content, NAMES)
+    kv_heads = content.get("num_key_value_heads")
+    kv_heads = sizes["n_heads"] if kv_heads is None else kv_heads
+    if not is_integer(kv_heads):
+        raise ValueError(f"num_key_value_heads is {kv_heads!r}; allowed is a whole number")
+    theta, scaling = _rope(content, sizes["context_length"])
+    config = GPTConfig(
+        **sizes,
+        drop_rate=content.get("attention_dropout", 0.0),
+        qkv_bias=False,
+        tie_weights=content.get("tie_word_embeddings", False),
+        norm_eps=content.get("rms_norm_eps", 1e-6),
+        llama=Llama(n_kv_heads=kv_heads, rope_theta=theta, rope_scaling=scaling),
+    )
+    if content.get("head_dim") not in (None, config.head_dim):
+        raise ValueError(
+            f"head_dim is {content['head_dim']!r}; allowed is hidden_size / num_attention_heads, "
+            f"{config.head_dim}"
+        )
+    return config
+
+
+def _rope(content: Mapping[str, Any], context_length: int) -> tuple[float, RopeScaling | None]:
+    """Return base and scaling: `rope_parameters`, or as it was called before, `rope_scaling`."""
+    found = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"rope_parameters is {found!r}; allowed is an object")
+    theta = float(found.get("rope_theta", content.get("rope_theta", 10_000.0)))
+    kind = found.get("rope_type", found.get("type", "default"))
+    refuse_variants(found, SCALING_FIXED)
+    if kind == "default":
+        return theta, None
+    if kind not in SCALED:
+        allowed = ", ".join(["default", *SCALED])
+        raise ValueError(f"rope_type is {kind!r}; allowed are {allowed}")
+    outside = content.get("original_max_position_embeddings")
+    original = outside or found.get("original_max_position_embeddings") or context_length
+    factor = found.get("factor")
+    return theta, RopeScaling(
+        kind=kind,
+        factor=float(context_length / original if factor is None else factor),
+        original_context_length=original,
+        attention_factor=found.get("attention_factor"),
+        **{
+            ours: float(found.get(theirs) or default)
+            for ours, (theirs, default) in SCALED[kind].items()
+        },
+    )
+
+
+def write(config: GPTConfig) -> dict[str, Any]:
+    """Return the keys of config.json that only a Llama has."""
+    llama = config.llama
+    assert llama is not None
+    scaling = llama.rope_scaling
+    rope = {"rope_type": "default"} if scaling is None else _as_rope(scaling)
+    content = {
+        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
+        "model_type": "llama",
+        "intermediate_size": config.ff_dim,
+        "num_key_value_heads": llama.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": False,
+        "attention_dropout": config.drop_rate,
+        "mlp_bias": False,
+        "rope_parameters": {**rope, "rope_theta": llama.rope_theta},
+        # The same as tools before transformers 5 read it.
+        "rope_theta": llama.rope_theta,
+        "rope_scaling": None if scaling is None else rope,
+    }
+    if scaling is not None and scaling.kind == "linear":  # which has no such key inside
+        content["original_max_position_embeddings"] = scaling.original_context_length
+    return content
+
+
+def _as_rope(scaling: RopeScaling) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "linear":
+        return rope
+    rope["original_max_position_embeddings"] = scaling.original_context_length
+    for ours, (theirs, _) in SCALED[scaling.kind].items():
+        rope[theirs] = getattr(scaling, ours)
+    if scaling.attention_factor is not None:
+        rope["attention_factor"] = scaling.attention_factor
+    return rope

@@ -1,0 +1,105 @@
+"""A training at one step, turned into tensors on the CPU and back.
+
+Every rank calls these functions. Unsharded, the first rank holds all tensors and the others their
+shapes; sharded, each rank holds its shards.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptmill.training.distributed import World
+from gptmill.training.optimizers import Optimizer
+from gptmill.training.plan import Progress
+from gptmill.training.state.store import State, StepRows
+
+
+@dataclass
+class Snapshot:
+    """Everything that a training resumes from."""
+
+    progress: Progress
+    model: Mapping[str, Tensor]
+    """The trainable parameters by name."""
+    optimizer: Mapping[str, Tensor]
+    """The moments, each by its parameter's name and its own."""
+    best: Mapping[str, Tensor]
+    """The parameters of the best evaluation; empty where the last ones are kept."""
+    norms: list[float]
+    """The gradient norms that the guard compares with."""
+    rows: StepRows = field(default_factory=list)
+    earlier: State | None = None
+    """The state of the last evaluation, for a rollback."""
+
+    def to_state(self, device: Mapping[str, Any]) -> State:
+        """Return the state to save; `device` records the hardware that computed it."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "best": self.best}
+        record = {"progress": asdict(self.progress), "norms": self.norms, "device": device}
+        if self.earlier is not None:
+            parts["earlier"] = self.earlier.tensors
+            record["earlier"] = {"record": self.earlier.record, "rows": len(self.earlier.rows)}
+        tensors = {
+            f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()
+        }
+        return State(self.progress.step, tensors, record, list(self.rows))
+
+    @classmethod
+    def from_state(cls, state: State) -> "Snapshot":
+        """Return the snapshot that `to_state` turned into `state`."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.tensors.items():
+            part, rest = name.split("/", 1)
+            parts.setdefault(part, {})[rest] = tensor
+        rows = list(state.rows)
+        earlier = None
+        if "earlier" in state.record:
+            inner = state.record["earlier"]
+            step = inner["record"]["progress"]["step"]
+            earlier = State(step, parts["earlier"], inner["record"], rows[: inner["rows"]])
+        return cls(
+            progress=Progress(**state.record["progress"]),
+            model=parts["model"],
+            optimizer=parts.get("optimizer", {}),
+            best=parts.get("best", {}),
+            norms=list(state.record["norms"]),
+            rows=rows,
+            earlier=earlier,
+        )
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that require gradients, by name."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def parameters_to_cpu(model: nn.Module, world: World) -> dict[str, Tensor]:
+    """Return copies of the trainable parameters."""
+    return {name: world.to_cpu(parameter) for name, parameter in trainable(model)}
+
+
+def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], world: World) -> None:
+    """Write tensors of `parameters_to_cpu` into the model."""
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.copy_(world.to_device_like(tensors[name], parameter))
+
+
+def moments_to_cpu(optimizer: Optimizer, world: World) -> dict[str, Tensor]:
+    """Return copies of the optimizer's moments."""
+    return {name: world.to_cpu(moment) for name, moment in optimizer.state().items()}
+
+
+def load_moments(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], model: nn.Module, world: World
+) -> None:
+    """Load tensors of `moments_to_cpu`, each to the device of its parameter."""
+    parameters = dict(trainable(model))
+    optimizer.load(
+        {
+            name: world.to_device_like(moment, parameters[name.rpartition(".")[0]])
+            for name, moment in tensors.items()
+        }
+    )
