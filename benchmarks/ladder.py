@@ -1,9 +1,10 @@
 """Speedups from a plain GPT to gptmill's own training loop.
 
-The benchmark measures the gain of each optimization. The ten optimizations are the book's (ch05/10 of the book's repository), applied cumulatively, with
-the published A100 figures beside ours. The last rows are `gptmill`'s loop with the same batch;
-`gptmill` keeps weights and optimizer in float32 and clips gradients. Each rung runs in a separate
-process. `PYTHONPATH=src:. python benchmarks/ladder.py` needs only torch and numpy.
+The benchmark measures the gain of each optimization. The ten optimizations are the book's (ch05/10
+of the book's repository), applied cumulatively, with the published A100 figures beside ours. The
+last rows are `gptmill`'s loop with the same batch; `gptmill` keeps weights and optimizer in float32
+and clips gradients. Each rung runs in a separate process.
+`PYTHONPATH=src:. python benchmarks/ladder.py` needs only torch and numpy.
 """
 
 import argparse

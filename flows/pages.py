@@ -24,12 +24,15 @@ PROGRESS_INTERVAL = 2.0  # seconds between two updates of a progress page
 
 
 def slug(stage: str) -> str:
-    """Return a stage's name in a form allowed in Prefect keys."""
+    """Return a stage's name as a valid Prefect key."""
     return stage.replace("_", "-")
 
 
 class ProgressPage:
-    """A progress bar on the task's page, created at the first step."""
+    """A progress bar on the task's page.
+
+    The bar is created at the first step.
+    """
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
@@ -59,7 +62,7 @@ class ProgressPage:
 
 
 def metrics_of(stage: str) -> dict[str, Any]:
-    """Load a stage's metrics.json; return an empty dict without the file."""
+    """Load a stage's metrics.json, or return an empty dict."""
     path = ROOT / "artifacts" / stage / "metrics.json"
     return dict(read_json(path)) if path.exists() else {}
 

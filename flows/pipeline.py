@@ -1,4 +1,4 @@
-"""The pipeline flow: every stage of dvc.yaml as a Prefect task.
+"""The pipeline flow: dvc.yaml's stages as Prefect tasks.
 
 Prefect shows, schedules and cancels stages; DVC alone decides whether a stage is stale. Stages
 run in the graph's order, a single stage at a time, since each stage takes the whole machine.
@@ -36,7 +36,7 @@ ALIVE = ROOT / ".state" / "flows"
 
 @dataclass(frozen=True)
 class StageRow:
-    """A row of the table printed at the end of a pipeline run."""
+    """A row of the table printed after a pipeline run."""
 
     stage: str
     state: str
@@ -71,7 +71,7 @@ def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Tas
 
 
 def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> State[None]:
-    """Return the Prefect state of an outcome, and append its row.
+    """Return an outcome's Prefect state, and append its row.
 
     The state is Completed where the stage ran, Cached where DVC had the outputs, and Failed
     otherwise.
@@ -99,7 +99,7 @@ def _run_name() -> str:
 
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
 def pipeline() -> State[None]:
-    """Run every stale stage, from raw text to classifier and assistant."""
+    """Run stale stages, from raw text to classifier and assistant."""
     started = time.monotonic()
     runs.close_dead_runs(runs.connect())
     parent = _open_parent()
@@ -118,7 +118,7 @@ def pipeline() -> State[None]:
 
 
 def _run_stages(parent: str) -> list[StageRow]:
-    """Run the stages in the graph's order, up to the first failure."""
+    """Run the stages in graph order, up to a failure."""
     context = {
         runs.PARENT_VARIABLE: parent,
         runs.FLOW_VARIABLE: runs.this_process(),
@@ -147,7 +147,7 @@ def _open_parent() -> str:
 
 
 def _record(parent: str, rows: list[StageRow]) -> None:
-    """Link each stage's MLflow run, and tag the hash of dvc.lock.
+    """Link each stage's MLflow run, and tag dvc.lock's hash.
 
     Runs made by an earlier pipeline run are linked, too.
     """

@@ -53,7 +53,7 @@ def mlflow_port() -> int:
 
 
 def mlflow_address() -> str:
-    """Return the address at which a person opens the MLflow runs."""
+    """Return the address of the MLflow runs for a browser."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri.rstrip("/") if uri.startswith("http") else f"http://{HOST}:{mlflow_port()}"
 
@@ -81,7 +81,7 @@ def is_free(port: int) -> bool:
 
 
 def running_prefect() -> str | None:
-    """Return the API address of this project's `make ui`, if running."""
+    """Return the API address of `make ui`, or None."""
     if not NOTE.exists():
         return None
     note = read_json(NOTE)
@@ -91,7 +91,7 @@ def running_prefect() -> str | None:
 
 
 def prefect_api() -> str:
-    """Return the address of a Prefect server for this process's lifetime.
+    """Return a Prefect server's address, valid until this process exits.
 
     The server in PREFECT_API_URL comes first, then the server of `make ui`, then a temporary
     server. The temporary server stops when the process exits, after Prefect's own threads have
@@ -140,9 +140,10 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
 
 @contextmanager
 def mlflow_server(port: int) -> Iterator[str]:
-    """Run an MLflow server over this project's store; yield its address.
+    """Run an MLflow server and yield its address.
 
-    The server listens on `port`; further settings come from mlflow/server.toml.
+    The server listens on `port` over this project's store, with the settings of
+    mlflow/server.toml.
     """
     site = f"http://{HOST}:{port}"
     settings = tomllib.loads((ROOT / "mlflow" / "server.toml").read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ class Evaluate(Section):
 
 @stage
 def evaluate(params: Evaluate, run: Run) -> Metrics:
-    """Score the pretrained model, the classifiers and the assistant on what none was trained on."""
+    """Score the pretrained model, the classifiers and the assistant on held-out data."""
     device = run.device().device
     predictions = {name: run.input(name) / "predictions.csv" for name in CHECKPOINTS}
     classifiers = Classifiers.read(run.input("split/labelled"), predictions)
@@ -78,7 +78,7 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
 
 
 def samples(params: Evaluate, run: Run) -> str:
-    """Return what the pretrained model, and another base if there is one, make of the prompts."""
+    """Return continuations of the prompts by the pretrained model, and by a separate base."""
     checkpoints = ["pretrain"]
     if is_another(run.input("load_gpt2"), run.input("pretrain")):
         checkpoints.append("load_gpt2")

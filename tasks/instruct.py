@@ -34,7 +34,7 @@ class Instruct(TrainingSection):
     max_new_tokens: int = Field(gt=0, description="the longest answer on the test part")
 
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
-        """Return the records of instructions/train.json that a training batch holds."""
+        """Return the records of instructions/train.json in a training batch."""
         folder = inputs.input("load_gpt2")
         tokenizer, length = Tokenizer.from_folder(folder), read_config(folder).context_length
         records = read_json(inputs.input("split/instructions") / "train.json")
@@ -46,9 +46,9 @@ class Instruct(TrainingSection):
 
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
-    """Train the whole model on instructions and answers; have it answer the test part.
+    """Fine-tune the whole model on instructions and answers, then answer the test part.
 
-    It answers twice, before and after: what fine-tuning is worth is the difference.
+    The model also answers before fine-tuning: the difference is the value of fine-tuning.
     """
     folder = run.input("load_gpt2")
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)

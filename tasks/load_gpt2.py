@@ -1,4 +1,4 @@
-"""load_gpt2: pretrained weights in any form -> artifacts/load_gpt2 (our checkpoint, checked)."""
+"""load_gpt2: pretrained weights in any format -> artifacts/load_gpt2 (a checked checkpoint)."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ class LoadGpt2(Section):
 
 @stage
 def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
-    """Read pretrained weights of GPT-2's or Llama's family; fine-tuning starts from these.
+    """Load pretrained weights of a GPT-2 or a Llama, the start of all fine-tuning.
 
-    Every tensor's name and shape is checked before one is read. Weights that come without a
-    tokenizer were trained on GPT-2's ids, as the text of `tokenize` is.
+    The names and shapes of all tensors are checked before any tensor is read. Weights without a
+    tokenizer get the tokenizer of `tokenize`, GPT-2's.
     """
     found = import_model(
         str(run.path(params.weights)),
@@ -60,10 +60,10 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
 
 
 def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
-    """Return the raw data behind weights, and the licence that these came with, if any.
+    """Return the raw data behind weights, and the licence of the weights if known.
 
-    Weights of data/ are raw data themselves; those of a stage were made from `tokenize`'s text;
-    of others nothing is known.
+    Weights in data/ are raw data themselves; weights of a stage come from the text of `tokenize`;
+    the origin of any further weights is unknown.
     """
     top, _, below = weights.partition("/")
     if top == "artifacts":
@@ -77,7 +77,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def tensor_table(model: GPT) -> pd.DataFrame:
-    """Return what was loaded, one row a kind of tensor: the blocks are alike."""
+    """Return names and shapes of the tensors, with one row for all blocks."""
     rows = [
         {"tensor": name.replace(".h.0.", ".h.*."), "shape": " x ".join(map(str, tensor.shape))}
         for name, tensor in model.state_dict().items()

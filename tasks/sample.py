@@ -1,4 +1,4 @@
-"""sample: artifacts/tokenize -> artifacts/sample (where each training window starts)."""
+"""sample: artifacts/tokenize -> artifacts/sample (the starts of all training windows)."""
 
 import pandas as pd
 
@@ -56,7 +56,7 @@ def sample(params: Sample, run: Run) -> Metrics:
 def first_batch(
     index: WindowIndex, tokens: TokenFile, tokenizer: Tokenizer, *, seed: int
 ) -> pd.DataFrame:
-    """Return the first windows in training order as text, and the id each one ends by guessing."""
+    """Return the first windows in training order as text, each with its last target."""
     rows = index.rows_at(0, batch_size=SHOWN, seed=seed)
     ids, targets = index.batch(tokens, rows)
     return pd.DataFrame(

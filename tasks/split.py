@@ -18,7 +18,7 @@ from tasks.frame.stage import Section, stage
 
 
 class Parts(Section):
-    """Which files are split, and how much of them goes to each part."""
+    """The files to split, and the share of each part."""
 
     labelled: str = Field(description="CSV file with the columns label,text")
     labelled_fractions: Fractions
@@ -28,7 +28,7 @@ class Parts(Section):
 
 @stage
 def split(params: Parts, run: Run) -> Metrics:
-    """Remove duplicates, then split by label and by kind; all later stages read these rows."""
+    """Remove duplicates, then split by label and by kind; all later stages read the parts."""
     labelled_rows = read_labelled(run.path(params.labelled))
     instruction_rows = read_instructions(run.path(params.instructions))
     labelled = split_labelled(labelled_rows, params.labelled_fractions, seed=run.seed)

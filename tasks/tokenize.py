@@ -20,7 +20,7 @@ class Tokenize(Section):
 
 @stage
 def tokenize(params: Tokenize, run: Run) -> Metrics:
-    """Turn each document into GPT-2 token ids, <|endoftext|> between them, in two parts."""
+    """Encode documents as GPT-2 ids with <|endoftext|> between them, in two parts."""
     documents = read_documents(run.data("text"))
     train, validation = split_documents(documents, params.validation_fraction)
     bpe = run.data("bpe")
@@ -45,11 +45,11 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
 
 
 CONTEXT_LENGTH = 1024
-"""What the tokenizer's own folder states, GPT-2's; each checkpoint states its model's."""
+"""GPT-2's context length, in the tokenizer's folder; a checkpoint has the model's own."""
 
 
 def sizes(documents: list[Document]) -> dict[str, int]:
-    """Return what bits per byte and averages are computed from; separators are not counted."""
+    """Return the counts behind bits per byte and averages, without separators."""
     return {
         "documents": len(documents),
         "characters": sum(len(document.text) for document in documents),

@@ -1,8 +1,8 @@
 """A contestant of benchmarks/generation.py: a model and a decoder.
 
-Reads the number of new ids from each line of standard input and decodes as many ids for each prompt,
-greedily and with the model's usual decoder. Answers with a line of JSON: the seconds taken, a hash of the new ids, and the
-process's peak memory.
+Reads the number of new ids from each line of standard input and decodes as many ids for each
+prompt, greedily and with the model's usual decoder. Answers with a line of JSON: the seconds taken,
+a hash of the new ids, and the process's peak memory.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""One module per `make` command, in groups."""
+"""A module per `make` command, in groups."""

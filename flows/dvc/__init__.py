@@ -1,1 +1,1 @@
-"""Modules that run DVC, read its pins and repair its records."""
+"""Running DVC, reading DVC pins and repairing DVC records."""

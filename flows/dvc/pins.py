@@ -1,9 +1,9 @@
-"""Comparison of data/ with the pin in data.dvc, and DVC commands.
+"""Comparison of data/ with data.dvc, and DVC commands.
 
-The commands bring data/ and the pin into agreement. data.dvc holds a single hash of all of
-data/. DVC leaves the entry `meta` of data.dvc alone, and `meta` tells an edit of the source
-table from bytes that changed without an edit: the entry holds the hash of the table, a hash of
-each source's files, and a hash of each of the user's own files.
+The commands bring data/ and the pin in data.dvc into agreement. data.dvc holds a single hash of
+all of data/. DVC leaves the entry `meta` of data.dvc alone, and `meta` tells an edit of the
+source table from bytes that changed without an edit: the entry holds the hash of the table, a
+hash of each source's files, and a hash of each of the user's own files.
 """
 
 import hashlib
@@ -27,7 +27,10 @@ META = "made_from"
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """Origin of data/: hashes of table, source files and own files."""
+    """Origin of data/: hashes of table, sources, own files.
+
+    `sources` holds a hash of each source's files.
+    """
 
     table: str
     sources: Mapping[str, str]
@@ -96,7 +99,7 @@ def altered(root: Path) -> list[str]:
 
 
 def unsaved(root: Path) -> list[str]:
-    """Return the files known neither to data/manifest/ nor to DVC's cache.
+    """Return the files missing from data/manifest/ and DVC's cache.
 
     The bytes of these files exist only in data/: replacing data/ would lose them.
     """
@@ -119,14 +122,14 @@ def made_here(root: Path) -> dict[str, str]:
 
 
 def raw_files(root: Path) -> dict[str, Path]:
-    """Return the files of data/ by relative path, without the manifest."""
+    """Return the files of data/ by path, without the manifest."""
     paths = visible_files(root / "data")
     files = {path.relative_to(root / "data").as_posix(): path for path in paths}
     return {name: path for name, path in files.items() if not name.startswith(f"{MANIFEST}/")}
 
 
 def restore(root: Path, pin: Pin) -> str:
-    """Restore data/ from DVC's cache or remote; return the store's name.
+    """Restore data/ from DVC's cache or remote; name the store.
 
     Returns "" where neither the cache nor the remote has the data.
     """
@@ -183,6 +186,9 @@ def listing_hash(hashes: Mapping[str, str]) -> str:
 
 
 def own_hash(path: Path) -> str:
-    """Return a single hash of a user's own file, or of a folder's files."""
+    """Return a single hash of a user's file or folder.
+
+    The hash of a folder covers all visible files.
+    """
     files: Iterable[Path] = visible_files(path) if path.is_dir() else [path]
     return listing_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})

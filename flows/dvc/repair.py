@@ -1,7 +1,7 @@
-"""Repair of DVC's records, before DVC runs again after a kill.
+"""Repair of DVC's records after a kill.
 
-DVC 3.67 writes some of its records in place. A kill during DVC's commit leaves half-written
-records, on which every later DVC command fails:
+`repair` must run before DVC runs again: DVC 3.67 writes some of its records in place, and a kill
+during DVC's commit leaves half-written records, on which every later DVC command fails:
 - `.dvc/tmp/rwlock`, empty or truncated, stops every command;
 - an empty folder in the run cache stops `repro` of a stage, with a TypeError;
 - `dvc.lock` or `data.dvc`, truncated, is unreadable, or gives DVC a wrong hash.
@@ -54,7 +54,7 @@ def _report(record: str) -> None:
 
 @contextmanager
 def _hold(lock: Path) -> Iterator[bool]:
-    """Hold a lock file of DVC; yield whether the lock was acquired.
+    """Hold a lock of DVC; yield whether it was acquired.
 
     A running DVC keeps its lock, and then completes the record by itself.
     """
@@ -118,7 +118,7 @@ def _is_truncated(path: Path) -> bool:
 
 
 def is_record(content: bytes) -> bool:
-    """Return whether DVC can read the content as dvc.lock or data.dvc.
+    """Return whether DVC reads the content as dvc.lock or data.dvc.
 
     Every hash must be complete. A file that ends between two stages or entries counts as a
     record, too: the run cache holds the missing entries.

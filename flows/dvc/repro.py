@@ -1,9 +1,10 @@
-"""`dvc repro` of a stage, as a process group watched line by line.
+"""`dvc repro` of a stage, in a process group.
 
-Every pipeline stage runs DVC through this module. A process instead of DVC's Python API: two
-threads of a process would run a stage twice at once, and a stage needs its own memory.
-`--single-item` instead of a recursive `repro`: a recursive `repro` fails on inputs in use by a
-second `repro`.
+The output of the process group is read line by line, and every pipeline run calls `dvc repro`
+through this module. The module starts a process instead of calling DVC's Python API, because
+two threads of a process would run a stage twice at once, and a stage needs its own memory. The
+option `--single-item` is used because a recursive `repro` fails on inputs in use by a second
+`repro`.
 """
 
 import re
@@ -33,7 +34,7 @@ EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
 
 @dataclass
 class StageOutcome:
-    """Outcome of a stage, as recorded in its receipt and dvc.lock."""
+    """Outcome of a stage, from its receipt and dvc.lock."""
 
     stage: str
     state: str
@@ -52,7 +53,7 @@ def repro(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
 ) -> StageOutcome:
-    """Bring a stage up to date, and forward its output and events.
+    """Bring a stage up to date; forward output and events.
 
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
     error), the stage's whole process group is ended first.
@@ -96,7 +97,7 @@ def _forward_events(
 
 
 def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
-    """Return the state of a stage from its receipt and lock entry.
+    """Return a stage's state from its receipt and lock entry.
 
     Events in the receipt mean a run of the stage. A new lock entry alone means outputs restored
     from DVC's cache.
@@ -107,7 +108,7 @@ def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
 
 
 def _failure_message(stage: str, last: str, events: list[dict[str, Any]]) -> str:
-    """Return the stage's own error message, or name the killing signal.
+    """Return the stage's own error message, or the killing signal.
 
     A signal can leave a stage no time for a message.
     """

@@ -1,1 +1,1 @@
-"""Parts of `make sweep`: sweep file, search, worktree per trial, record."""
+"""Parts of `make sweep`: file, search, trial worktrees, record."""

@@ -38,7 +38,7 @@ from tasks.project.params import validated
 FILE = "configs/sweeps/short.yaml"
 """The default sweep file of `make sweep`, used without FILE."""
 PROBES = 2000  # combinations of a sampled space to validate before any work
-A_RANGE, A_LIST = "{a range}", "[a list]"  # pydantic's prefixes for mistakes in either
+A_RANGE, A_LIST = "{a range}", "[a list]"  # pydantic's prefixes for mistakes in a range or list
 
 
 def _number(value: Any) -> int | float:
@@ -65,7 +65,10 @@ class SweepPart(BaseModel):
 
 
 class Range(SweepPart):
-    """Numbers from `low` to `high`, whole where both ends are whole."""
+    """Numbers from `low` to `high`.
+
+    The numbers are whole where both ends are whole.
+    """
 
     low: Number
     high: Number
@@ -74,7 +77,7 @@ class Range(SweepPart):
 
     @model_validator(mode="after")
     def check_ends(self) -> "Range":
-        """Raise ValueError for a range that is empty or cannot be sampled."""
+        """Raise ValueError for an empty or unsamplable range."""
         if not self.low < self.high:
             raise ValueError(f"low is {self.low}, high {self.high}; low must be below high")
         if self.log and self.low <= 0:
@@ -146,7 +149,7 @@ class Search(SweepPart):
 
     @cached_property
     def grid(self) -> list[Changes]:
-        """Return every combination of a grid, in the order of the trials.
+        """Return every combination of a grid, in trial order.
 
         The seed shuffles the order: a grid stopped early has covered all regions of the space.
         """
@@ -206,7 +209,7 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Return the folder of the study and of unfinished trials' worktrees."""
+        """Return the folder of the study and the unfinished worktrees."""
         return ROOT / ".state" / "sweeps" / self.name
 
 

@@ -64,7 +64,7 @@ def as_yaml(changes: Changes) -> str:
 
 
 def shown(changes: Changes) -> str:
-    """Format params in a single line, under their shortest unique names."""
+    """Format params in a single line, with short unique names."""
     names = short_names(list(changes))
     return ", ".join(f"{names[key]} {_plain(value)}" for key, value in changes.items())
 

@@ -1,4 +1,4 @@
-"""Results of a sweep: MLflow runs, a table and a plot.
+"""Results of a sweep: MLflow runs, table and plot.
 
 The table and the plot compare the trials.
 """
@@ -94,7 +94,7 @@ class Record:
         MlflowClient().set_terminated(run, "FAILED")
 
     def compare(self, trials: Sequence[FrozenTrial]) -> None:
-        """Save a table and a plot of the trials so far.
+        """Save table and plot of the trials recorded until now.
 
         Both go to the sweep's run in MLflow, and the plot to the sweep's folder, too.
         """
@@ -122,7 +122,7 @@ class Record:
 
 
 def _reopen_or_create(experiment: str, query: str, tags: dict[str, str]) -> str:
-    """Return the run that matches a query, or a new run.
+    """Return the run matching a query, or a new run.
 
     A matching run is set to running again. The tags name this process as the owner of the run.
     """

@@ -1,4 +1,4 @@
-"""Optuna search: params of each trial, and the study of finished trials.
+"""Optuna search: trial params, and the study of finished trials.
 
 The params of trial `number` are a function of the search, the number and the finished trials
 before trial `number`, and of nothing more. Recording finished trials is therefore enough: an
@@ -80,7 +80,7 @@ def _distribution(domain: Domain) -> BaseDistribution:
         return CategoricalDistribution([encoded(choice) for choice in domain])
     low, high, step = domain.low, domain.high, domain.step
     if step is not None:
-        high = domain.steps()[-1]  # Optuna never draws an end that no step reaches
+        high = domain.steps()[-1]  # an end that no step reaches is never drawn
     if domain.whole:
         return IntDistribution(int(low), int(high), log=domain.log, step=int(step or 1))
     return FloatDistribution(low, high, log=domain.log, step=step)
@@ -103,9 +103,9 @@ def record(
     value: float | None,
     facts: dict[str, Any],
 ) -> None:
-    """Add a finished trial to the study, in a single transaction.
+    """Add a finished trial to the study.
 
-    A trial without a value is recorded as failed.
+    The addition is a single transaction. A trial without a value is recorded as failed.
     """
     encoded_params = {
         key: params[key] if isinstance(search.domain(key), Range) else encoded(params[key])

@@ -1,8 +1,9 @@
-"""A git worktree per trial, at a commit with the trial's params.
+"""A git worktree per trial.
 
-The commit holds the user's present working tree: uncommitted changes and new files are
-included, and only ignored files are left out. A ref keeps the commit of each trial, and
-therefore the commit recorded in MLflow can reproduce the trial's bytes.
+The worktree is at a commit with the trial's params. The commit holds the user's present working
+tree: uncommitted changes and new files are included, and only ignored files are left out. A ref
+keeps the commit of each trial, and therefore the commit recorded in MLflow can reproduce the
+trial's bytes.
 """
 
 import os
@@ -95,7 +96,7 @@ def prepare(folder: Path, commit_id: str) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a worktree in any state, with git's entry for it."""
+    """Remove a worktree in any state, with its git entry."""
     if _is_worktree(folder):
         git("worktree", "remove", "--force", "--force", str(folder))
     shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +118,7 @@ def _is_worktree(folder: Path) -> bool:
 
 
 def _unlock(folder: Path) -> None:
-    """Remove the index lock of a git process that was killed.
+    """Remove the index lock of a killed git process.
 
     No second git process works in the worktree of a trial.
     """

@@ -1,12 +1,12 @@
-"""A stage in several processes: torchrun's own launcher starts them, here or on several nodes.
+"""A stage in several processes, started by torchrun's launcher on one node or several.
 
-The process that DVC started checks what the stage reads, then becomes the launcher: it starts
-one process a device, each running this same stage with torchrun's variables set, and ends them
-all when one of them ends badly. Nothing here decides what is computed.
+The process that DVC started checks the inputs of the stage, then becomes the launcher. The
+launcher starts one process per device, each running the same stage with torchrun's variables, and
+stops all processes after the failure of any. The launcher cannot change a result.
 
-Where the processes are is the environment's to say. `GPTMILL_NODES`, `GPTMILL_NODE` (0 is the
-one that runs DVC) and `GPTMILL_RENDEZVOUS` (HOST:PORT on node 0) make a launcher one of several.
-Started by torchrun or srun itself, a process joins their group and launches nothing.
+Environment variables set the nodes: `GPTMILL_NODES`, `GPTMILL_NODE` (0 runs DVC) and
+`GPTMILL_RENDEZVOUS` (HOST:PORT on node 0) make a launcher part of a group of launchers. A process
+started by torchrun or srun joins their group and launches nothing.
 """
 
 import json
@@ -23,13 +23,13 @@ from tasks.processes.process import Terminated, killed_by
 
 WORKER = "GPTMILL_WORKER"
 LOST = 76
-"""Exit status of a rank whose only trouble is that another one is gone."""
+"""Exit status of a rank that failed only because another rank is gone."""
 
 SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
 
 class RanksError(Exception):
-    """A process of the stage ended badly; its words, and the status to end with."""
+    """A process of the stage failed: the message, and the exit status to use."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -37,17 +37,17 @@ class RanksError(Exception):
 
 
 def joined() -> bool:
-    """Return whether this process is one of a group, and give torchrun's names to srun's.
+    """Return whether this process belongs to a group; translate srun's variables to torchrun's.
 
-    Raises ValueError where srun's own variables do not say where the group meets.
+    Raises ValueError if srun's variables lack a rendezvous address.
     """
     environment = os.environ
-    # a batch script has most of these too; only what srun starts has a step
+    # a batch script has most of these variables too, but only a task of srun has a step
     by_srun = "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1
     if by_srun and not {"RANK", "GPTMILL_NODES"} & set(environment):
         if "MASTER_ADDR" not in environment:
             raise ValueError(
-                "srun started this as one of several tasks, but MASTER_ADDR is not set: export the "
+                "srun started several tasks, but MASTER_ADDR is not set: export the "
                 "name of the first node (scontrol show hostnames | head -1) before srun"
             )
         environment.setdefault("MASTER_PORT", "29500")
@@ -56,25 +56,25 @@ def joined() -> bool:
 
 
 def follows() -> bool:
-    """Return whether this process is one of a group, and not its first."""
+    """Return whether this process belongs to a group and is not the first rank."""
     return joined() and os.environ["RANK"] != "0"
 
 
 def launches(processes: int) -> bool:
-    """Return whether a stage with so many processes on this machine is still to be launched."""
+    """Return whether a stage with `processes` processes per node needs a launcher."""
     return not joined() and (processes > 1 or _nodes()[0] > 1)
 
 
 def launch(stage: str, processes: int) -> None:
-    """Run a stage in so many processes on this machine, with those of the other nodes if any.
+    """Run a stage in `processes` processes on this node, together with any further nodes.
 
-    Raises RanksError with the words of the process that failed first, and what a signal raises.
+    Raises RanksError with the message of the first failed process, and re-raises signals.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # what it has to say, the exception below says in one sentence
+    # the exception below reports failures in one sentence
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     nodes, node, meeting = _nodes()
     _set_environment(processes, nodes)
@@ -105,14 +105,14 @@ def launch(stage: str, processes: int) -> None:
 
 
 def is_lost(error: Exception) -> bool:
-    """Return whether a rank's only trouble is that another one is gone."""
+    """Return whether a rank failed only because another rank is gone."""
     from gptmill.training.distributed import is_lost
 
     return "RANK" in os.environ and is_lost(error)
 
 
 def failed(message: str) -> bool:
-    """Leave a worker's words to its launcher; return whether there is one that passes them on."""
+    """Pass a worker's message to the launcher; return whether a launcher exists."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and "RANK" in os.environ:
         Path(path).write_text(json.dumps({"message": message}), encoding="utf-8")
@@ -120,7 +120,7 @@ def failed(message: str) -> bool:
 
 
 def _nodes() -> tuple[int, int, str]:
-    """Return how many nodes there are, which this is, and where they meet."""
+    """Return the number of nodes, this node's index, and the rendezvous address."""
     environment = os.environ
     nodes = int(environment.get("GPTMILL_NODES", "1"))
     if nodes == 1:
@@ -140,7 +140,7 @@ def _set_environment(processes: int, nodes: int) -> None:
     import torch
 
     os.environ[WORKER] = "1"
-    # the processes share the cores; torch's default would have each take all of them
+    # the processes share the cores; by default, torch uses all cores in each process
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     if nodes == 1:
         loopback = "lo" if sys.platform == "linux" else "lo0"
@@ -148,7 +148,7 @@ def _set_environment(processes: int, nodes: int) -> None:
 
 
 def _first(failures: Mapping[int, Any], size: int) -> RanksError:
-    """Return what ended the group: not those that were ended for it, or lost by it."""
+    """Return the first cause: not a rank that was stopped, or lost a peer, as a consequence."""
     sent = (-signal.SIGTERM, 128 + signal.SIGTERM)
     after = {rank: found.exitcode in (*sent, LOST) for rank, found in failures.items()}
     rank = min(failures, key=lambda rank: after[rank])
@@ -156,17 +156,17 @@ def _first(failures: Mapping[int, Any], size: int) -> RanksError:
     if found.exitcode < 0:
         return RanksError(f"rank {rank} of {size} {killed_by(-found.exitcode)}", 1)
     if found.exitcode == LOST:
-        words = f"a rank on another node is gone, as its own log tells ({found.message})"
+        words = f"a rank on another node is gone, see the log of the node ({found.message})"
         return RanksError(f"rank {rank} of {size}: {words}", 1)
     words = found.message if Path(found.error_file).exists() else f"exited with {found.exitcode}"
-    # a mistake of the user's is every rank's, and none's in particular
+    # a mistake of the user concerns all ranks
     return RanksError(
         words if found.exitcode == 2 else f"rank {rank} of {size}: {words}", found.exitcode
     )
 
 
 def _close_run() -> None:
-    """Mark the stage's MLflow run as ended where the rank that kept it was killed."""
+    """Close the stage's MLflow run after the first rank was killed."""
     from tasks.tracking.runs import close_dead_runs, connect
 
     close_dead_runs(connect())

@@ -1,9 +1,9 @@
-"""Where a stage's training state lies, and whether it is this training's.
+"""The training state of a stage on disk, and the decision whether a run may resume from it.
 
-`.state/STAGE/KEY/` with DVC's own key: the hash of the stage's command, inputs, params and
-outputs, as DVC names its run cache. So a state is found again by what makes the same bytes
-and by nothing else. It stays until DVC holds the outputs under that key: a stage that was cut
-off between its end and DVC's commit writes them anew without training.
+States lie in `.state/STAGE/KEY/`, where KEY is DVC's own key of a run: the hash of the stage's
+command, inputs, params and outputs. So a state is found by everything that determines the bytes,
+and by nothing more. States stay until DVC holds the outputs under the key: a stage that was
+interrupted between its end and DVC's commit rewrites the outputs without training.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ from tasks.tracking.runs import flatten
 STATES = ROOT / ".state"
 NOTE = "training.json"
 CLAIM_TIMEOUT_S = 10.0
-"""Seconds that a process which is ending is waited for."""
+"""Seconds to wait for another process to release the stage."""
 
 _CLAIMED: dict[str, TextIO] = {}
 
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """params.yaml `resume:`; no stage depends on it, since it cannot change a byte."""
+    """Section `resume` of params.yaml. No stage depends on the section: it cannot change a byte."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -51,46 +51,46 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """A training's place on disk and what it is a function of."""
+    """A training, identified by everything that determines its result."""
 
     stage: str
     entry: dict[str, Any]
     code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """The MD5 of each file of the code that it depends on, by dep and by path below it."""
+    """The MD5 of each code file, by dep and by path below the dep."""
 
     @property
     def key(self) -> str:
-        """Return DVC's name for this run of the stage."""
+        """Return DVC's key of this run of the stage."""
         return key(self.entry)
 
     @property
     def folder(self) -> Path:
-        """Return where its states are."""
+        """Return the folder of the states."""
         return STATES / self.stage / self.key
 
     @property
     def run(self) -> str | None:
-        """Return the MLflow run that this training began in, if it ever began."""
+        """Return the MLflow run of the training; None before the first state."""
         note = self.folder / NOTE
         return read_json(note)["run"] if note.exists() and progress(self.folder) else None
 
     def store(self, config: ResumeConfig, run: str) -> StateStore:
-        """Open its states, and note whose they are."""
+        """Open the states, and note their training and MLflow run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.note(run)
         return StateStore(self.folder, every=config.every_seconds, keep=config.keep)
 
     def note(self, run: str) -> None:
-        """Note beside the states whose they are, and the MLflow run that they belong to."""
+        """Write the note that identifies the states' training and MLflow run."""
         content = {"entry": self.entry, "code": self.code, "run": run}
         write_json(self.folder / NOTE, content)
 
 
 def claim(stage: str) -> None:
-    """Keep other processes out of a stage's states and outputs until this process ends.
+    """Lock a stage's states and outputs until this process ends.
 
-    DVC does so for what it starts, but a stage whose DVC was killed is still ending, and a
-    stage can be run without DVC. Raises ValueError where another process stays at it.
+    DVC locks its own runs, but a stage outlives a killed DVC for a moment, and a stage can run
+    without DVC. Raises ValueError if another process keeps the lock.
     """
     if stage in _CLAIMED:
         return
@@ -98,8 +98,8 @@ def claim(stage: str) -> None:
     file = take(path, patience=CLAIM_TIMEOUT_S)
     if file is None:
         raise ValueError(
-            f"{stage}: process {path.read_text(encoding='utf-8')} is at this stage: wait for it, "
-            "or end it"
+            f"{stage}: process {path.read_text(encoding='utf-8')} is running this stage: wait "
+            "for the end of the process, or stop the process"
         )
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -107,9 +107,8 @@ def claim(stage: str) -> None:
     _CLAIMED[stage] = file
 
 
-def training(stage: str, hashes: Mapping[str, str]) -> Training:
-    """Return the training that a stage with inputs of these hashes is, as things stand now."""
-    described = graph.stages()[stage]
+def training(stage: str, described: Mapping[str, Any], hashes: Mapping[str, str]) -> Training:
+    """Return the training of a stage, from its dvc.yaml entry and the hashes of its inputs."""
     deps = [
         {"path": path, "hash": "md5", "md5": hashes.get(path) or content_hash(ROOT / path)}
         for path in sorted(described["deps"])
@@ -129,7 +128,7 @@ def training(stage: str, hashes: Mapping[str, str]) -> Training:
 
 
 def key(entry: Mapping[str, Any]) -> str:
-    """Return DVC's key of an entry of dvc.lock: the name of its folder in the run cache."""
+    """Return DVC's key of an entry of dvc.lock: the name of a folder in the run cache."""
     outs = [out["path"] if isinstance(out, dict) else out for out in entry["outs"]]
     deps = [
         {name: value for name, value in dep.items() if name not in ("size", "nfiles")}
@@ -140,7 +139,7 @@ def key(entry: Mapping[str, Any]) -> str:
 
 
 def clean() -> None:
-    """Remove the states of trainings whose outputs DVC holds."""
+    """Remove the states of trainings with outputs in DVC's cache."""
     locked = {name: key(entry) for name, entry in graph.lock().items() if "deps" in entry}
     for stage in graph.stages():
         for folder in _folders(stage):
@@ -149,9 +148,9 @@ def clean() -> None:
 
 
 def _in_run_cache(name: str) -> bool:
-    """Return whether DVC can bring the outputs of a key back by itself.
+    """Return whether DVC can restore the outputs of a key.
 
-    It notes the run first and takes in the outputs after: killed between, it has the note alone.
+    DVC records the run before it caches the outputs: killed in between, only the record exists.
     """
     notes = (ROOT / ".dvc/cache/runs" / name[:2] / name).glob("?" * 64)
     return any(
@@ -166,49 +165,49 @@ def _in_cache(value: str) -> bool:
     return all(_in_cache(entry["md5"]) for entry in read_json(path))
 
 
-def others(found: Training, config: ResumeConfig) -> Iterator[str]:
-    """Drop what was trained for this stage from other inputs; yield a line on each.
+def others(current: Training, config: ResumeConfig) -> Iterator[str]:
+    """Drop the states of earlier trainings of this stage; yield a line about each.
 
-    Raises ValueError, naming what differs, where more work than `protect_minutes` would go.
+    Raises ValueError, naming the changes, if more than `protect_minutes` of training would be lost.
     """
-    for folder in _folders(found.stage):
-        if folder == found.folder:
+    stage = current.stage
+    for folder in _folders(stage):
+        if folder == current.folder:
             continue
-        done = progress(folder)
-        if done is not None:
-            lost = f"{duration(done.seconds)} of training ({done.step:,} steps)"
-            differs = "; ".join(differences(read_json(folder / NOTE), found))
-            if done.seconds > 60 * config.protect_minutes:
+        saved = progress(folder)
+        if saved is not None:
+            lost = f"{duration(saved.seconds)} of training ({saved.step:,} steps)"
+            changes = "; ".join(differences(read_json(folder / NOTE), current))
+            if saved.seconds > 60 * config.protect_minutes:
                 raise ValueError(
-                    f"{found.stage}: {lost} would be lost, since this has changed: {differs}. Put "
-                    f"it back to go on from there; `make fresh STAGE={found.stage}` begins anew; "
-                    f"`make accept STAGE={found.stage}` goes on from there all the same, for a "
-                    "change that keeps the bytes"
+                    f"{stage}: {lost} would be lost, because of changes: {changes}. Revert the "
+                    f"changes to resume, run `make fresh STAGE={stage}` to start from scratch, or "
+                    f"`make accept STAGE={stage}` to resume despite changes that keep the bytes"
                 )
-            yield f"dropped: {lost}, before this changed: {differs}"
+            yield f"dropped {lost}, because of changes: {changes}"
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def differences(note: Mapping[str, Any], now: Training) -> list[str]:
-    """Name what a training differs in from the one that a note tells of: files, params, command."""
+    """Return the files, params and command that differ between a note's training and `now`."""
     before = note["entry"]
-    found = [name for name in ("cmd", "outs") if before[name] != now.entry[name]]
+    changes = [name for name in ("cmd", "outs") if before[name] != now.entry[name]]
     old, new = ({dep["path"]: dep["md5"] for dep in entry["deps"]} for entry in (before, now.entry))
     for path in sorted({*old, *new}):
         if old.get(path) != new.get(path):
-            found += _changed_files(path, note.get("code", {}), now.code)
+            changes += _changed_files(path, note.get("code", {}), now.code)
     old, new = (flatten(entry["params"]["params.yaml"]) for entry in (before, now.entry))
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             was, is_now = (json.dumps(values.get(name)) for values in (old, new))
-            found.append(f"{name} was {was}, is {is_now}")
-    return found
+            changes.append(f"{name} was {was}, is {is_now}")
+    return changes
 
 
 def _changed_files(
     dep: str, before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]
 ) -> list[str]:
-    """Name the files of a dep that changed; the dep itself where its files were not noted."""
+    """Return the changed files of a dep, or the dep itself if the note has no file hashes."""
     if dep not in before or dep not in now:
         return [dep]
     names = {*before[dep], *now[dep]}
@@ -217,27 +216,27 @@ def _changed_files(
 
 
 def fresh(stage: str) -> list[str]:
-    """Remove every state of a stage; return a line on each."""
+    """Remove all states of a stage; return a line about each."""
     lines = []
     for folder in _folders(stage):
-        done = progress(folder)
-        steps = f"{done.step:,} steps, {duration(done.seconds)}" if done else "nothing"
+        saved = progress(folder)
+        steps = f"{saved.step:,} steps, {duration(saved.seconds)}" if saved else "nothing"
         shutil.rmtree(folder)
         lines.append(f"{stage}: dropped {steps} of training")
     return lines
 
 
-def adopt(found: Training) -> str | None:
-    """Take over the state with the most work for this training; return a line, None without one."""
-    held = [(progress(folder), folder) for folder in _folders(found.stage)]
-    with_work = [(done, folder) for done, folder in held if done and folder != found.folder]
-    if not with_work:
+def adopt(current: Training) -> str | None:
+    """Give the longest-trained state to this training; return a line, None without a state."""
+    states = [(progress(folder), folder) for folder in _folders(current.stage)]
+    earlier = [(saved, folder) for saved, folder in states if saved and folder != current.folder]
+    if not earlier:
         return None
-    done, folder = max(with_work, key=lambda pair: pair[0].seconds)
-    shutil.rmtree(found.folder, ignore_errors=True)
-    folder.rename(found.folder)
-    found.note(read_json(found.folder / NOTE)["run"])
-    return f"{found.stage}: goes on from step {done.step:,}, made before the change"
+    saved, folder = max(earlier, key=lambda pair: pair[0].seconds)
+    shutil.rmtree(current.folder, ignore_errors=True)
+    folder.rename(current.folder)
+    current.note(read_json(current.folder / NOTE)["run"])
+    return f"{current.stage}: resumes from step {saved.step:,}, trained before the change"
 
 
 def _folders(stage: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A stage's hands: where it reads and writes, and how it reports."""
+"""The interface of a stage to the project: inputs, outputs, and reports to MLflow and Prefect."""
 
 import os
 import re
@@ -31,27 +31,27 @@ Metrics = dict[str, float | int | str]
 
 
 class Inputs:
-    """Where a stage reads, and the seed: what its data are a function of, besides its params."""
+    """The inputs of a stage, and the seed."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.seed: int = checked(int, "seed")
 
     def input(self, stage: str) -> Path:
-        """Return the folder that an earlier stage wrote; it must be among this stage's deps."""
+        """Return the output folder of an earlier stage, which must be among the deps."""
         return self.path(f"artifacts/{stage}")
 
     def data(self, name: str) -> Path:
-        """Return a path below data/; it must be among this stage's deps."""
+        """Return a path below data/, which must be among the deps."""
         return self.path(f"data/{name}")
 
     def origins(self, path: str) -> list[Origin]:
-        """Return the sources of a path below data/; its manifest must be among the stage's deps."""
+        """Return the sources of a path below data/; the manifest must be among the deps."""
         self.path(manifest_of(Path("data"), path).as_posix())
         return manifest_origins(ROOT / "data", path)
 
     def path(self, path: str) -> Path:
-        """Return a path of the project; it must be among this stage's deps in dvc.yaml."""
+        """Return a path of the project, which must be among the deps in dvc.yaml."""
         declared = graph.inputs(self.name)
         assert any(path == dep or path.startswith(dep + "/") for dep in declared), (
             f"{self.name} reads {path}, which is not among its deps in dvc.yaml"
@@ -60,7 +60,7 @@ class Inputs:
 
 
 class Run(Inputs):
-    """A stage's hands: where it reads and writes, and how it reports."""
+    """A running stage: inputs, output folder, device, state and reports."""
 
     def __init__(
         self,
@@ -85,19 +85,19 @@ class Run(Inputs):
         return self._recorded
 
     def device(self, *, flops: float = 0.0, one_shape: bool = False) -> Device:
-        """Return the device and precision that params.yaml's `runtime` asks for, recorded.
+        """Return the device and precision of params.yaml's `runtime`, and record them.
 
-        The first call decides; `flops` is how much training is to come, `one_shape` whether all
-        its batches have the same.
+        The first call decides. `flops` is the total of the training ahead; `one_shape` says that
+        all batches have equal shapes.
         """
         if self._device is None:
             picked = pick(self.runtime, flops=flops / self.world.size, one_shape=one_shape)
             size, sharded = self.world.size, self.world.sharded
             self._device = replace(picked, processes=size, sharded=sharded)
-            self._tell_device(self._device.record())
+            self._record_device(self._device.record())
         return self._device
 
-    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+    def _record_device(self, record: Mapping[str, str | int]) -> None:
         self._tracking.params({f"device.{name}": value for name, value in record.items()})
         self.log(", ".join(f"{name} {value}" for name, value in record.items()))
 
@@ -107,22 +107,22 @@ class Run(Inputs):
         return self.world.rank == 0
 
     def store(self) -> StateStore:
-        """Return where this stage's training keeps its state, and what it goes on from."""
+        """Return the store of the training's states."""
         return self._training.store(checked(resume.ResumeConfig, "resume"), self._tracking.id)
 
     def save_beside_state(self, name: str, content: Any) -> None:
-        """Keep JSON beside the training's state and with the MLflow run, not in the outputs."""
+        """Save JSON beside the state and in the MLflow run, outside of the outputs."""
         path = self._training.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         self._tracking.mlflow.log_artifact(str(path), str(Path(name).parent))
 
     def tag(self, name: str, value: str) -> None:
-        """Record a plain word on the MLflow run."""
+        """Set a tag of the MLflow run."""
         self._tracking.tag(name, value)
 
     def log(self, text: str) -> None:
-        """Print one line to the log."""
+        """Print a line to the log."""
         self._meter.close()
         print(text, flush=True)
 
@@ -136,10 +136,10 @@ class Run(Inputs):
         note: str = "",
         replayed: bool = False,
     ) -> None:
-        """Record figures at a step, and show how far the stage is and how long it still takes.
+        """Record the figures of a step; show progress and the time left.
 
-        `costs` are what a step took (rates, seconds, memory): of these the first is shown. A
-        step that was done before this process began is recorded where it is missing, not shown.
+        `costs` are rates, seconds and memory; the first of them is shown. A replayed step, from
+        before this process started, is recorded if missing, but not shown.
         """
         costs = costs or {}
         self._tracking.metrics(figures, step)
@@ -155,21 +155,21 @@ class Run(Inputs):
             print(line, flush=True)
 
     def show(self, title: str, content: str | pd.DataFrame) -> None:
-        """Put a table or markdown on the run's page, in Prefect and in MLflow."""
+        """Put a table or markdown on the run's pages in Prefect and MLflow."""
         text = content if isinstance(content, str) else markdown_table(content)
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         self._tracking.mlflow.log_text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
         tell("show", title=title, text=text)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Keep a plot with the MLflow run; pixels are no artifact of ours."""
+        """Log a plot to the MLflow run; artifacts hold no pixels."""
         self._tracking.mlflow.log_figure(figure, f"plots/{name}.png")
         tell("figure", name=name)
 
     def log_model(self, kind: "ServedKind", folder: Path) -> None:
         """Log a checkpoint folder as a model that MLflow loads and serves.
 
-        Of a sweep's many trials one is adopted: its model is logged then.
+        Trials of a sweep log none: `make adopt` logs the model of the best trial.
         """
         from tasks.tracking.models import log_model
 
@@ -181,27 +181,31 @@ class Run(Inputs):
             self._tracking.forget_models(self.name)
         log_model(kind, folder, name=self.name)
 
+    def record(self, figures: Mapping[str, float]) -> None:
+        """Record the final figures of the stage."""
+        self._tracking.metrics(figures, 0, now=True)
+
     def close(self) -> None:
-        """Leave the terminal tidy."""
+        """Finish the progress line in the terminal."""
         self._meter.close()
 
 
 class Follower(Run):
-    """The hands of every rank behind the first: they read, and report nothing."""
+    """The run of a rank behind the first, with inputs but without reports."""
 
     def log(self, text: str) -> None:
-        """Say nothing: the first rank does."""
+        """Do nothing: the first rank logs."""
 
     def step(self, *figures: Any, **more: Any) -> None:
-        """Record nothing: the first rank does."""
+        """Do nothing: the first rank records."""
 
     def tag(self, name: str, value: str) -> None:
-        """Record nothing: the first rank does."""
+        """Do nothing: the first rank records."""
 
     def save_beside_state(self, name: str, content: Any) -> None:
-        """Keep nothing: the first rank does."""
+        """Do nothing: the first rank saves."""
 
-    def _tell_device(self, record: Mapping[str, str | int]) -> None:
+    def _record_device(self, record: Mapping[str, str | int]) -> None:
         pass
 
 

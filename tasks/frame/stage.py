@@ -1,7 +1,6 @@
-"""What all stages share, once: their params, checked inputs, MLflow run, output folder, failure.
+"""The frame of every stage: checked params and inputs, an MLflow run, an output folder, failures.
 
-A stage file declares a `Section` and a function under `@stage`; everything that is not
-about that stage is here.
+A stage file declares a `Section` and a function under `@stage`. Everything common is here.
 """
 
 import importlib
@@ -11,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
@@ -35,10 +34,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     parallel: ClassVar[bool] = False
-    """Whether several processes can do the stage together; else one does, wherever it runs."""
+    """Whether several processes can run the stage together."""
 
     def processes(self, runtime: RuntimeConfig) -> int:
-        """Return how many processes the stage runs in on this machine."""
+        """Return the number of processes on this machine."""
         return 1
 
 
@@ -47,103 +46,117 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Stage(Generic[S]):
-    """A stage: its name is its function's, and everything else is derived from the name."""
+    """A stage; file, params section, dvc.yaml entry and output folder follow from the name."""
 
     name: str
     section: type[S]
     body: Callable[[S, "Run"], Metrics]
 
     def params(self) -> S:
-        """Return the stage's section of params.yaml, checked."""
+        """Return the checked section of params.yaml."""
         return checked(self.section, self.name)
 
 
 def stage(body: Callable[[S, "Run"], Metrics]) -> Stage[S]:
-    """Make a stage of a function `(params, run) -> metrics`."""
+    """Turn a function `(params, run) -> metrics` into a stage."""
     return Stage(body.__name__, get_type_hints(body)["params"], body)
 
 
 def load(name: str) -> Stage[Any]:
-    """Import one stage, and only that one."""
-    found = getattr(importlib.import_module(f"tasks.{name}"), name)
-    assert isinstance(found, Stage)
-    return found
+    """Import a stage by name, without importing other stages."""
+    stage = getattr(importlib.import_module(f"tasks.{name}"), name)
+    assert isinstance(stage, Stage)
+    return stage
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage about to run, with everything that was checked."""
+
+    stage: Stage[Any]
+    params: Section
+    runtime: RuntimeConfig
+    resume: resume.ResumeConfig
+    entry: Mapping[str, Any]
+    """The stage's entry in dvc.yaml."""
+    inputs: Mapping[str, str]
+    """The hash of each input."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of the stage."""
+        return self.stage.name
+
+    @property
+    def out(self) -> Path:
+        """Return the output folder."""
+        return ROOT / "artifacts" / self.name
 
 
 def execute(name: str) -> None:
-    """Run one stage from its checked inputs to its whole output folder, recorded throughout.
+    """Run a stage from checked inputs to a complete output folder, recorded in MLflow.
 
-    A stage that takes several processes is started in them from here, and executed by each.
-    Raises what the body raises, after the run is closed as FAILED or KILLED; ValueError
-    and OSError are the user's to mend.
+    A stage that runs in several processes is launched here, and executed by each process. Raises
+    the body's exception after closing the run as FAILED or KILLED; ValueError and OSError are
+    mistakes that the user can correct.
     """
-    job = load(name)
-    params = job.params()
+    stage = load(name)
+    params = stage.params()
     runtime = checked(RuntimeConfig, "runtime")
     if ranks.follows():
-        if job.section.parallel:
-            _follow(job, params, runtime)
+        if stage.section.parallel:
+            _follow(stage, params, runtime)
         return
     config = checked(resume.ResumeConfig, "resume")
-    hashes = graph.check_inputs(name)
-    if job.section.parallel and ranks.launches(processes := params.processes(runtime)):
+    inputs = graph.check_inputs(name)
+    if stage.section.parallel and ranks.launches(processes := params.processes(runtime)):
         ranks.launch(name, processes)
         return
     with _group(params, runtime) as world:
-        run = partial(Run, runtime=runtime, world=world)
-        _lead(job, params, run, config=config, hashes=hashes)
+        _lead(Job(stage, params, runtime, config, graph.stages()[name], inputs), world)
 
 
 def _group(params: Section, runtime: RuntimeConfig) -> AbstractContextManager[World]:
-    """Return the context in which this process is one of those that do the stage."""
+    """Return the context in which this process belongs to the stage's process group."""
     if not params.parallel:
         return nullcontext(SINGLE_PROCESS)
     return join(device_name(runtime.device), shard=getattr(params, "shard", False))
 
 
-def _follow(job: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
-    """Do this rank's share of the work; what comes of it is the first rank's to report."""
+def _follow(stage: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
+    """Run the body on a rank behind the first; the first rank reports and writes."""
     with _group(params, runtime) as world:
-        training = resume.Training(job.name, {})
-        job.body(params, Follower(None, training, runtime=runtime, world=world))
+        training = resume.Training(stage.name, {})
+        stage.body(params, Follower(None, training, runtime=runtime, world=world))
 
 
-def _lead(
-    job: Stage[Any],
-    params: Section,
-    hands: Callable[[StageRun, resume.Training], Run],
-    *,
-    config: resume.ResumeConfig,
-    hashes: Mapping[str, str],
-) -> None:
-    """Execute a stage as the one process that reports and writes."""
-    name = job.name
-    resume.claim(name)
-    training = resume.training(name, hashes)
+def _lead(job: Job, world: World) -> None:
+    """Execute a stage as the process that reports and writes."""
+    resume.claim(job.name)
+    training = resume.training(job.name, job.entry, job.inputs)
     resume.clean()
-    for line in resume.others(training, config):
+    for line in resume.others(training, job.resume):
         print(line, flush=True)
-    shutil.rmtree(ROOT / "artifacts" / f".{name}.partial", ignore_errors=True)
-    tracking = StageRun(name, description=_description(name), earlier=training.run)
+    shutil.rmtree(job.out.with_name(f".{job.name}.partial"), ignore_errors=True)
+    tracking = StageRun(job.name, description=_description(job), earlier=training.run)
     tell("start", run=tracking.id)
     try:
-        tracking.params({**params.model_dump(), "seed": checked(int, "seed")})
-        tracking.inputs(hashes)
+        tracking.params({**job.params.model_dump(), "seed": checked(int, "seed")})
+        tracking.inputs(job.inputs)
         tracking.tag("dvc.stage_key", training.key)
-        metrics = _produce(job, params, hands(tracking, training))
-        outs = graph.stages()[name]["outs"]
-        tracking.outputs({path: content_hash(ROOT / path) for path in outs})
-    except BaseException as stop:
-        # a launcher that ends this rank for another's sake must not cut off its record
+        metrics = _produce(job, Run(tracking, training, runtime=job.runtime, world=world))
+        tracking.outputs({path: content_hash(ROOT / path) for path in job.entry["outs"]})
+    except BaseException as error:
+        # a launcher that ends this rank because of another must not cut off the record
         with uninterrupted():
-            _end(tracking, stop)
+            _end(tracking, error)
         raise
     tracking.end("FINISHED")
     tell("end", metrics=metrics)
 
 
 def _end(tracking: StageRun, error: BaseException) -> None:
-    """Close the run of a stage that did not get to its end."""
+    """Close the run of an unfinished stage."""
     if isinstance(error, Exception):
         tracking.mlflow.log_text(traceback.format_exc(), "error.txt")
         tracking.end("FAILED", str(error))
@@ -151,25 +164,25 @@ def _end(tracking: StageRun, error: BaseException) -> None:
         tracking.end("KILLED", str(error) or type(error).__name__)
 
 
-def _produce(job: Stage[Any], params: Section, run: Run) -> Metrics:
-    """Run the body in a partial folder that becomes artifacts/NAME when the body returns."""
+def _produce(job: Job, run: Run) -> Metrics:
+    """Run the body in a partial folder that becomes the output folder at the end."""
     try:
-        with atomic_folder(ROOT / "artifacts" / job.name) as out:
+        with atomic_folder(job.out) as out:
             run.out = out
-            metrics = job.body(params, run)
+            metrics = job.stage.body(job.params, run)
             figures = {key: value for key, value in metrics.items() if not isinstance(value, str)}
-            bad = [key for key, value in figures.items() if not math.isfinite(value)]
-            assert not bad, f"{job.name} returned figures that are no numbers: {bad}"
+            invalid = [key for key, value in figures.items() if not math.isfinite(value)]
+            assert not invalid, f"{job.name} returned figures that are not numbers: {invalid}"
             write_json(out / "metrics.json", metrics)
-            run._tracking.metrics(figures, 0, now=True)
+            run.record(figures)
             return metrics
     finally:
         run.close()
 
 
-def _description(name: str) -> str:
+def _description(job: Job) -> str:
     return (
-        f"{graph.stages()[name].get('desc', name)}\n\nMade again by `make {name}` at the commit "
-        "of the tag `mlflow.source.git.commit`; the tags `dvc.dep.*` and `dvc.out.*` hold the "
-        "hashes of what it read and wrote, as dvc.lock has them."
+        f"{job.entry.get('desc', job.name)}\n\nReproduce with `make {job.name}` at the commit in "
+        "the tag `mlflow.source.git.commit`. The tags `dvc.dep.*` and `dvc.out.*` hold the hashes "
+        "of inputs and outputs, as in dvc.lock."
     )

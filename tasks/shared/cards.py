@@ -1,7 +1,7 @@
-"""The model card of each checkpoint that a stage writes: what a stage knows, put into words once.
+"""The model cards of all checkpoints that stages write.
 
-No time, path of a machine or commit is in one: equal inputs give equal bytes. `gptmill export`
-keeps the card, and adds the commit that makes these bytes.
+A card has no time, machine path or commit, so that equal inputs give equal bytes. `gptmill export`
+copies the card and adds the commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +53,7 @@ def stage_card(
     base: str | None = None,
     licence: str | None = None,
 ) -> None:
-    """Write the card of what `stage` made in `folder`, of files whose raw data are `origins`."""
+    """Write the card of a stage's checkpoint in `folder`; `origins` are the raw data of `read`."""
     summary, intended_use, limits = TEXTS[stage]
     task: Task = "text-classification" if stage in ("classify", "lora") else "text-generation"
     card = Card(
@@ -74,7 +74,7 @@ def stage_card(
 def tuned_card(
     stage: str, folder: Path, run: Inputs, rows: Path, metrics: Mapping[str, float | int | str]
 ) -> None:
-    """Write the card of a model that was fine-tuned on `rows`, a file of a folder of `split`'s."""
+    """Write the card of a model fine-tuned on `rows`, a file that `split` wrote."""
     stage_card(
         stage,
         folder,

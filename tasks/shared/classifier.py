@@ -1,4 +1,4 @@
-"""What both ways of training a classifier share: rows, training, predictions on the test part."""
+"""Training a classifier, with or without adapters: rows, training, predictions."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -31,18 +31,20 @@ from tasks.frame.run import Inputs, Metrics, Run
 from tasks.shared.training import TrainingSection, train
 
 DIGITS = 6
-"""Probabilities are written with so many decimals: more would tell of rounding alone."""
+"""Decimals of written probabilities; further digits would only show rounding."""
 
 
 class ClassifierTraining(TrainingSection):
-    """How a classifier is trained, whichever part of it."""
+    """The params that both classifier stages have."""
 
-    balance: Balance = Field(description="rows of each class in training: as few, as many, as is")
+    balance: Balance = Field(
+        description="classes of the training part: undersampled, oversampled or unchanged"
+    )
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
 
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
-        """Return the rows of labelled/train.csv that a training batch holds."""
+        """Return the rows of labelled/train.csv in a training batch."""
         folder = inputs.input("load_gpt2")
         length = read_config(folder).context_length
         tokenizer = Tokenizer.from_folder(folder)
@@ -57,7 +59,7 @@ class ClassifierTraining(TrainingSection):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The parts of the labelled set as tables and as rows of ids; classes in sorted order."""
+    """The parts of the labelled set, as tables and as rows of ids; classes are sorted."""
 
     tables: dict[str, pd.DataFrame]
     rows: dict[str, LabelledRows]
@@ -66,7 +68,7 @@ class Labelled:
 
     @classmethod
     def read(cls, folder: Path, tokenizer: Tokenizer, context_length: int) -> Self:
-        """Read what `split` wrote of the task; a text longer than the context loses its end."""
+        """Read the parts that `split` wrote, and truncate texts to the context length."""
         tables = {
             part: pd.read_csv(folder / f"{part}.csv", dtype=str, keep_default_na=False)
             for part in PARTS
@@ -88,14 +90,14 @@ class Labelled:
 def order_of(
     params: ClassifierTraining, run: Inputs, data: Labelled
 ) -> tuple[LabelledRows, RowOrder, Indices]:
-    """Return the training rows, balanced, the order they are read in, and their first places."""
+    """Return the balanced training rows, their order, and their indices before balancing."""
     kept = balanced(data.rows["train"].labels, params.balance, seed=run.seed)
     rows = data.rows["train"].take(kept)
     return rows, RowOrder(rows.lengths, params.batch_size, run.seed), kept
 
 
 def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled) -> Metrics:
-    """Train what of the model is trainable, in place; return what it was trained on."""
+    """Fine-tune the unfrozen parameters. Return row counts and validation metrics."""
     rows, order, kept = order_of(params, run, data)
     validation = data.rows["validation"]
 
@@ -133,7 +135,7 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
 def predict_test(
     params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Labelled
 ) -> Metrics:
-    """Predict the test part, write predictions.csv and show some of it; return its figures."""
+    """Predict the test part, write predictions.csv, show examples. Return test metrics."""
     rows, table = data.rows["test"], data.tables["test"]
     probabilities = _probabilities(params, run, model, data=data, part="test").round(DIGITS)
     columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(data.class_names)}

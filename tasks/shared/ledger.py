@@ -1,4 +1,4 @@
-"""Which documents and rows a training step saw, and where two trainings part."""
+"""The data of a training step, and the first step with different data in two trainings."""
 
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ def trained() -> list[str]:
 
 
 def rows(stage: str, step: int, outputs: Path) -> list[LedgerRow]:
-    """Return what step `step` of a finished training read, a row each.
+    """Return the rows of a step of a finished training.
 
-    The data are what they were a function of, so nothing has to be kept but the batch's number.
-    Raises ValueError where the training had no such step.
+    Data are a function of the batch number, so training.csv holds the number alone. Raises
+    ValueError for a step beyond the training's end.
     """
     table = steps(outputs)
     if not 1 <= step <= len(table):
@@ -35,7 +35,7 @@ def rows(stage: str, step: int, outputs: Path) -> list[LedgerRow]:
 
 
 def steps(outputs: Path) -> pd.DataFrame:
-    """Return a training's table of steps. Raises ValueError where there is none."""
+    """Return the table of steps; raise ValueError for a missing training.csv."""
     path = outputs / "training.csv"
     if not path.exists():
         raise ValueError(f"{path} is not there: name the output folder of a stage that trained")
@@ -43,7 +43,7 @@ def steps(outputs: Path) -> pd.DataFrame:
 
 
 def compare(ours: Path, theirs: Path) -> str:
-    """Say up to which step two trainings saw the same data, by the digests of their batches."""
+    """Describe up to which step two trainings read equal data, by their batch digests."""
     one, other = steps(ours)["batch"], steps(theirs)["batch"]
     together = min(len(one), len(other))
     differ = one[:together].to_numpy() != other[:together].to_numpy()

@@ -1,4 +1,4 @@
-"""The pages that `evaluate` writes: what its tables say, answers and samples to be read."""
+"""The pages of `evaluate`: a report on the tables, answers and samples."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ EXACT = ("exact_match", "before_exact_match", "baseline_exact_match")
 
 
 def figures(tables: Tables) -> Metrics:
-    """Return the tables as flat figures: MODEL_COLUMN, and `instruct_COLUMN` over all kinds."""
+    """Return the tables as flat metrics: MODEL_COLUMN, and `instruct_COLUMN` over all kinds."""
     found: Metrics = {}
     for table in (tables["language_model"], tables["classifiers"]):
         for row in table.to_dict("records"):
@@ -28,7 +28,7 @@ def figures(tables: Tables) -> Metrics:
 
 
 def report(tables: Tables) -> str:
-    """Return what came out, in sentences and tables, as markdown."""
+    """Return the results in sentences and tables, as markdown."""
     language, classifiers, assistant = (
         tables[name] for name in ("language_model", "classifiers", "assistant")
     )
@@ -51,7 +51,7 @@ def report(tables: Tables) -> str:
 
 
 def answers_page(answers: pd.DataFrame, count: int) -> str:
-    """Return the first answers of each kind as markdown: scores do not show what is wrong."""
+    """Return the first answers of each kind as markdown, because scores hide the mistakes."""
     blocks = []
     for kind, rows in answers.groupby("kind", sort=True):
         blocks.append(f"## {kind}")
@@ -68,7 +68,7 @@ def answers_page(answers: pd.DataFrame, count: int) -> str:
 
 
 def samples_page(prompts: Sequence[str], continuations: Sequence[str]) -> str:
-    """Return prompts, in bold, and what follows them as markdown quotes."""
+    """Return prompts in bold with their continuations, as markdown quotes."""
     texts = [
         f"> **{prompt}**{continuation}".replace("\n", "  \n> ")
         for prompt, continuation in zip(prompts, continuations, strict=True)
@@ -77,7 +77,7 @@ def samples_page(prompts: Sequence[str], continuations: Sequence[str]) -> str:
 
 
 def _number(value: float) -> float | int:
-    """Return a yes as 1 and a no as 0."""
+    """Return a number, with true as 1 and false as 0."""
     return value if isinstance(value, float) else int(value)
 
 
@@ -123,7 +123,7 @@ def _assistant_sentence(table: pd.DataFrame) -> str:
 
 
 def _with_intervals(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the table with each estimate and its two limits in one column."""
+    """Return the table with estimate and interval merged into one column."""
     shown = table.copy()
     for name in columns:
         limits = (shown.pop(f"{name}_low"), shown.pop(f"{name}_high"))

@@ -1,6 +1,7 @@
-"""What the stages that train share: their settings, resuming, and what they report."""
+"""Training in a stage: params, resuming, and reports."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from tasks.tracking import plots
 Steps = Generator[Step, None, None]
 
 
-class TrainingSection(Section):
+class TrainingSection(Section, ABC):
     """The params that every stage with a training loop has."""
 
     learning_rate: float = Field(gt=0, description="the peak, after warmup")
@@ -33,12 +34,12 @@ class TrainingSection(Section):
     stopping: StoppingConfig
     guard: GuardConfig
 
+    @abstractmethod
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
-        """Return the rows of training batch `number`, counted from 0, from the stage's inputs."""
-        raise NotImplementedError
+        """Return the rows of training batch `number`, counted from 0."""
 
     def plan(self, run: Run, *, steps: int, evaluate_every: int, sample_every: int = 0) -> Plan:
-        """Return the course of a training of so many steps."""
+        """Return the plan of a training of `steps` steps."""
         micro_batch = run.runtime.micro_batch
         return Plan(
             steps=steps,
@@ -55,12 +56,12 @@ class TrainingSection(Section):
 
 @dataclass
 class Report:
-    """Reports each step of a training as it comes, and holds the table of them."""
+    """Reports each step, and collects the table of all steps."""
 
     run: Run
     steps: int
     ceilings: Mapping[str, float]
-    """FLOP/s that the share of the device's speed is taken of, by name."""
+    """Peak FLOP/s by name, the denominators of MFU."""
     flops_per_token: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     costs: list[dict[str, float]] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Report:
     _begun: tuple[float, int] | None = None
 
     def add(self, step: Step) -> None:
-        """Record a step; after a rollback, those that it undid are taken out."""
+        """Record a step; after a rollback, drop the undone steps first."""
         del self.rows[step.step - 1 :], self.costs[step.step - 1 :]
         figures = {
             "train/loss": step.loss,
@@ -88,7 +89,7 @@ class Report:
             self.samples[step.step] = step.sample
 
     def _costs(self, step: Step) -> dict[str, float]:
-        """Return what a step took; these figures differ from run to run, and are no artifact."""
+        """Return rates and memory of a step: they vary between runs, so no artifact holds them."""
         rate = step.tokens_per_second
         costs = {"tokens_per_second": rate, "data_wait": step.data_wait}
         costs["micro_batch"] = step.micro_batch
@@ -98,30 +99,30 @@ class Report:
             costs["peak_memory_gb"] = peak_memory() / 1e9
             now = time.monotonic()
             self._begun = self._begun or (now, step.step)
-            done = step.step - self._begun[1]
-            if done:
-                costs["seconds_left"] = (now - self._begun[0]) / done * (self.steps - step.step)
+            steps = step.step - self._begun[1]
+            if steps:
+                costs["seconds_left"] = (now - self._begun[0]) / steps * (self.steps - step.step)
         return costs
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves besides its weights."""
+    """The results of a training besides the weights."""
 
     table: pd.DataFrame
-    """A row a step, of what is the same however often it is trained."""
+    """One row per step, equal in every repetition."""
     samples: list[str]
     evaluation: dict[str, float]
-    """Of the weights that were kept."""
+    """The evaluation of the final weights."""
 
     @property
     def steps(self) -> int:
-        """Return how many steps there were, which early stopping makes fewer."""
+        """Return the number of steps, fewer than planned after early stopping."""
         return len(self.table)
 
     @property
     def skipped(self) -> int:
-        """Return how many of them changed no weight."""
+        """Return the number of steps without an update."""
         return int((self.table["fault"] != "").sum())
 
 
@@ -177,38 +178,38 @@ def train(
 def _with_bad_batches(
     run: Run, trainer: Trainer, steps: Generator[Step, None, None]
 ) -> Generator[Step]:
-    """Pass the steps on; keep each bad batch, with its documents, where it can be looked at."""
-    kept = 0
+    """Yield the steps, and save each bad batch with its documents for inspection."""
+    saved = 0
 
-    def keep() -> None:
-        nonlocal kept
-        for bad in trainer.bad_batches[kept:]:
+    def save() -> None:
+        nonlocal saved
+        for bad in trainer.bad_batches[saved:]:
             run.save_beside_state(
                 f"bad_batches/step-{bad['step']:09d}-batch-{bad['batch_number']:09d}.json", bad
             )
-            run.log(f"step {bad['step']:,} changed no weight: {bad['fault']}; its batch is kept")
-        kept = len(trainer.bad_batches)
-        if kept:
-            run.tag("bad_batches", str(kept))
+            run.log(f"step {bad['step']:,} skipped: {bad['fault']}; the batch is saved")
+        saved = len(trainer.bad_batches)
+        if saved:
+            run.tag("bad_batches", str(saved))
 
     try:
         for step in steps:
-            keep()
+            save()
             yield step
     finally:
-        keep()
+        save()
 
 
 def _ceilings(run: Run) -> dict[str, float]:
-    """Return the FLOP/s that the devices reach in a matrix product, and those they are sold with.
+    """Return the measured peak FLOP/s of the devices, and the peak on their datasheet.
 
-    The first rank measures its own; the others are taken to be like it.
+    The first rank measures its own device, and assumes equal devices on all ranks.
     """
     if run.world.rank:
         return {}
     device = run.device()
-    found = {"mfu": measured_peak(device.device, device.precision)}
-    sold = datasheet_peak(device.model)
-    if sold is not None:
-        found["mfu_datasheet"] = sold
-    return {name: flops * run.world.size for name, flops in found.items()}
+    peaks = {"mfu": measured_peak(device.device, device.precision)}
+    published = datasheet_peak(device.model)
+    if published is not None:
+        peaks["mfu_datasheet"] = published
+    return {name: flops * run.world.size for name, flops in peaks.items()}

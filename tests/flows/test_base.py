@@ -54,12 +54,13 @@ def test_a_base_is_taken_and_given_back(tree: Project) -> None:
     assert "smollm2" not in enabled(tree.root)
     done = tree.python("-m", "flows", "base", "smollm2")
     assert done.returncode == 0, done.stderr
-    assert "sources.toml: smollm2 is switched on" in done.stdout
+    assert "sources.toml: smollm2 is enabled" in done.stdout
     assert "weights data/weights/smollm2" in done.stdout
     assert "weights: data/weights/smollm2" in (tree.root / "params.yaml").read_text()
     assert "smollm2" in enabled(tree.root)
     again = tree.python("-m", "flows", "base", "smollm2")
-    assert again.stdout == "the base is smollm2: `make pipeline` runs what rests on it\n"
+    message = "the base is smollm2: run `make pipeline` to update the stages that use the base\n"
+    assert again.stdout == message
     back = tree.python("-m", "flows", "base", "pretrain")
     assert back.returncode == 0, back.stderr
     assert content(tree.root) == before
@@ -93,4 +94,6 @@ def test_a_mistake_is_one_sentence_and_changes_nothing(
 def test_an_unknown_base_is_named_beside_those_there_are(tree: Project) -> None:
     done = tree.python("-m", "flows", "base", "gpt9")
     assert done.returncode == 2
-    assert done.stderr == "there is no configs/bases/gpt9.yaml: the bases are pretrain, smollm2\n"
+    assert done.stderr == (
+        "configs/bases/gpt9.yaml does not exist: the bases are pretrain, smollm2\n"
+    )

@@ -105,7 +105,7 @@ def test_data_is_made_pinned_and_left_alone(root: Path, capsys: pytest.CaptureFi
     digest = hashlib.sha256(b"One.\n").hexdigest()
     assert entry == {"bytes": 5, "sha256": digest, "sources": ["books"]}
     make(root)
-    assert capsys.readouterr().out == "data/ is what data.dvc pins: 4 files, 0.0 MB\n"
+    assert capsys.readouterr().out == "data/ matches data.dvc: 4 files, 0.0 MB\n"
     make_again = subprocess.run(
         [sys.executable, "-m", "dvc", "status", "--quiet"], cwd=root, check=False
     )
@@ -119,7 +119,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     made, pinned = contents(root), (root / "data.dvc").read_bytes()
     (root / "data" / "text" / "books" / "one.txt").unlink()
     make(root)
-    assert "data/ is back from DVC's cache: 4 files" in capsys.readouterr().out
+    assert "data/ is restored from DVC's cache: 4 files" in capsys.readouterr().out
     assert contents(root) == made
 
     pins.dvc(root, "remote", "add", "--default", "store", str(tmp_path / "store"))
@@ -127,7 +127,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     shutil.rmtree(root / ".dvc" / "cache")
     shutil.rmtree(root / "data")
     make(root)
-    assert "data/ is back from the DVC remote store: 4 files" in capsys.readouterr().out
+    assert "data/ is restored from the DVC remote store: 4 files" in capsys.readouterr().out
     assert contents(root) == made
 
     for gone in (root / ".dvc" / "cache", tmp_path / "store", root / "data"):
@@ -135,7 +135,7 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     make(root)
     said = capsys.readouterr().out
     assert "the DVC remote store does not have this data, or cannot be reached" in said
-    assert "data/ is made: 4 files" in said
+    assert "data/ is built: 4 files" in said
     assert contents(root) == made
     assert (root / "data.dvc").read_bytes() == pinned
 
@@ -170,7 +170,7 @@ def test_a_changed_file_of_ones_own_is_pinned_and_a_missing_one_is_not_missed(
     shutil.rmtree(root / "books")
     shutil.rmtree(root / "data")
     make(root)
-    assert "data/ is back from DVC's cache" in capsys.readouterr().out
+    assert "data/ is restored from DVC's cache" in capsys.readouterr().out
     assert contents(root) == made
 
 
@@ -199,9 +199,7 @@ def test_other_bytes_without_an_edit_are_an_error(
     shutil.rmtree(root / "data")
     shout = {**build.MAKERS, "documents": lambda members: {"one.txt": b"ONE"}}
     monkeypatch.setattr(build, "MAKERS", shout)
-    with pytest.raises(
-        ValueError, match=r"other bytes than data\.dvc pins.*text/books/one\.txt"
-    ) as it:
+    with pytest.raises(ValueError, match=r"bytes differ from data\.dvc.*text/books/one\.txt") as it:
         make(root)
     assert "(from books)" in str(it.value)
     assert "bpe" not in str(it.value)
@@ -213,7 +211,10 @@ def test_work_in_data_is_not_lost(root: Path) -> None:
     make(root)
     (root / "data" / "text" / "own.txt").write_text("My only copy.", encoding="utf-8")
     (root / "data" / "text" / "books" / "one.txt").write_text("Changed.", encoding="utf-8")
-    message = r"holds what neither .* knows: data/text/books/one\.txt, data/text/own\.txt\. Move"
+    message = (
+        r"holds files unknown to .* and to DVC: "
+        r"data/text/books/one\.txt, data/text/own\.txt\. Move"
+    )
     with pytest.raises(ValueError, match=message):
         make(root)
     assert (root / "data" / "text" / "own.txt").read_text(encoding="utf-8") == "My only copy."
@@ -223,7 +224,8 @@ def test_what_dvc_alone_took_in_is_noticed(root: Path) -> None:
     make(root)
     (root / "data" / "text" / "books" / "one.txt").write_text("Changed.", encoding="utf-8")
     pins.dvc(root, "add", "data")
-    with pytest.raises(ValueError, match=r"data/text/books/one\.txt: not what data/manifest/"):
+    message = r"data/text/books/one\.txt: content differs from data/manifest/"
+    with pytest.raises(ValueError, match=message):
         make(root)
 
 
@@ -251,7 +253,7 @@ def test_data_that_no_stage_could_use_is_not_pinned(root: Path, name: str) -> No
     with pytest.raises(ValueError, match=message) as caught:
         make(root)
     assert "data/" in str(caught.value)
-    assert str(caught.value).endswith(f" (it comes from source mail, path {name})")
+    assert str(caught.value).endswith(f" (from source mail, path {name})")
     assert ".state" not in str(caught.value)
     assert not (root / "data").exists()
     assert not (root / "data.dvc").exists()
@@ -289,8 +291,14 @@ def test_where_no_place_has_them_each_reason_is_given(root: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room, then"),
-        (ConnectionResetError("reset by peer"), "source books: path books: reset by peer. `make"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "the disk is full: free some space, then",
+        ),
+        (
+            ConnectionResetError("reset by peer"),
+            "source books: path books: reset by peer. Run `make",
+        ),
         (http.client.IncompleteRead(b""), "source books: path books: IncompleteRead"),
     ],
 )
@@ -335,7 +343,7 @@ def test_a_second_run_at_once_is_turned_away(
     with (root / ".state" / "data.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         assert data.main([]) == 1
-    assert "another `make data` is at work" in capsys.readouterr().err
+    assert "`make data` is already running" in capsys.readouterr().err
     assert data.main([]) == 0
 
 

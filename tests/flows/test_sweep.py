@@ -50,24 +50,27 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seed": "one"}, 'seed: input should be a valid integer (given: "one")'),
     ({"pruner": "median"}, "pruner is unknown: remove the key or correct the name"),
     ({"trials": 0}, "trials: must be a whole number above 0, or all (given: 0)"),
-    ({"sampler": "tpe"}, "trials is all; with sampler tpe it must be a number"),
+    ({"sampler": "tpe"}, "trials is all; with sampler tpe, trials must be a number"),
     ({"space": {}}, "space: dictionary should have at least 1 item"),
     ({"space": {RATE: []}}, "space.pretrain.learning_rate: list should have at least 1 item"),
     ({"space": {RATE: [1, 1]}}, "space.pretrain.learning_rate holds 1 twice"),
     ({"space": {RATE: {"low": 2, "high": 1}}}, "low is 2, high 1; low must be below high"),
     ({"space": {RATE: {"low": 1e-3, "high": 1e-2}}}, "a grid needs a list of choices, or a step"),
-    ({"space": {RATE: {"low": 0, "high": 1, "log": True}}}, "with log it must be above 0"),
-    ({"space": {RATE: {"low": 0, "high": 1, "step": 3}}}, "step is 3; it must be above 0"),
+    ({"space": {RATE: {"low": 0, "high": 1, "log": True}}}, "with log, low must be above 0"),
+    ({"space": {RATE: {"low": 0, "high": 1, "step": 3}}}, "step is 3; step must be above 0"),
     ({"space": {RATE: {"low": 0, "high": 1, "hgh": 1}}}, "learning_rate.hgh is unknown"),
     ({"space": {RATE: {"low": 0, "high": "1"}}}, 'learning_rate.high: must be a number (given: "1'),
     ({"space": {RATE: 3}}, "space.pretrain.learning_rate: "),
     ({"space": {"pretrain.rate": [1]}}, "params.yaml has no pretrain.rate"),
     ({"set": {"pretrain.stepz": 8}}, "params.yaml has no pretrain.stepz"),
     ({"space": {"lora.epochs": [1]}}, "lora.epochs changes nothing: tokenize and sample and"),
-    ({"set": {"pretrain.optimizer": {}}}, "pretrain.optimizer.warmup is given by"),
-    ({"set": {RATE: 1e-3}}, "pretrain.learning_rate is given by pretrain.learning_rate already"),
+    ({"set": {"pretrain.optimizer": {}}}, "pretrain.optimizer.warmup is set by"),
+    ({"set": {RATE: 1e-3}}, "pretrain.learning_rate is set by pretrain.learning_rate already"),
     ({"space": {RATE: [1e-3, -1]}}, "learning_rate: input should be greater than 0 (given: -1)"),
-    ({"space": {"pretrain.optimizer.warmup": [2]}}, "warmup is 2.0 but must be a fraction from 0 to 1"),
+    (
+        {"space": {"pretrain.optimizer.warmup": [2]}},
+        "warmup is 2.0 but must be a fraction from 0 to 1",
+    ),
     ({"space": {"runtime.device": ["tpu"]}}, "runtime"),
     ({"set": {"seed": "one"}}, "params.yaml: seed: input should be a valid integer"),
     (
@@ -89,7 +92,7 @@ def test_a_bad_file_is_one_sentence_before_any_work(change: dict[str, Any], mess
     ("file", "message"),
     [
         ("no.yaml", "no.yaml is missing"),
-        ("/etc/passwd", "lies outside"),
+        ("/etc/passwd", "passwd is outside"),
         ("README.md", "README.md is not YAML"),
     ],
 )
@@ -351,7 +354,7 @@ def test_a_sweep_that_is_stopped_goes_on_without_loss(
         process = start(waiting, "step 1/61")
         second = waiting.python("-m", "flows", "sweep")
         assert second.returncode == 2
-        assert second.stderr == "another `make sweep` of this project is at work\n"
+        assert second.stderr == "`make sweep` is already running in this project\n"
         stop(process, number)
         assert wait_for_end(waiting) == []
         statuses = {run["name"].split("-")[0]: run["status"] for run in waiting.runs()}

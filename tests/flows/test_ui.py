@@ -111,7 +111,7 @@ def test_another_site_may_not_drive_prefect(ui: str, ports: dict[str, str]) -> N
 def test_a_second_ui_says_that_one_is_up(ui: str, project: Project, ports: dict[str, str]) -> None:
     done = project.python("-m", "flows", "ui", extra=ports)
     assert done.returncode == 2
-    assert "`make ui` is up already" in done.stderr
+    assert "`make ui` is already running" in done.stderr
 
 
 def test_a_taken_port_is_named(project: Project, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Commands that bring raw data and base weights in."""
+"""Commands for raw data and base weights."""

@@ -1,7 +1,9 @@
-"""`make base BASE=x`: fine-tune from other weights, as configs/bases/x.yaml says.
+"""`make base BASE=x`: select the base weights of configs/bases/x.yaml.
 
-Writes the file's params into params.yaml and switches its source on in sources.toml, so that
-what runs is what these two say, however it is started. `make pipeline BASE=x` does this first.
+The command writes the file's params into params.yaml and enables the file's source in
+sources.toml. Every later run then fine-tunes from the selected weights, because params.yaml and
+sources.toml alone decide, however the run is started. `make pipeline BASE=x` selects the base
+first.
 """
 
 import json
@@ -19,21 +21,24 @@ from tasks.project.params import validated
 
 
 class Base(BaseModel):
-    """A base file."""
+    """The content of a base file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str | None
-    """The entry of sources.toml that brings the weights; null where no source does."""
+    """The entry of sources.toml with the weights; null where no source is needed."""
     params: Changes = Field(min_length=1)
-    """Dotted keys of params.yaml and their values: where the weights lie, how to train on them."""
+    """Dotted keys of params.yaml and their values: path of the weights, training settings."""
 
 
 def main(arguments: list[str]) -> int:
-    """Take over a base; a mistake in its file is one sentence before anything is written."""
+    """Select a base.
+
+    A mistake in the base file raises ValueError, a single sentence, before any file is written.
+    """
     if len(arguments) != 1:
-        given = " ".join(arguments) or "nothing"
-        raise ValueError(f"name one base of {', '.join(names())}; given: {given}")
+        text = " ".join(arguments) or "nothing"
+        raise ValueError(f"BASE must be one of {', '.join(names())}; given: {text}")
     base = read(arguments[0])
     table = _with_source(base.source) if base.source else None
     path = ROOT / "params.yaml"
@@ -41,31 +46,34 @@ def main(arguments: list[str]) -> int:
     after = edited(before, base.params)
     if table is not None:
         write_text(ROOT / "sources.toml", table)
-        print(f"sources.toml: {base.source} is switched on")
+        print(f"sources.toml: {base.source} is enabled")
     if after != before:
         write_text(path, after)
         print(f"params.yaml: {shown(_changed(base.params))}")
-    print(f"the base is {arguments[0]}: `make pipeline` runs what rests on it")
+    print(f"the base is {arguments[0]}: run `make pipeline` to update the stages that use the base")
     return 0
 
 
 def names() -> list[str]:
-    """Return the bases that there are files of."""
+    """Return the names of the base files."""
     return sorted(path.stem for path in (ROOT / "configs/bases").glob("*.yaml"))
 
 
 def read(name: str) -> Base:
-    """Read a base file. Raises ValueError where it does not fit this project."""
+    """Load a base file.
+
+    Raises ValueError where the file does not fit this project.
+    """
     file = f"configs/bases/{name}.yaml"
     if name not in names():
-        raise ValueError(f"there is no {file}: the bases are {', '.join(names())}")
+        raise ValueError(f"{file} does not exist: the bases are {', '.join(names())}")
     base = validated(Base, graph.read_yaml(ROOT / file), file=file)
     for key in base.params:
-        found = graph.params()
+        value = graph.params()
         for part in key.split("."):
-            if not isinstance(found, dict) or part not in found:
+            if not isinstance(value, dict) or part not in value:
                 raise ValueError(f"{file}: params.yaml has no {key}")
-            found = found[part]
+            value = value[part]
     mistake = refusal(base.params)
     if mistake:
         raise ValueError(f"{file}: {mistake}")
@@ -73,34 +81,42 @@ def read(name: str) -> Base:
 
 
 def _changed(changes: Changes) -> Changes:
-    """Return those that are not what params.yaml said when this process began."""
+    """Return the changes that differ from params.yaml.
 
-    def said(key: str) -> object:
-        found: object = graph.params()
+    The comparison uses params.yaml as loaded by this process, before the changes were written.
+    """
+
+    def present(key: str) -> object:
+        value: object = graph.params()
         for part in key.split("."):
-            assert isinstance(found, dict)
-            found = found[part]
-        return found
+            assert isinstance(value, dict)
+            value = value[part]
+        return value
 
     return {
-        key: value for key, value in changes.items() if json.dumps(said(key)) != json.dumps(value)
+        key: value
+        for key, value in changes.items()
+        if json.dumps(present(key)) != json.dumps(value)
     }
 
 
 def _with_source(name: str) -> str | None:
-    """Return sources.toml's text with a source switched on; None where it is on already."""
+    """Return sources.toml's text with a source enabled.
+
+    Returns None where the source is enabled already.
+    """
     path = ROOT / "sources.toml"
     try:
         table = tomlkit.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(
-            "sources.toml is missing: `git checkout sources.toml` brings it back"
+            "sources.toml is missing: `git checkout sources.toml` restores the file"
         ) from None
     except TOMLKitError as error:
         raise ValueError(f"sources.toml: {error}") from None
     rows = [row for row in table.get("source", []) if row.get("name") == name]
     if not rows:
-        raise ValueError(f"sources.toml has no source {name}, which the base needs")
+        raise ValueError(f"sources.toml has no source {name}, required by the base")
     if rows[0].get("enabled", True):
         return None
     rows[0]["enabled"] = True

@@ -1,1 +1,1 @@
-"""Commands that only show something."""
+"""Read-only commands: values of params, rows of training data."""

@@ -1,4 +1,7 @@
-"""`make params`: every value of params.yaml that a stage gets, with what stages share put in."""
+"""`make params`: every value of params.yaml, by stage.
+
+Shared values are resolved into the values of each stage.
+"""
 
 import json
 
@@ -7,7 +10,7 @@ from tasks.tracking.runs import flatten
 
 
 def main(arguments: list[str]) -> int:
-    """Print one value a line: those of one stage, or of all."""
+    """Print the values of a stage or all stages."""
     sections = stages()[one_stage(arguments)]["params"] if arguments else list(params())
     content = {name: params()[name] for name in sections if name in params() and name != "shared"}
     for name, value in flatten(content).items():

@@ -1,1 +1,1 @@
-"""Commands that manage records, states and servers."""
+"""Commands for records, training states and servers."""

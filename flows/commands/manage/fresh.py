@@ -1,13 +1,16 @@
-"""`make fresh STAGE=x`: drop what a stage has trained so far, so that it begins anew."""
+"""`make fresh STAGE=x`: drop a stage's unfinished training.
+
+The stage's next run trains from the beginning.
+"""
 
 from tasks.frame import resume
 from tasks.project.graph import one_stage
 
 
 def main(arguments: list[str]) -> int:
-    """Remove the states of a stage's training; outputs that are finished stay."""
+    """Remove a stage's training states; keep finished outputs."""
     stage = one_stage(arguments)
     resume.claim(stage)
-    for line in resume.fresh(stage) or [f"{stage}: there is no training to drop"]:
+    for line in resume.fresh(stage) or [f"{stage}: no unfinished training to drop"]:
         print(line)
     return 0

@@ -1,4 +1,7 @@
-"""`make serve`: register prefect.yaml's deployment and work for it, until Ctrl-C."""
+"""`make serve`: register prefect.yaml's deployment and run a worker.
+
+The worker executes the deployment's runs until Ctrl-C.
+"""
 
 import os
 import subprocess
@@ -11,30 +14,30 @@ POOL = "gptmill"
 
 
 def main(arguments: list[str]) -> int:
-    """Register the deployment, then run a process worker in the foreground."""
+    """Register the deployment, then run a worker in the foreground."""
     if arguments:
-        raise ValueError(f"`make serve` takes no words; given: {' '.join(arguments)}")
+        raise ValueError(f"`make serve` takes no arguments; given: {' '.join(arguments)}")
     url = os.environ.get("PREFECT_API_URL") or running_prefect()
     if not url or not answers(url.rstrip("/") + "/health"):
-        raise ValueError("no Prefect server is up: start `make ui` in another terminal first")
+        raise ValueError("no Prefect server is running: start `make ui` in a second terminal first")
     environment = {
         **os.environ,
         "PREFECT_API_URL": url,
-        "GPTMILL_ROOT": str(ROOT),  # prefect.yaml asks for it, so that it names no machine's path
+        "GPTMILL_ROOT": str(ROOT),  # read by prefect.yaml, in place of a machine's path
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
     }
 
     def prefect(*words: str) -> None:
         command = [sys.executable, "-m", "prefect", *words]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise ValueError(f"prefect {' '.join(words)}: {done.stderr.strip() or done.stdout}")
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise ValueError(f"prefect {' '.join(words)}: {result.stderr.strip() or result.stdout}")
 
     prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     prefect("--no-prompt", "deploy", "--all")
     site = url.removesuffix("/api")
-    print(f"deployment pipeline/nightly is at {site}/deployments: run it there, or switch its")
-    print("schedule on. This worker takes its runs, until Ctrl-C.", flush=True)
+    print("deployment pipeline/nightly is registered: start a run or enable the schedule")
+    print(f"at {site}/deployments. This worker executes the runs, until Ctrl-C.", flush=True)
     os.chdir(ROOT)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
     os.execve(sys.executable, [*worker, "--type", "process"], environment)

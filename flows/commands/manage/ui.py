@@ -16,11 +16,11 @@ from tasks.tracking.runs import close_dead_runs, connect
 
 
 def main(arguments: list[str]) -> int:
-    """Start both servers, print their addresses, and end them together."""
+    """Start both servers, print their addresses, stop both together."""
     if arguments:
-        raise ValueError(f"`make ui` takes no words; given: {' '.join(arguments)}")
+        raise ValueError(f"`make ui` takes no arguments; given: {' '.join(arguments)}")
     _check_ports()
-    print("starting Prefect and MLflow, some 15 seconds ...", flush=True)
+    print("starting Prefect and MLflow, about 15 seconds ...", flush=True)
     experiment = connect()
     close_dead_runs(experiment)
     with ExitStack() as stack:
@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
         stack.enter_context(noted(prefect, mlflow))
         print(f"\nPrefect  {prefect.removesuffix('/api')}   runs, pages, schedules")
         print(f"MLflow   {mlflow}/#/experiments/{experiment}/runs   metrics, models, comparisons")
-        print("\nCtrl-C ends both. In another terminal: `make pipeline`, `make serve`.", flush=True)
+        print(
+            "\nCtrl-C stops both. In a second terminal: `make pipeline`, `make serve`.", flush=True
+        )
         signal.pause()
     return 0
 
@@ -37,10 +39,12 @@ def main(arguments: list[str]) -> int:
 def _check_ports() -> None:
     running = running_prefect()
     if running:
-        raise ValueError(f"`make ui` is up already: Prefect is at {running.removesuffix('/api')}")
+        raise ValueError(
+            f"`make ui` is already running: Prefect is at {running.removesuffix('/api')}"
+        )
     for name, port in (("PREFECT", prefect_port()), ("MLFLOW", mlflow_port())):
         if not is_free(port):
             raise ValueError(
-                f"port {port} is taken by another program: end it, or choose another port, "
-                f"`GPTMILL_{name}_PORT={port + 1} make ui`"
+                f"port {port} is taken by a different program: stop the program, "
+                f"or choose a free port, `GPTMILL_{name}_PORT={port + 1} make ui`"
             )

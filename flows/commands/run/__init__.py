@@ -1,1 +1,1 @@
-"""Commands that run stages."""
+"""Commands to run stages."""

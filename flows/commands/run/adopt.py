@@ -1,8 +1,9 @@
-"""`make adopt`: write the best trial's params into params.yaml, and take its results.
+"""`make adopt`: adopt the best trial's params and outputs.
 
-The trial's outputs are in DVC's cache, under a key that the same params lead to: the stage
-is brought back from there, not trained again. What the sweep file `set`s for its trials
-only (fewer steps, say) is not adopted; then the stage is still to be run.
+The params are written into params.yaml. The trial's outputs are in DVC's cache, under a key
+derived from the same params: the stage is restored from the cache, not trained again. Values
+that the sweep file `set`s for its trials only (fewer steps, for example) are not adopted; the
+stage must then still be run.
 """
 
 from flows.commands.run.sweep import alone, named
@@ -22,13 +23,15 @@ def main(arguments: list[str]) -> int:
     if not (sweep.folder / "study.db").exists():
         raise ValueError(
             f"{sweep.stem} has no trials with the present code, data and params: "
-            f"`make sweep{words}` runs them"
+            f"run `make sweep{words}` first"
         )
     with alone():
         trials = open_study(sweep).trials
     top = best(sweep.search, trials)
     if top is None:
-        raise ValueError(f"no trial of {sweep.name} has a value: `make sweep{words}` goes on")
+        raise ValueError(
+            f"no trial of {sweep.name} has a value: `make sweep{words}` continues the sweep"
+        )
     params = params_of(sweep.search, top)
     path = ROOT / "params.yaml"
     write_text(path, edited(path.read_text(encoding="utf-8"), params))
@@ -37,11 +40,13 @@ def main(arguments: list[str]) -> int:
     )
     if len(trials) < sweep.search.n_trials:
         print(
-            f"of {sweep.search.n_trials} trials {len(trials)} are done: `make sweep{words}` goes on"
+            f"{len(trials)} of {sweep.search.n_trials} trials are done: "
+            f"`make sweep{words}` continues the sweep"
         )
     if sweep.search.fixed:
         print(
-            f"the trials ran with {shown(sweep.search.fixed)}: `make pipeline` trains as you set it"
+            f"the trials ran with {shown(sweep.search.fixed)}: "
+            "`make pipeline` trains with your own values of params.yaml"
         )
         return 0
     graph.params.cache_clear()

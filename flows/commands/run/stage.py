@@ -1,6 +1,7 @@
-"""`make STAGE`: bring one stage up to date, after a look at what it rests on.
+"""`make STAGE`: check the inputs, then update the stage.
 
-DVC's `--single-item` takes inputs as they lie there; this says so where they are stale.
+DVC's `--single-item` accepts inputs without a check; `make STAGE` raises an error for stale
+inputs.
 """
 
 import json
@@ -25,22 +26,25 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_fresh(stage: str) -> None:
-    """Raise ValueError where a stage upstream would run again: its code or params changed."""
-    rests_on = ancestors(stage)
-    if not rests_on:
+    """Raise ValueError where an upstream stage is stale.
+
+    A stage is stale after a change of its code or params, and would run again.
+    """
+    upstream = ancestors(stage)
+    if not upstream:
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", *rests_on],
+    result = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json", *upstream],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    if done.returncode != 0:
-        raise ValueError(f"dvc status: {done.stderr.strip()}")
-    stale = [name for name in rests_on if name in json.loads(done.stdout)]
+    if result.returncode != 0:
+        raise ValueError(f"dvc status: {result.stderr.strip()}")
+    stale = [name for name in upstream if name in json.loads(result.stdout)]
     if stale:
         also = f" (and {', '.join(stale[1:])})" if stale[1:] else ""
         raise ValueError(
-            f"{stage}: what it reads is stale, since {stale[0]}{also} would run again: "
-            f"`make {stale[0]}` first, or `make pipeline` for all"
+            f"{stage}: the inputs are stale, since {stale[0]}{also} would run again: "
+            f"run `make {stale[0]}` first, or `make pipeline` for all stages"
         )

@@ -1,8 +1,8 @@
-"""`make sweep`: the search of a file of configs/sweeps/, each trial in its own git worktree.
+"""`make sweep`: run the search of a file in configs/sweeps/.
 
-Stopped in any way, the same command goes on: finished trials are kept, the one that was cut
-off is run again from where its stage can resume, and the end is that of a sweep that was
-never stopped.
+Each trial runs in a git worktree of its own. After a stop of any kind, the same command
+continues the sweep: finished trials are kept, the interrupted trial runs again from the point
+at which its stage can resume, and the result equals the result of a sweep without a stop.
 """
 
 import time
@@ -29,15 +29,14 @@ from tasks.project.graph import stages
 from tasks.tracking import runs
 
 SWEEPS = ROOT / ".state" / "sweeps"
-CLOSE_TIMEOUT_S = (
-    40.0  # seconds that a trial gets to close its records; its own stage has 20 of them
-)
-HOPELESS = 3  # trials that failed, and no other, after which a sweep stops
+# seconds for a trial to close its records; the trial's own stage has 20 of these seconds
+CLOSE_TIMEOUT_S = 40.0
+HOPELESS = 3  # failed trials, without a successful trial, after which a sweep stops
 
 
 @dataclass(frozen=True)
 class TrialOutcome:
-    """What became of a trial: what its stage wrote, or why it wrote nothing."""
+    """Outcome of a trial: metrics, or an error message."""
 
     metrics: dict[str, Any]
     states: dict[str, str]
@@ -46,14 +45,17 @@ class TrialOutcome:
 
 @dataclass(frozen=True)
 class Work:
-    """A sweep at work: the search, the trials that are done, and the runs in MLflow."""
+    """A running sweep: search, finished trials, MLflow runs."""
 
     sweep: Sweep
     study: Study
     runs: Record
 
     def to_the_end(self) -> None:
-        """Run the trials that are missing, and leave the sweep's own run closed truthfully."""
+        """Run the missing trials, then close the sweep's own run.
+
+        The status of the closed run is true after an error or a kill, too.
+        """
         try:
             while not self._is_done():
                 self._trial(len(self.study.trials))
@@ -71,12 +73,15 @@ class Work:
         return best(self.sweep.search, self.study.trials)
 
     def _is_done(self) -> bool:
-        done = len(self.study.trials)
-        hopeless = done >= HOPELESS and self.best() is None
-        return hopeless or done >= self.sweep.search.n_trials
+        n_trials = len(self.study.trials)
+        hopeless = n_trials >= HOPELESS and self.best() is None
+        return hopeless or n_trials >= self.sweep.search.n_trials
 
     def _trial(self, number: int) -> None:
-        """Run one trial. The study is told last: what it holds is done in every respect."""
+        """Run a trial and record its outcome.
+
+        The study is updated last: every trial in the study is finished in every respect.
+        """
         search, started = self.sweep.search, time.monotonic()
         params = suggest(search, number, self.study.trials)
         print(f"trial {number}, {number + 1} of {search.n_trials}: {shown(params)}", flush=True)
@@ -95,13 +100,16 @@ class Work:
         record(self.study, search, params, value=value, facts={**facts, "mlflow.run": run})
         tree.remove(self._folder(number))
         self.runs.compare(self.study.trials)
-        self._tell(number)
+        self._print_outcome(number)
 
     def _folder(self, number: int) -> Path:
         return self.sweep.folder / "trials" / str(number)
 
     def _outcome(self, number: int, params: Changes, run: str) -> TrialOutcome:
-        """Run a trial in its worktree. Raises ValueError where the fault is not the trial's."""
+        """Run a trial in its worktree and return the outcome.
+
+        Raises ValueError where the failure is not the trial's fault.
+        """
         search, folder = self.sweep.search, self._folder(number)
         changes = {**search.fixed, **params}
         mistake = refusal(changes)
@@ -117,33 +125,34 @@ class Work:
         if result["failed"] is None:
             path = folder / "artifacts" / search.stage / "metrics.json"
             return TrialOutcome(read_json(path), result["states"])
-        if not self._is_of_the_search(result["failed"]):
+        if not self._depends_on_search(result["failed"]):
             raise ValueError(f"{result['failed'] or 'dvc'}: {result['message']}")
         return TrialOutcome({}, result["states"], result["message"])
 
-    def _is_of_the_search(self, stage: str) -> bool:
-        """Return whether a stage's failure can come from what the trials differ in."""
+    def _depends_on_search(self, stage: str) -> bool:
+        """Return whether searched params can cause a stage's failure."""
         if stage == self.sweep.search.stage:
             return True
         sections = {key.split(".")[0] for key in self.sweep.search.space}
         return stage in stages() and bool(sections.intersection(stages()[stage]["params"]))
 
-    def _tell(self, number: int) -> None:
-        done, top = self.study.trials[number], self.best()
+    def _print_outcome(self, number: int) -> None:
+        trial, top = self.study.trials[number], self.best()
         search = self.sweep.search
-        what = (
-            f"{search.metric} {done.value:.5g}"
-            if done.value is not None
-            else "failed: " + str(done.user_attrs["message"])
+        outcome = (
+            f"{search.metric} {trial.value:.5g}"
+            if trial.value is not None
+            else "failed: " + str(trial.user_attrs["message"])
         )
-        also = f" (best so far: {top.value:.5g}, trial {top.number})" if top else ""
-        print(f"trial {number}: {what}{also}", flush=True)
+        comparison = f" (best so far: {top.value:.5g}, trial {top.number})" if top else ""
+        print(f"trial {number}: {outcome}{comparison}", flush=True)
 
 
 def run_in(folder: Path, stage: str, *, under: tuple[str, str]) -> dict[str, Any]:
-    """Bring a stage up to date in a worktree, by the worktree's own code; return what it tells.
+    """Update a stage in a worktree and return the outcome.
 
-    Whatever ends this call early first ends every process of the trial.
+    The stage runs with the worktree's own code. When the call ends early, every process of the
+    trial is ended first.
     """
     file = folder / ".state" / "trial.json"
     file.parent.mkdir(exist_ok=True)
@@ -168,7 +177,10 @@ def run_in(folder: Path, stage: str, *, under: tuple[str, str]) -> dict[str, Any
 
 
 def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
-    """Return the variables by which a trial records into this tree's store, below its runs."""
+    """Return the environment variables for a trial's process.
+
+    The variables direct the trial's records into this tree's store, below the runs of the sweep.
+    """
     sweep, trial = under
     return {
         "MLFLOW_TRACKING_URI": runs.tracking_uri(),
@@ -180,24 +192,30 @@ def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
 
 
 def named(arguments: list[str]) -> Sweep:
-    """Read the sweep file that a command names."""
+    """Load the sweep file of a command."""
     if len(arguments) > 1:
-        raise ValueError(f"name one sweep file, FILE={FILE}; given: {' '.join(arguments)}")
+        raise ValueError(f"name a single sweep file, FILE={FILE}; given: {' '.join(arguments)}")
     return read(arguments[0] if arguments else FILE)
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Let one sweep of this project run at a time: each trial takes the whole machine."""
-    held = take(SWEEPS / "lock", patience=0)
-    if held is None:
-        raise ValueError("another `make sweep` of this project is at work")
-    with held:
+    """Prevent a second sweep of this project during the block.
+
+    Each trial takes the whole machine.
+    """
+    lock = take(SWEEPS / "lock", patience=0)
+    if lock is None:
+        raise ValueError("`make sweep` is already running in this project")
+    with lock:
         yield
 
 
 def announce(sweep: Sweep) -> None:
-    """Say what begins, and, where another sweep of the file was begun, why this is a new one."""
+    """Announce a sweep, and the reason for a new sweep.
+
+    The reason is printed where an earlier sweep of the same file exists.
+    """
     print(f"{sweep.name}: {sweep.search.sampler} over {', '.join(sweep.search.space)}")
     last = max(
         SWEEPS.glob(f"sweep-{sweep.stem}-*/sweep.json"),
@@ -211,11 +229,11 @@ def announce(sweep: Sweep) -> None:
         name for name in {*before, *sweep.facts} if before.get(name) != sweep.facts.get(name)
     )
     if changed:
-        print(f"a new sweep, no part of {last.parent.name}: {', '.join(changed)} changed since")
+        print(f"a new sweep, separate from {last.parent.name}: {', '.join(changed)} changed since")
 
 
 def main(arguments: list[str]) -> int:
-    """Run the trials that are not done yet, then show all of them."""
+    """Run the missing trials, then print all trials."""
     started = time.monotonic()
     sweep = named(arguments)
     tree.check_repository()
@@ -224,10 +242,10 @@ def main(arguments: list[str]) -> int:
         sweep.folder.mkdir(parents=True, exist_ok=True)
         write_json(sweep.folder / "sweep.json", sweep.facts)
         work = Work(sweep, open_study(sweep), Record.open(sweep))
-        done = len(work.study.trials)
-        if done:
-            print(f"{done} of {sweep.search.n_trials} trials are done and kept")
-        for number in range(done):  # a sweep that was killed may have left a finished one's
+        n_finished = len(work.study.trials)
+        if n_finished:
+            print(f"{n_finished} of {sweep.search.n_trials} trials are done and kept")
+        for number in range(n_finished):  # a kill may have left a finished trial's worktree
             tree.remove(sweep.folder / "trials" / str(number))
         work.to_the_end()
     title = (
@@ -238,14 +256,14 @@ def main(arguments: list[str]) -> int:
 
 
 def conclude(work: Work, arguments: list[str]) -> int:
-    """Print where the comparison lies, the best params, and what to type next."""
+    """Print comparison path, best params and next command."""
     folder, top = work.sweep.folder.relative_to(ROOT), work.best()
     print(f"compared  {folder}/trials.png, {work.runs.address} (`make ui`)")
     if top is None:
-        print(f"no trial has a value; mend the cause, `rm -r {folder}`, and sweep again")
+        print(f"no trial has a value; fix the cause, run `rm -r {folder}`, then sweep again")
         return 1
     print(f"best      trial {top.number}, {work.sweep.search.metric} {top.value:.5g}:\n")
     print(as_yaml(params_of(work.sweep.search, top)))
     words = f" FILE={arguments[0]}" if arguments else ""
-    print(f"next      make adopt{words}   writes them into params.yaml")
+    print(f"next      make adopt{words}   writes the best params into params.yaml")
     return 0

@@ -1,7 +1,6 @@
-"""A LoRA adapter as a folder in PEFT's layout, which `PeftModel.from_pretrained` opens on the base.
+"""LoRA adapters as folders in PEFT's layout, for `PeftModel.from_pretrained` on the base.
 
-Where Hugging Face's Llama has several matrices for one of ours, A is theirs in common and the
-rows of B are dealt out.
+Hugging Face's Llama splits our fused matrices: the parts share A and divide the rows of B.
 """
 
 from pathlib import Path
@@ -21,14 +20,14 @@ from gptmill.model.lora import LoRAConfig, LoRALinear
 def save_adapter(
     folder: Path, model: GPT | GPTClassifier, config: LoRAConfig, *, base: str
 ) -> None:
-    """Write the adapter, and the head of a classifier, as a PEFT folder.
+    """Save the adapter, and the head of a classifier, as a PEFT folder.
 
-    `base` says where the model under it lies. It ends up in the file: a path of the project or a
-    hub name, never one of this machine.
+    `base` is the base model's path in the project or id on the hub, and is written to the config:
+    never a path of this machine.
     """
     assert not Path(base).is_absolute()
     tensors = _peft_tensors(model)
-    assert tensors, "there is no adapter on this model"
+    assert tensors, "the model has no adapter"
     targets = sorted({name.split(".")[-3] for name in tensors})
     if isinstance(model, GPTClassifier):
         tensors["base_model.model.score.weight"] = model.score.weight
@@ -38,13 +37,13 @@ def save_adapter(
     head = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
     language = {"task_type": "CAUSAL_LM", "modules_to_save": None}
     own = head if isinstance(model, GPTClassifier) else language
-    # GPT-2's Conv1D holds (in, out); A and B are the same either way.
+    # GPT-2's Conv1D stores (in, out); A and B are equal in both cases.
     stored = {"fan_in_fan_out": family_of(model.config).conv1d}
     write_json(folder / "adapter_config.json", {**settings, **own, **stored})
 
 
 def _peft_tensors(model: GPT | GPTClassifier) -> dict[str, Tensor]:
-    """Return A and B of each matrix that Hugging Face's model has, by PEFT's names."""
+    """Return A and B of each of Hugging Face's matrices, by PEFT's names."""
     n_classes = model.score.out_features if isinstance(model, GPTClassifier) else None
     places = slots(layout_of(model.config), model.config, n_classes)
     tensors: dict[str, Tensor] = {}

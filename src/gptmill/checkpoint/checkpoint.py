@@ -1,8 +1,8 @@
-"""Checkpoints: a Hugging Face folder, whoever made it.
+"""Checkpoints: Hugging Face folders, ours and everyone's.
 
-`model.safetensors`, `config.json`, `generation_config.json` and the tokenizer's files. What is
-written opens in Hugging Face's tools, and what they write, or the hub serves, opens here. Names
-and shapes are checked before anything big is read or built; the tables are in layouts.py.
+A folder holds `model.safetensors`, `config.json`, `generation_config.json` and the tokenizer's
+files. Hugging Face's tools open our folders, and we open theirs and the hub's. Names and shapes are
+checked before any tensor is read or built; the tables are in layouts.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ __all__ = [
 
 
 def layout_of(config: GPTConfig) -> Layout:
-    """Return how Hugging Face stores a model of this family."""
+    """Return Hugging Face's layout of a model."""
     return family_of(config).hugging_face
 
 
@@ -57,10 +57,9 @@ def save_causal_lm(
     dtype: torch.dtype = torch.float32,
     ids: SpecialIds | None = None,
 ) -> None:
-    """Write a model that `AutoModelForCausalLM` opens; the folder is made where it is missing.
+    """Save a model for `AutoModelForCausalLM`, in a folder that is created if missing.
 
-    Weights are rounded to `dtype`. `ids` are those that the config names, where they are not
-    the tokenizer's own.
+    Weights are rounded to `dtype`. `ids` replace the tokenizer's special ids in the config.
     """
     ids = special_ids(tokenizer) if ids is None else ids
     _save(folder, model, {"architectures": [family_of(model.config).causal_lm]}, ids, dtype)
@@ -77,12 +76,12 @@ def save_classifier(
     dtype: torch.dtype = torch.float32,
     ids: SpecialIds | None = None,
 ) -> None:
-    """Write a model that `AutoModelForSequenceClassification` opens, its classes by name.
+    """Save a classifier with class names for `AutoModelForSequenceClassification`.
 
-    That class finds a row's last real token by looking for the padding id, `<|endoftext|>`:
-    rows are padded on the right and never end in a real one.
+    Transformers finds the last token of a row by searching for the padding id, `<|endoftext|>`:
+    rows are padded on the right and never end in a real `<|endoftext|>`.
     """
-    assert len(class_names) == model.score.out_features, "one name a class"
+    assert len(class_names) == model.score.out_features, "each class needs a name"
     classes = {
         "architectures": [family_of(model.config).classifier],
         "problem_type": "single_label_classification",
@@ -94,14 +93,14 @@ def save_classifier(
 
 
 def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Return the ids that a config names for a tokenizer."""
+    """Return the special ids of a tokenizer for config.json."""
     return SpecialIds(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
 
 
 def read_class_names(folder: Path) -> list[str]:
-    """Read the class names of the classifier in `folder`, in the order of its scores."""
+    """Read the class names of the classifier in `folder`, in the order of the scores."""
     path = folder / "config.json"
-    # transformers leaves out the names that it would make up itself.
+    # transformers omits its default names.
     names = read_config_file(path).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
     if not isinstance(names, dict) or sorted(names) != sorted(
         str(index) for index in range(len(names))
@@ -111,10 +110,10 @@ def read_class_names(folder: Path) -> list[str]:
 
 
 def check_weights(folder: Path, *, n_classes: int | None = None) -> GPTConfig:
-    """Compare names and shapes of the tensors in `folder` with what its config asks for.
+    """Check names and shapes of the tensors in `folder` against config.json; return the config.
 
-    Returns the config; raises ValueError with the tensors that are missing, unknown or of
-    another shape. With `n_classes` the folder must hold a classifier.
+    Raises ValueError naming tensors that are missing, unknown or of a wrong shape. With
+    `n_classes`, the folder must hold a classifier.
     """
     config = read_config(folder)
     check(layout_of(config), config, open_folder(folder), n_classes=n_classes)
@@ -128,12 +127,11 @@ def load_causal_lm(
     dtype: torch.dtype = torch.float32,
     mapped: bool = False,
 ) -> GPT:
-    """Read the GPT in `folder`, in `dtype` on the CPU and in eval mode.
+    """Load the GPT in `folder`, in `dtype` on the CPU and in eval mode.
 
-    Its dropout in training is that of its config, or `drop_rate` where that is given. A `mapped`
-    model is there at once and reads its weights from the file as they are used: to be looked at
-    or laid out anew, not to be trained. The file must not be written to while it is in use;
-    replacing it is no harm.
+    `drop_rate` replaces the config's dropout in training. A `mapped` model loads at once and reads
+    weights from the file on first use: for inference or conversion, not for training. The file must
+    not be modified while mapped; replacing the file is harmless.
     """
     model = _load(folder, None, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
     assert isinstance(model, GPT)
@@ -147,7 +145,7 @@ def load_classifier(
     dtype: torch.dtype = torch.float32,
     mapped: bool = False,
 ) -> tuple[GPTClassifier, list[str]]:
-    """Read the classifier in `folder` and its class names, as `load_causal_lm` does."""
+    """Load the classifier in `folder` and the class names, as `load_causal_lm` does."""
     class_names = read_class_names(folder)
     n_classes = len(class_names)
     model = _load(folder, n_classes, drop_rate=drop_rate, dtype=dtype, mapped=mapped)
@@ -183,7 +181,7 @@ def _save(
     ids: SpecialIds,
     dtype: torch.dtype,
 ) -> None:
-    """Write the weights, then the config."""
+    """Save the weights, then the config."""
     name = next((name for name, known in SAVED_DTYPES.items() if known is dtype), None)
     if name is None:
         raise ValueError(f"weights are not saved as {dtype}; allowed are {', '.join(SAVED_DTYPES)}")

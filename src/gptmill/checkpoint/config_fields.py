@@ -1,4 +1,4 @@
-"""Checks of config.json that all model families share."""
+"""Checks of config.json for all model families."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Model families: one row each, with all that tells them apart outside of the network.
+"""Model families: a row each, with all differences outside of the network.
 
 A new family is a row here, a config reader beside `llama_config.py`, a table of tensor names in
 `layouts.py`, the switches of `GPTConfig`, and a parity test.

@@ -1,6 +1,6 @@
-"""config.json as Hugging Face has it, and the shape of a model from it.
+"""Hugging Face's config.json, read as the shape of a model and written.
 
-A config that asks for a variant that the model does not compute is refused.
+A config with a variant that the model does not compute is refused.
 """
 
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from gptmill.model.gpt import INIT_STD, GPTConfig
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that a config names: of the begin and the end of a text, and of padding."""
+    """The special ids in a config: begin and end of a text, and padding."""
 
     bos: int
     eos: int
     pad: int
 
     def named(self) -> dict[str, int]:
-        """Return them as config.json and generation_config.json name them."""
+        """Return the ids by their keys in config.json and generation_config.json."""
         return {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a config.json; raise ValueError where there is none or it is something else."""
+    """Read a config.json; raise ValueError for a missing file and for anything but an object."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; a Hugging Face folder has one")
     content = read_json(path)
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> GPTConfig:
 
 
 def to_hugging_face(config: GPTConfig, ids: SpecialIds, dtype: str) -> dict[str, Any]:
-    """Return the config.json of a model, but for the class that opens it."""
+    """Return the config.json of a model, without the architecture class."""
     return {
         **FAMILIES[config.family].write_config(config),
         **ids.named(),

@@ -1,7 +1,7 @@
-"""Layouts: how each kind of file names and stores the tensors of a model. One table a layout.
+"""Layouts: the names and storage of a model's tensors in each file format, one table each.
 
-The tables are read by mapping.py, in both directions. `N` in a name stands for the number
-of a block. A tensor of ours may be several in a file, one behind the other in its rows.
+mapping.py reads the tables in both directions. `N` in a name stands for the number of a block. One
+of our tensors may be several tensors in a file, concatenated by rows.
 """
 
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 Stored = Literal["plain", "transposed", "kernel", "interleaved"]
-"""How a file keeps the rows: as `nn.Linear` does, (out, in); as (in, out); as (1, in, out), a
-convolution's kernel; or (out, in) with the two halves of each head's rows interleaved, so that
-rotary positions turn neighbours."""
+"""The storage of a matrix: (out, in) as in `nn.Linear`; (in, out); (1, in, out), a convolution's
+kernel; or (out, in) with the two halves of each head's rows interleaved, so that rotary positions
+rotate neighbouring rows."""
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """One tensor of a file: its name and how it is stored."""
+    """A tensor of a file: name and storage."""
 
     name: str
     stored: Stored = "plain"
@@ -24,7 +24,7 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of ours and the tensors of a file that make it up."""
+    """One of our tensors, and the corresponding tensors of a file."""
 
     ours: str
     parts: tuple[FileTensor, ...]
@@ -32,22 +32,22 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Layout:
-    """One kind of file."""
+    """A file format."""
 
     name: str
     rows: tuple[TensorRow, ...]
     body: str = ""
-    """A prefix of names that a file without a head leaves out."""
+    """A prefix of names, absent in files without a head."""
     ignored: tuple[str, ...] = ()
-    """Ends of names of constants that some files carry."""
+    """Suffixes of constants in some files."""
     zero_biases: bool = False
-    """Queries, keys and values have a bias in the file also where the model has none."""
+    """The file has query, key and value biases even if the model has none."""
     own_head: bool = False
-    """The head is in the file also where it is the token embedding."""
+    """The file has a head even if the head is tied to the token embedding."""
 
 
 Files = str | FileTensor | tuple[str | FileTensor, ...]
-"""The tensors of a file that make up one of ours; a plain name is stored as it is."""
+"""The tensors of a file for one of ours; a string is a tensor with plain storage."""
 
 
 def _row(ours: str, files: Files, prefix: str = "") -> TensorRow:
@@ -73,7 +73,7 @@ def _rows(
 HUGGING_FACE_GPT2 = Layout(
     name="Hugging Face's GPT-2",
     body="transformer.",
-    # Causal masks, which old checkpoints carry.
+    # causal masks in old checkpoints
     ignored=(".attn.bias", ".attn.masked_bias"),
     zero_biases=True,
     rows=_rows(
@@ -164,7 +164,7 @@ BOOK = Layout(
             "transformer.ln_f.bias": "final_norm.shift",
             "lm_head.weight": "out_head.weight",
             "score.weight": "out_head.weight",
-            "score.bias": "out_head.bias",  # the book's classifiers have one
+            "score.bias": "out_head.bias",  # a bias of the book's classifiers
         },
     ),
 )

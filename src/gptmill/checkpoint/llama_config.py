@@ -1,4 +1,4 @@
-"""config.json of a Llama, read and written; rotary scalings by their names there."""
+"""config.json of a Llama, read and written, rotary scalings included."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
     "partial_rotary_factor": (1.0, None),
 }
-# What a rotary scaling is called there: ours, its own, and what a missing key means.
+# The keys of a rotary scaling: our name, the name in config.json, the meaning of a missing key.
 SCALED = {
     "linear": {},
     "yarn": {"beta_fast": ("beta_fast", 32.0), "beta_slow": ("beta_slow", 1.0)},
@@ -66,28 +66,28 @@ def read(content: Mapping[str, Any]) -> GPTConfig:
 
 
 def _rope(content: Mapping[str, Any], context_length: int) -> tuple[float, RopeScaling | None]:
-    """Return base and scaling: `rope_parameters`, or as it was called before, `rope_scaling`."""
-    found = content.get("rope_scaling") or content.get("rope_parameters") or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"rope_parameters is {found!r}; allowed is an object")
-    theta = float(found.get("rope_theta", content.get("rope_theta", 10_000.0)))
-    kind = found.get("rope_type", found.get("type", "default"))
-    refuse_variants(found, SCALING_FIXED)
+    """Return base and scaling from `rope_parameters`, or the older `rope_scaling`."""
+    rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"rope_parameters is {rope!r}; allowed is an object")
+    theta = float(rope.get("rope_theta", content.get("rope_theta", 10_000.0)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse_variants(rope, SCALING_FIXED)
     if kind == "default":
         return theta, None
     if kind not in SCALED:
         allowed = ", ".join(["default", *SCALED])
         raise ValueError(f"rope_type is {kind!r}; allowed are {allowed}")
     outside = content.get("original_max_position_embeddings")
-    original = outside or found.get("original_max_position_embeddings") or context_length
-    factor = found.get("factor")
+    original = outside or rope.get("original_max_position_embeddings") or context_length
+    factor = rope.get("factor")
     return theta, RopeScaling(
         kind=kind,
         factor=float(context_length / original if factor is None else factor),
         original_context_length=original,
-        attention_factor=found.get("attention_factor"),
+        attention_factor=rope.get("attention_factor"),
         **{
-            ours: float(found.get(theirs) or default)
+            ours: float(rope.get(theirs) or default)
             for ours, (theirs, default) in SCALED[kind].items()
         },
     )
@@ -111,11 +111,11 @@ def write(config: GPTConfig) -> dict[str, Any]:
         "attention_dropout": config.drop_rate,
         "mlp_bias": False,
         "rope_parameters": {**rope, "rope_theta": llama.rope_theta},
-        # The same as tools before transformers 5 read it.
+        # for tools older than transformers 5
         "rope_theta": llama.rope_theta,
         "rope_scaling": None if scaling is None else rope,
     }
-    if scaling is not None and scaling.kind == "linear":  # which has no such key inside
+    if scaling is not None and scaling.kind == "linear":  # has no key inside `rope_parameters`
         content["original_max_position_embeddings"] = scaling.original_context_length
     return content
 

@@ -1,7 +1,7 @@
-"""Model cards: a `README.md` in a checkpoint's folder that says what is known of the model.
+"""Model cards: the `README.md` in a checkpoint's folder.
 
-The head of the file is YAML as Hugging Face's hub reads it. Equal cards are equal bytes: no time,
-no path of a machine and no host is in one.
+The file begins with YAML for Hugging Face's hub. Equal cards have equal bytes: times, machine paths
+and hosts are left out.
 """
 
 import json
@@ -27,22 +27,22 @@ MADE_BY = "Made by gptmill"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a person should know before using a model."""
+    """The facts a person should know before using a model."""
 
     name: str
     task: Task
     summary: str
-    """One or two sentences: what it is and how it was made."""
+    """One or two sentences on the model and its training."""
     intended_use: str
     limits: str
     licence: str | None = None
-    """Of the weights, as its source names it; None where nobody has decided."""
+    """The licence of the weights, in the words of the source; None if undecided."""
     base: str | None = None
-    """What it was fine-tuned from: a name, never a path of one machine."""
+    """The name of the base model, never a machine path."""
     read: Mapping[str, str] = field(default_factory=dict)
-    """The files that it was made from, and the hash of each (`sha256:...`)."""
+    """The files behind the model, each with its hash (`sha256:...`)."""
     origins: tuple[Origin, ...] = ()
-    """All raw data that went into the weights, its base's too."""
+    """All raw data behind the weights, and behind the base."""
     metrics: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `README.md` into a checkpoint's folder; shape and size are read from there."""
+    """Write `README.md` to a checkpoint's folder; shape and size come from the folder."""
     parameters = sum(math.prod(shape) for shape in open_folder(folder).shapes.values())
     sections = [
         _front(card),
@@ -69,7 +69,7 @@ def write_card(folder: Path, card: Card) -> None:
 
 
 def _front(card: Card) -> str:
-    """Return the YAML that the hub reads; a JSON string is one of YAML."""
+    """Return the YAML for the hub; every JSON string is a YAML string."""
     lines = [
         f"license: {json.dumps(_spdx(card.licence))}",
         f"pipeline_tag: {json.dumps(card.task)}",
@@ -81,7 +81,7 @@ def _front(card: Card) -> str:
 
 
 def _spdx(licence: str | None) -> str:
-    """Return a licence as the hub wants it: an identifier of SPDX in small letters, or `other`."""
+    """Return the hub's form of a licence: a lower-case SPDX identifier, or `other`."""
     if licence is None:
         return "unknown"
     return licence.lower() if SPDX.fullmatch(licence) else "other"
@@ -150,9 +150,9 @@ def _origin(card: Card) -> str:
 
 
 def name_commit(folder: Path, commit: str) -> None:
-    """Say in the card in `folder` which commit makes these bytes.
+    """Add the commit to the card in `folder`.
 
-    A stage cannot: its bytes would change with each commit.
+    A stage cannot, because the bytes of its output would change with each commit.
     """
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8")

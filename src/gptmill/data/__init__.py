@@ -1,1 +1,1 @@
-"""Documents, token files, windows, batches of rows, splits, and tables as markdown."""
+"""Documents, token files, windows, batches of rows, splits, markdown tables."""

@@ -51,7 +51,7 @@ class RowOrder:
         return -(-len(self.lengths) // self.batch_size)
 
     def rows(self, step: int) -> Indices:
-        """Return the row indices of a step's batch; steps start at 0."""
+        """Return the row indices of batch `step`, counted from 0."""
         epoch, batch = divmod(step, self.steps_per_epoch)
         if epoch not in self._epochs:
             self._epochs.clear()
@@ -74,7 +74,7 @@ class RowOrder:
 
 
 def by_length(lengths: Sequence[int] | Indices, batch_size: int) -> list[Indices]:
-    """Return all row indices in batches, from short to long rows.
+    """Return all row indices in batches, from short to long.
 
     Suits work where the order of the rows does not matter.
     """

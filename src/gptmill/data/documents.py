@@ -14,14 +14,14 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its file name, relative to the input folder."""
+    """A text and its file's path below the input folder."""
 
     name: str
     text: str
 
 
 def read_documents(folder: Path) -> list[Document]:
-    """Read every .txt file below `folder`, in order of file names.
+    """Read every .txt file below `folder`, sorted by name.
 
     Line ends become newlines and byte order marks are removed, to get the same text from
     files of every operating system. Raises ValueError, naming the file, if a file is empty,
@@ -36,12 +36,12 @@ def read_documents(folder: Path) -> list[Document]:
 def split_documents(
     documents: Sequence[Document], validation_fraction: float
 ) -> tuple[list[Document], list[Document]]:
-    """Return the training and validation documents, at least one of each.
+    """Split the documents into a training and a validation part.
 
     A hash of the text puts each document at a position between 0 and 1, and positions below
     the fraction belong to validation: adding or renaming files moves no existing document,
-    and equal texts stay together. If a part would be empty, the document nearest to the
-    fraction moves into the empty part.
+    and equal texts stay together. Each part holds at least one document: if a part would be
+    empty, the document nearest to the fraction goes there.
 
     Raises ValueError if all documents have the same text.
     """
@@ -55,9 +55,14 @@ def split_documents(
     # the highest validation position, leaving at least one text above for training
     below = [position for position in distinct[:-1] if position < validation_fraction]
     last = max(below, default=distinct[0])
-    pairs = list(zip(documents, positions, strict=True))
-    train = [document for document, position in pairs if position > last]
-    validation = [document for document, position in pairs if position <= last]
+    train = [
+        document for document, position in zip(documents, positions, strict=True) if position > last
+    ]
+    validation = [
+        document
+        for document, position in zip(documents, positions, strict=True)
+        if position <= last
+    ]
     return train, validation
 
 

@@ -25,7 +25,7 @@ INSTRUCTION_COLUMNS = ("instruction", "input", "output", "kind")
 
 @dataclass(frozen=True)
 class Fractions:
-    """The fraction of rows in each part; the fractions sum to 1."""
+    """The fraction of rows per part. Fractions sum to 1."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -42,9 +42,9 @@ class Fractions:
             )
 
     def ends(self, rows: int) -> tuple[int, int]:
-        """Return the end indices of train and validation among `rows` rows.
+        """Return the end indices of the train and validation parts.
 
-        The parts follow each other in the order train, validation, test.
+        The `rows` rows are cut in the order train, validation, test.
         """
         return round(self.train * rows), round((self.train + self.validation) * rows)
 
@@ -135,7 +135,7 @@ def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:
 
 
 def split_labelled(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split labelled texts, with the same ratio of labels in each part.
+    """Split labelled texts, with equal label ratios in all parts.
 
     Only the first of several equal texts is used. Texts with two labels are left out, because
     the right label is unknown. Raises ValueError if fewer than two labels remain or a label
@@ -158,7 +158,7 @@ def split_labelled(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> S
 
 
 def split_instructions(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split instruction rows, with the same ratio of kinds in each part.
+    """Split instruction rows, with equal kind ratios in all parts.
 
     Of rows with equal prompts (instruction and input) only the first is used, regardless of
     the answers, to keep every prompt of the test part out of training. Raises ValueError if
@@ -201,7 +201,7 @@ def assign(rows: pd.DataFrame, fractions: Fractions, *, seed: int) -> "pd.Series
 
 
 def shared(keys: "pd.Series[str]", parts: "pd.Series[str]") -> dict[str, int]:
-    """Count, for each pair of parts, the rows with a shared key.
+    """Count rows with a shared key, per pair of parts.
 
     Only the rows of the pair's first part are counted.
     """

@@ -1,4 +1,4 @@
-"""Tables as markdown, for reports and for the pages of MLflow and Prefect."""
+"""Markdown tables for reports and for MLflow and Prefect pages."""
 
 import pandas as pd
 

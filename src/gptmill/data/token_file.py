@@ -1,4 +1,4 @@
-"""Token files: the ids of many documents in a memory-mapped array.
+"""Token files: memory-mapped arrays of the ids of many documents.
 
 `NAME.bin` is a flat array of little-endian uint16, or of uint32 where ids do not fit.
 `NAME.json` is the header: count, dtype, vocabulary size, the tokenizer's fingerprint, and the
@@ -22,7 +22,7 @@ LARGEST_UINT16 = 2**16 - 1
 
 @dataclass(frozen=True)
 class TokenFile:
-    """An open token file. Ids are read from disk on indexing."""
+    """An open token file, read from disk on indexing."""
 
     ids: Ids  # (N,)
     vocab_size: int
@@ -91,7 +91,7 @@ class TokenFile:
         return self.names[int(np.searchsorted(self.starts, position, side="right")) - 1]
 
     def documents_in(self, position: int, length: int) -> list[str]:
-        """Return the names of the documents in a range of ids.
+        """Return the document names in a range of ids.
 
         The range has `length` ids and starts at `position`.
         """

@@ -1,4 +1,4 @@
-"""Training windows: start offsets in a token file and the reading order.
+"""Training windows: start offsets in a token file, reading order.
 
 A window is an offset, never a copy: `max_length` ids, and targets shifted by one position. A
 batch is a single gather. The order is a pure function of (seed, epoch), so a position in
@@ -44,7 +44,7 @@ class WindowConfig:
 
     @property
     def overlap(self) -> float:
-        """Return the share of each window repeated in the next window.
+        """Return the share of a window repeated in the next.
 
         The share is 0 for windows without overlap.
         """
@@ -112,10 +112,10 @@ class WindowIndex:
             yield self.batch(tokens, rows[start : start + batch_size])
 
     def rows_at(self, step: int, *, batch_size: int, seed: int) -> WindowRows:
-        """Return the windows (B,) of training step `step`, counted from 0.
+        """Return the windows (B,) of training step `step`.
 
-        Epochs follow each other without a gap: a batch at a seam takes rows from both epochs,
-        and every window is read equally often.
+        Steps count from 0. Epochs follow each other without a gap: a batch at a seam takes
+        rows from both epochs, and every window is read equally often.
         """
         positions = np.arange(step * batch_size, (step + 1) * batch_size)
         epochs, within = np.divmod(positions, len(self))

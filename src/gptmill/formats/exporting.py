@@ -1,6 +1,6 @@
-"""Export: a checkpoint folder of ours in the form that another tool opens.
+"""Export of a checkpoint folder for other tools.
 
-`hf` is a Hugging Face folder in another type of number, `gguf` a file for llama.cpp and its like,
+`hf` writes a Hugging Face folder in any float type, `gguf` a file for llama.cpp and its relatives,
 `book` a `.pth` for the GPTModel of "Build a Large Language Model (From Scratch)".
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ExportFormat = Literal["hf", "gguf", "book"]
-# What a GGUF file calls the type of most of its tensors: llama.cpp's numbers.
+# llama.cpp's numbers for the type of most tensors in a GGUF file.
 GGUF_FILE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 32}
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of token
 
@@ -46,10 +46,10 @@ def export_model(
     dtype: torch.dtype = torch.float32,
     commit: str | None = None,
 ) -> None:
-    """Write the model in `folder` to `out`: a folder for `hf`, else a file, whole or absent.
+    """Write the model in `folder` to `out`, atomically: a folder for `hf`, otherwise a file.
 
-    Weights are rounded to `dtype`. `commit` is the one that makes the model, for its card. Raises
-    ValueError where the form cannot hold the model.
+    Weights are rounded to `dtype`. `commit` reproduces the model, and is added to the card. Raises
+    ValueError if the format cannot hold the model.
     """
     if form not in get_args(ExportFormat):
         raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(ExportFormat))}")
@@ -57,7 +57,7 @@ def export_model(
         raise ValueError(f"weights are not exported as {dtype}; allowed are float32, float16, bf16")
     is_classifier = "score.weight" in open_folder(folder).shapes
     if form == "gguf" and is_classifier:
-        raise ValueError(f"{folder} is a classifier, which GGUF has no form for; allowed: hf, book")
+        raise ValueError(f"{folder} is a classifier, unknown to GGUF; allowed: hf, book")
     model: GPT | GPTClassifier
     class_names: Sequence[str] = ()
     if is_classifier:
@@ -101,7 +101,7 @@ def _ids(folder: Path) -> SpecialIds:
 
 
 def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
-    """Write a state dict that the book's own code loads, its causal masks included."""
+    """Write a state dict for the book's code, causal masks included."""
     family = family_of(model.config)
     if family.book is None:
         raise ValueError(
@@ -109,7 +109,7 @@ def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
         )
     tensors = {name: t.contiguous() for name, t in file_tensors(family.book, model).items()}
     length = model.config.context_length
-    mask = torch.ones(length, length).triu(diagonal=1)  # one for all: a file keeps it once
+    mask = torch.ones(length, length).triu(diagonal=1)  # shared by all blocks, and stored once
     for layer in range(model.config.n_layers):
         tensors[f"trf_blocks.{layer}.att.mask"] = mask
     partial = _partial(out)
@@ -118,7 +118,7 @@ def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
 
 
 def _export_gguf(folder: Path, out: Path, model: GPT, dtype: torch.dtype) -> None:
-    """Write a GGUF file: what it says of the model, its tokenizer, its tensors."""
+    """Write a GGUF file with metadata, tokenizer and tensors."""
     from gguf import GGUFWriter
 
     config = model.config
@@ -149,7 +149,7 @@ def _add(writer: "GGUFWriter", name: str, value: float | str) -> None:
 def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) -> None:
     """Add vocabulary, merges, special tokens and chat template.
 
-    A model with more rows than tokens gets unused ones, since readers count them.
+    A model with more rows than tokens gets unused tokens, because readers compare the counts.
     """
     vocabulary = tokenizer.vocabulary
     spare = [f"<|unused_{index}|>" for index in range(tokenizer.n_vocab, vocab_size)]
@@ -170,7 +170,7 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) 
 
 
 def _write_tensors(writer: "GGUFWriter", tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Write tensors one by one; vectors stay in 32 bits, as readers of GGUF have them."""
+    """Write the tensors; vectors stay in 32 bits, as readers of GGUF expect."""
     from gguf import GGMLQuantizationType
 
     kinds = {

@@ -1,7 +1,7 @@
-"""GGUF files, the format of llama.cpp: metadata, tokenizer and tensors in one.
+"""GGUF, the file format of llama.cpp, with metadata, tokenizer and tensors in one file.
 
-The `gguf` package parses them and gives quantized tensors their values back. Here is how their
-metadata says the shape of a model, in both directions.
+The `gguf` package parses files and dequantizes tensors. This module translates between metadata
+and the shape of a model, in both directions.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -22,12 +22,12 @@ from gptmill.checkpoint.weights import Shape, Taken, Tensors
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling, frequencies
 
-ROPE_FACTORS = "rope_freqs.weight"  # what llama3's scaling divides each frequency by
+ROPE_FACTORS = "rope_freqs.weight"  # the divisors of llama3's scaling, one per frequency
 HEAD, EMBEDDING = "output.weight", "token_embd.weight"
-# The scalings that Llama 3.1, 3.2 and 3.3 came with; the file holds no more than their result.
+# The scalings of Llama 3.1, 3.2 and 3.3; a file holds only the resulting divisors.
 LLAMA3_FACTORS = (8.0, 32.0)
 LLAMA3_CONTEXT = 8192
-# What a file calls what GPTConfig holds, after the name of its architecture.
+# GPTConfig's names and the metadata keys, after the name of the architecture.
 SIZES = {
     "context_length": "context_length",
     "emb_dim": "embedding_length",
@@ -39,7 +39,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file that was opened: what it says, the model's shape, the tensors."""
+    """An open file: metadata, the shape of the model, tensors."""
 
     fields: Mapping[str, Any]
     config: GPTConfig
@@ -48,13 +48,13 @@ class GgufFile:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file of a GPT-2 or a Llama; raise ValueError where it is another thing."""
+    """Open the GGUF file of a GPT-2 or a Llama; raise ValueError for anything else."""
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(path, "c")
     except (ValueError, IndexError, OSError) as error:
-        raise ValueError(f"{path} is not a whole GGUF file: {error}") from None
+        raise ValueError(f"{path} is not a complete GGUF file: {error}") from None
     fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
     found = {tensor.name: tensor for tensor in reader.tensors}
 
@@ -71,7 +71,7 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def _values(tensor: Any) -> Taken:
-    """Return the values of a tensor: the file's pages, or what its quantized blocks stand for."""
+    """Return a tensor: mapped from the file, or dequantized."""
     from gguf import GGMLQuantizationType, dequantize
 
     if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
@@ -82,7 +82,7 @@ def _values(tensor: Any) -> Taken:
 
 
 def _plain(value: Any) -> Any:
-    """Return a float as it was written: the file keeps 32 bits of 1e-05."""
+    """Return a float as written: a file has only 32 bits of 1e-05."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -137,12 +137,12 @@ def _llama(
     return GPTConfig(**shape, drop_rate=0.0, qkv_bias=False, llama=llama)
 
 
-# How each family's own metadata are read, beside the sizes that all have.
+# Readers of the metadata that only one family has.
 READERS = {"gpt2": _gpt2, "llama": _llama}
 
 
 def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | None:
-    """Return the scaling that the metadata says, if any."""
+    """Return the scaling in the metadata, if any."""
     rope = {
         name.removeprefix("llama.rope.scaling."): value
         for name, value in fields.items()
@@ -166,7 +166,7 @@ def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | No
 
 
 def rope_factors(config: GPTConfig) -> Tensor | None:
-    """Return what a llama3 scaling divides each frequency by, (D / 2,); None for any other."""
+    """Return the divisors of a llama3 scaling, (D / 2,); None without such a scaling."""
     llama = config.llama
     if llama is None or llama.rope_scaling is None or llama.rope_scaling.kind != "llama3":
         return None
@@ -175,7 +175,7 @@ def rope_factors(config: GPTConfig) -> Tensor | None:
 
 
 def _llama3_scaling(factors: Tensor, head_dim: int, theta: float) -> RopeScaling:
-    """Find the scaling that has these factors among those that Llama 3 came with."""
+    """Find the scaling with these divisors among the scalings of Llama 3."""
     plain = frequencies(head_dim, theta, None)
     for factor in LLAMA3_FACTORS:
         scaling = RopeScaling(
@@ -189,7 +189,7 @@ def _llama3_scaling(factors: Tensor, head_dim: int, theta: float) -> RopeScaling
         if torch.allclose(scaled, frequencies(head_dim, theta, scaling), rtol=1e-5, atol=0):
             return scaling
     raise ValueError(
-        f"{ROPE_FACTORS} is of a scaling that the file does not name; allowed are those of "
+        f"{ROPE_FACTORS} belongs to an unknown scaling; allowed are the scalings of "
         "Llama 3.1 and 3.2: import the Hugging Face folder instead"
     )
 
@@ -216,14 +216,14 @@ def _llama_metadata(config: GPTConfig, llama: Llama) -> dict[str, int | float | 
 
 
 def _scaling_metadata(scaling: RopeScaling | None) -> dict[str, int | float | str]:
-    if scaling is None or scaling.kind == "llama3":  # that one is a tensor of factors
+    if scaling is None or scaling.kind == "llama3":  # stored as a tensor of divisors
         return {}
     if scaling.kind == "yarn" and not math.isclose(
         scaling.magnitude, 0.1 * math.log(scaling.factor) + 1
     ):
         raise ValueError(
             f"attention_factor is {scaling.attention_factor}; readers of GGUF know none but "
-            "0.1 ln(factor) + 1: export in another format"
+            "0.1 ln(factor) + 1: export in a different format"
         )
     prefix = "llama.rope.scaling"
     out: dict[str, int | float | str] = {

@@ -1,7 +1,7 @@
 """Scaled dot-product attention, with a faster kernel for CPU training.
 
 PyTorch's CPU kernel for training (flash attention, https://arxiv.org/abs/2205.14135) never holds
-all scores. The price is matrix products too small for the CPU's bfloat16 instructions: forward and
+all scores. The price is matrix products too small for a CPU's bfloat16 instructions: forward and
 backward of 4 rows of 256 positions and 12 heads take 20 ms, and 7.4 ms with all scores held in
 memory (benchmarks/README.md). Short sequences on a CPU therefore hold all scores.
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LONGEST = 512
-"""Maximum positions for held scores: longer sequences take much memory and save no time."""
+"""Maximum positions for held scores: beyond, scores take much memory and save no time."""
 
 
 def attend(

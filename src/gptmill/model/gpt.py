@@ -176,7 +176,7 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         rotation: Rotation | None = None,
     ) -> Tensor:
-        """Attend from each position to the same and all earlier positions.
+        """Attend from each position to itself and earlier positions.
 
         With a cache, the stored positions are among the earlier positions.
         """
@@ -281,7 +281,7 @@ def _embedding(n: int, width: int) -> nn.Embedding:
 
 
 class Transformer(nn.Module):
-    """Body shared by all heads: token ids in, hidden states out."""
+    """Body shared by all heads: ids in, hidden states out."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -379,7 +379,7 @@ class GPT(nn.Module):
         return self.logits(self.hidden(ids, cache))
 
     def new_cache(self, n_rows: int, capacity: int) -> KVCache:
-        """Return an empty cache for `n_rows` rows of up to `capacity` positions."""
+        """Return an empty cache: `n_rows` rows of `capacity` positions."""
         config = self.config
         assert capacity <= config.context_length, "a cache never holds more than the context"
         shape = (config.n_layers, config.n_kv_heads, config.head_dim)
@@ -434,7 +434,7 @@ def init_weights(module: nn.Module, n_layers: int, generator: torch.Generator | 
 
     Weights are normal, biases zero, and residual projections scaled down. Each contribution to the
     residual stream shrinks with the number of additions, two per block, to keep the variance of
-    the stream constant. Weights on the meta device are skipped, having no values to draw.
+    the stream constant. Weights on the meta device are skipped: there is nothing to draw.
     """
     for name, part in module.named_modules():
         if not isinstance(part, nn.Linear | nn.Embedding) or part.weight.is_meta:

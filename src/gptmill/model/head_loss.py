@@ -4,7 +4,7 @@ With 50,257 ids, a small model spends most of a step on (N, V) arrays, and most 
 into memory traffic. Cross-entropy under autocast allocates four (N, V) arrays in fp32. This module
 allocates a single array, in the precision of the products: logits become probabilities in place,
 and probabilities become the gradient. The loss is a custom operator because inductor would choose
-a softmax that takes ten times as long as torch's own for long rows on a CPU (280 ms against 27 ms
+a softmax that takes ten times as long as PyTorch's own for long rows on a CPU (280 ms against 27 ms
 for 1,024 rows).
 
 Where even a single (N, V) array is too large, the full array is never allocated: the forward pass
@@ -69,7 +69,7 @@ def _padded(weight: Tensor) -> int:
 def _head_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss, the gradient of the logits and the padded weight.
+    """Return the loss, the logits' gradient and the padded weight.
 
     The gradient (N, P) and the weight (P, C) are in `dtype`.
     """
@@ -80,7 +80,7 @@ def _head_loss(
 
 
 def _matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the weight in `dtype`, padded with rows of zeros to (P, C)."""
+    """Return the weight in `dtype`, zero-padded to (P, C)."""
     matrix = weight.new_empty(_padded(weight), weight.size(1), dtype=dtype)
     matrix[: len(weight)] = weight
     matrix[len(weight) :] = 0

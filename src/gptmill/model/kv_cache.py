@@ -44,7 +44,10 @@ class KVCache:
     """
 
     def __init__(self, n_rows: int, capacity: int, *, like: Tensor, shape: tuple[int, int, int]):
-        """Allocate for `shape` = (layers, heads, width of a head) on the device of `like`."""
+        """Allocate memory with the dtype and device of `like`.
+
+        `shape` is (layers, heads, width of a head).
+        """
         n_layers, n_heads, head_dim = shape
         size = (n_layers, n_rows, n_heads, capacity, head_dim)
         self.keys = torch.zeros(size, dtype=like.dtype, device=like.device)  # (L, B, G, S, D)
@@ -75,7 +78,7 @@ class KVCache:
             if n_new == 1 or self._start == 0:
                 return positions, None
             return positions, torch.arange(self._used, device=device) <= positions[:, None]
-        assert n_new == 1, "rows of different lengths grow by one position at a time"
+        assert n_new == 1, "rows of different lengths grow by a single position at a time"
         self._row_positions = torch.tensor(self.lengths, device=device)  # (B,)
         positions = self._row_positions[:, None]  # (B, 1)
         return positions, (torch.arange(self._used, device=device) <= positions)[:, None, None]
@@ -118,7 +121,7 @@ class KVCache:
         self.lengths[first], self.lengths[second] = self.lengths[second], self.lengths[first]
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Replace each row n by a copy of the current row `rows[n]`."""
+        """Replace each row n by a copy of row `rows[n]`."""
         assert len(rows) <= self.keys.size(1), "a cache does not grow"
         used = max(self.lengths)
         chosen = torch.tensor(rows, device=self.keys.device)
@@ -128,28 +131,31 @@ class KVCache:
 
 
 class StaticReading:
-    """A decoding step over a cache in static shapes, for compilers.
+    """A decoding step over a cache with static shapes.
 
     Each row gets one more position. Every row attends over the whole capacity with a mask, and the
-    positions are a tensor: no shape ever changes. Unused rows are read too, with meaningless
-    results.
+    positions are a tensor: no shape ever changes, as compilers require. Unused rows are read too,
+    with meaningless results.
     """
 
     def __init__(self, cache: KVCache, positions: Tensor) -> None:
-        """Store the new position (B,) of each row of the cache."""
+        """Store the new position (B,) of each row."""
         self._cache = cache
         self._positions = positions
         self._rows = torch.arange(len(positions), device=positions.device)
 
     def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
-        """Return the positions (B, 1) and a mask (B, 1, 1, S) over the whole capacity."""
-        assert n_new == 1, "a static step reads one position"
+        """Return the positions and a mask over the whole capacity.
+
+        Positions are (B, 1), the mask is (B, 1, 1, S).
+        """
+        assert n_new == 1, "a static step reads a single position"
         stored = torch.arange(self._cache.capacity, device=self._positions.device)  # (S,)
         positions = self._positions[:, None]  # (B, 1)
         return positions, (stored <= positions)[:, None, None]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a layer's new keys and values; return the whole capacity.
+        """Store new keys and values; return the whole capacity.
 
         New keys and values are (B, G, 1, D), returned keys and values (B, G, S, D).
         """
@@ -159,4 +165,4 @@ class StaticReading:
         return own_keys, own_values  # (B, G, S, D)
 
     def end(self) -> None:
-        """Do nothing: the owner of the cache counts the new positions."""
+        """Do nothing: the cache's owner counts the new positions."""

@@ -65,7 +65,7 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sum of the base output and the low-rank output."""
+        """Return the base output plus the low-rank output."""
         low = self.lora_A(F.dropout(x, self.dropout, self.training))  # (..., rank)
         out: Tensor = self.base(x) + self.scale * self.lora_B(low)
         return out

@@ -26,7 +26,7 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss summed over targets, a target count and batch preparation."""
+    """A summed loss, a target count and batch preparation."""
 
     loss: Callable[[nn.Module, Batch], Tensor]
     """Sum over the targets of a prepared batch, computed in the device's precision."""

@@ -53,7 +53,7 @@ class RopeScaling:
             )
         if not 0 < self.beta_slow < self.beta_fast:
             raise ValueError(
-                f"beta_slow is {self.beta_slow} and beta_fast is {self.beta_fast}, but allowed are "
+                f"beta_slow is {self.beta_slow} and beta_fast is {self.beta_fast} but must satisfy "
                 "0 < beta_slow < beta_fast"
             )
 

@@ -1,1 +1,1 @@
-"""Sources of raw data, fetched and converted into the files of `data/`."""
+"""Sources of raw data, fetched and converted to `data/` files."""

@@ -16,7 +16,7 @@ DEBIAN = b"!<arch>\ndebian-binary"
 
 
 def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
-    """Return the files with matching names in an archive or folder.
+    """Return files with matching names from an archive or folder.
 
     Archives are zip files, tar files and Debian packages. Links and devices are never read.
     Raises ValueError if a pattern matches no file and if the archive is broken; the caller

@@ -1,4 +1,4 @@
-"""GPT-2's two vocabulary files, rebuilt byte for byte from ranked tokens.
+"""GPT-2's vocabulary files, rebuilt byte for byte from ranked tokens.
 
 Each line of the list (`gpt2.tiktoken`) holds a token's bytes in base64 and the token's rank.
 OpenAI's own files hold the same data in a different form: `encoder.json` maps each token to an

@@ -37,7 +37,7 @@ MAKES: Mapping[str, tuple[str, ...]] = {"copy": ()} | {
 
 
 def make_files(source: Source, place: Place, fetched: Path) -> Made:
-    """Return the files of a source, made from a place that carries it.
+    """Make a source's files from a place that carries it.
 
     Raises ValueError if the place does not match the table: a member is missing, two members
     would become the same file, or the hash of a file differs from the hash in the table.
@@ -135,7 +135,7 @@ def _copies(place: Place, fetched: Path) -> Made:
 
 
 def digest(content: bytes | Path) -> str:
-    """Return the SHA-256 of a file's content, in memory or on disk."""
+    """Return the SHA-256 of content in memory or on disk."""
     return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else sha256(content)
 
 

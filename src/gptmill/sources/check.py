@@ -16,7 +16,7 @@ MODEL_FILES = ("config.json", ".safetensors", ".bin", ".gguf", ".pth", ".ckpt.in
 
 
 def check_files(folder: Path) -> None:
-    """Check every file below a `data/` folder by kind of data.
+    """Check every file of a `data/` folder by kind.
 
     The name of the subfolder is the kind. Raises ValueError with the file, the fault and the
     allowed content.
@@ -34,7 +34,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_document(path: Path) -> None:
-    """Raise ValueError if a text file is empty, binary or not UTF-8."""
+    """Raise ValueError for an empty, binary or non-UTF-8 text file."""
     content = path.read_bytes()
     text = content.decode("utf-8", errors="surrogateescape")
     invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
@@ -70,7 +70,7 @@ def _check_vocabulary(folder: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Check every model folder in `weights/`; at least one must exist."""
+    """Check every model in `weights/`; at least one must exist."""
     models = {path.parent for path in visible_files(folder) if path.name.endswith(MODEL_FILES)}
     for model in sorted(models or {folder}):
         check_model(model)

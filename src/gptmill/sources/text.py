@@ -1,4 +1,4 @@
-"""Documents from plain text files, and from a Bible in Python source."""
+"""Text documents: plain files, and a Bible in Python source."""
 
 import ast
 import gzip
@@ -53,7 +53,7 @@ def _document(name: str, content: bytes) -> bytes:
 
 
 def kjv_books(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the 66 books of the King James Bible as documents.
+    """Return the King James Bible's 66 books as documents.
 
     Each document begins with the title of the book. The text is a string in a Python file,
     read as a syntax tree and never run:

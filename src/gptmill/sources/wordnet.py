@@ -36,7 +36,7 @@ class Synset:
 
 @dataclass(frozen=True)
 class Sense:
-    """A meaning of a word, with the count in the tagged texts."""
+    """A meaning of a word, and its tagged-text count."""
 
     word_class: str
     key: Key
@@ -69,7 +69,7 @@ class WordNet:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Return each word's count in the tagged texts, in all senses."""
+        """Return each word's tagged-text count, summed over all senses."""
         return {word: sum(sense.count for sense in senses) for word, senses in self.senses.items()}
 
     def first(self, word: str, word_class: str | None = None) -> Synset | None:

@@ -1,18 +1,18 @@
-"""One process or many: `torch.distributed` as torchrun starts it, and what the loop asks of it.
+"""One process or many: the operations of `torch.distributed` that the training loop needs.
 
-Every rank makes the same batch of the same step and takes its own rows of it. So the number of
-counted targets is known to all without a word, and the order of the data does not depend on
-how many ranks there are: a training may go on with more of them, or fewer.
+Every rank builds the same batch and takes its own rows. So all ranks know the number of counted
+targets without communication, and the order of the data does not depend on the number of ranks:
+a training may resume with more ranks, or fewer.
 
-Each rank holds the whole model and the gradients are averaged (DDP, Li et al. 2020,
-https://arxiv.org/abs/2006.15704), or each holds a share of weights, gradients and moments, and
-a block's weights are put together when it is computed (FSDP, Zhao et al. 2023,
-https://arxiv.org/abs/2304.11277; here its second form, `fully_shard`,
+Either each rank holds the whole model and gradients are averaged (DDP, Li et al. 2020,
+https://arxiv.org/abs/2006.15704), or each rank holds shards of weights, gradients and moments, and
+gathers the weights of a block to compute it (FSDP, Zhao et al. 2023,
+https://arxiv.org/abs/2304.11277; in its second version, `fully_shard`,
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html).
 
-The state of a training is one either way: it may go on sharded or not. Nobody holds a sharded
-one whole (shards.py); but every rank draws all weights before they are sharded, and the first
-one puts them together at the end, so that its machine's memory must hold the weights in fp32.
+A training may resume sharded from an unsharded state, and the reverse. No rank holds a whole
+sharded state (shards.py). But every rank draws all weights before sharding, and the first rank
+gathers them at the end, so that its memory must hold the weights in fp32.
 """
 
 import copy
@@ -35,18 +35,18 @@ from torch.nn.parallel import DistributedDataParallel
 from gptmill.model.objectives import Batch
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A rank that lives but answers nothing for so long is given up; a dead one is noticed at once."""
+"""Timeout for a rank that is alive but silent; a dead rank is noticed at once."""
 
 T = TypeVar("T")
 
 
 class LostRankError(RuntimeError):
-    """Another rank is gone, and this one cannot go on without it."""
+    """Another rank is gone, and this rank cannot continue alone."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train one model together, and which of them this is."""
+    """The processes that train a model together, and the rank of this process."""
 
     rank: int = 0
     size: int = 1
@@ -55,20 +55,20 @@ class World:
     # rows
 
     def share(self, batch: Batch) -> Batch:
-        """Return this rank's rows of a batch, as even a share as there is."""
+        """Return this rank's rows of a batch, as evenly as possible."""
         rows = len(batch[0])
-        assert rows >= self.size, f"{rows} rows cannot be shared out to {self.size} ranks"
+        assert rows >= self.size, f"{rows} rows are too few for {self.size} ranks"
         start, end = rows * self.rank // self.size, rows * (self.rank + 1) // self.size
         return tuple(tensor[start:end] for tensor in batch)
 
     def largest_share(self, rows: int) -> int:
-        """Return how many of so many rows the rank with the most has."""
+        """Return the largest number of rows on a rank."""
         return -(-rows // self.size)
 
     # the model
 
     def wrap(self, module: nn.Module, model: nn.Module, device: str) -> nn.Module:
-        """Put `module` on its device; return what leaves averaged gradients in its `model`."""
+        """Move `module` to the device; return a module that averages the gradients of `model`."""
         if self.sharded:
             return Sharded(module, model, device)
         module.to(device)
@@ -77,14 +77,14 @@ class World:
         return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
     def unwrap(self, module: nn.Module) -> None:
-        """Undo `wrap`: on the first rank, a model that was sharded is then a plain one again."""
+        """Undo `wrap`: on the first rank, a sharded model becomes a plain model."""
         if isinstance(module, Sharded):
             module.unshard(self)
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Return the context in which a wrapped module's gradients only add up, rank by rank.
+        """Return the context in which gradients accumulate on each rank without averaging.
 
-        Sharded ones are always reduced: to keep them whole is what there is no memory for.
+        Sharded gradients are always reduced, because unsharded ones would not fit into memory.
         """
         if isinstance(module, DistributedDataParallel):
             waiting: AbstractContextManager[None] = module.no_sync()
@@ -92,26 +92,26 @@ class World:
         return nullcontext()
 
     def reshard(self, model: nn.Module) -> None:
-        """Give back what an evaluation left put together of a sharded model."""
+        """Reshard parameters that evaluation left gathered."""
         for part in model.modules() if self.sharded else ():
             if isinstance(part, FSDPModule):
                 part.reshard()
 
     @property
     def reorders(self) -> bool:
-        """Return whether the first step settles in which order gradients are summed."""
+        """Return whether the first step fixes the order of summation."""
         return self.size > 1 and not self.sharded
 
     # numbers
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of the ranks' values."""
+        """Return the sum over all ranks."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def broadcast(self, value: Tensor) -> Tensor:
-        """Return a value that each rank computed, the same on all to the last bit."""
+        """Return the first rank's value, or all of a sharded value, equal on all ranks."""
         if isinstance(value, DTensor):
             return value.full_tensor()
         if self.size > 1:
@@ -119,11 +119,11 @@ class World:
         return value
 
     def any_rank_if_sharded(self, *flags: bool) -> tuple[bool, ...]:
-        """Return which flags are up on any rank; unsharded ranks keep each to their own."""
+        """Return for each flag whether any rank sets the flag; unsharded, return the own flags."""
         return tuple(map(self.any_rank, flags)) if self.sharded else flags
 
     def any_rank(self, flag: bool) -> bool:
-        """Return whether a flag is up on any rank."""
+        """Return whether any rank sets a flag."""
         if self.size == 1:
             return flag
         raised = torch.tensor(flag, dtype=torch.int32)
@@ -131,19 +131,20 @@ class World:
         return bool(raised)
 
     def broadcast_object(self, value: T) -> T:
-        """Return the first rank's value."""
+        """Return the first rank's object on every rank."""
         if self.size == 1:
             return value
         told = [value]
         dist.broadcast_object_list(told, 0)
         return told[0]
 
-    # tensors of a state, on the CPU: sharded, each rank has its share; else the first has all
+    # tensors of a state, on the CPU: shards on each rank, or all of them on the first rank
 
     def to_cpu(self, tensor: Tensor) -> Tensor:
-        """Return a copy of what this rank holds of a tensor; behind the first, only its shape.
+        """Return a copy on the CPU: this rank's shard, or all on the first rank.
 
-        Sharded, each rank holds its share, and all of what is not shared out.
+        Unsharded, ranks behind the first return the shape alone, on the meta device. A tensor
+        without shards in a sharded training is copied on every rank.
         """
         mine = tensor.detach()
         if isinstance(mine, DTensor):
@@ -151,7 +152,7 @@ class World:
         return mine.to("cpu", copy=True) if self.sharded or self.rank == 0 else mine.to("meta")
 
     def to_device_like(self, value: Tensor, like: Tensor) -> Tensor:
-        """Return what is held of a value where the tensor `like` is, on every rank."""
+        """Return the inverse of `to_cpu`: the value on the device of `like`, on every rank."""
         if self.size == 1:
             return value
         if isinstance(value, DTensor):
@@ -166,9 +167,9 @@ class World:
         return whole
 
     def shard(self, value: Tensor, like: Tensor) -> Tensor:
-        """Return this rank's share, as `like` is shared out, of what the first rank has whole.
+        """Return this rank's shard of a value that the first rank holds, sharded as `like`.
 
-        What has another shape than `like` is not shared out: each rank has all of it.
+        A value with a shape unlike `like` is not sharded: each rank gets all of the value.
         """
         whole = value if self.rank == 0 else torch.empty_like(value, device="cpu")
         if isinstance(like, DTensor) and like.shape == whole.shape:
@@ -177,21 +178,21 @@ class World:
         return whole
 
     def empty_shard(self, shape: Tensor, like: Tensor) -> DTensor:
-        """Return a share like that of `like`, of the type that `shape` has, to be filled."""
+        """Return an empty shard of the shape of `like` and the type of `shape`."""
         assert isinstance(like, DTensor)
         assert like.shape == shape.shape
         local = torch.empty(like.to_local().shape, dtype=shape.dtype)
         return _share(local, like, _on_cpu(self.size))
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Return all of a tensor on the first rank, on the CPU; behind it, only its shape."""
+        """Return the whole tensor on the first rank's CPU, and the shape alone on other ranks."""
         if isinstance(tensor, DTensor):
             tensor = tensor.full_tensor()
         return tensor.detach().to("cpu" if self.rank == 0 else "meta")
 
 
 def _share(local: Tensor, like: DTensor, mesh: DeviceMesh) -> DTensor:
-    """Return a local part as the share of a tensor like another one, on a mesh of its device."""
+    """Return a local tensor as a shard with the placements of `like`, on `mesh`."""
     shape, stride = like.shape, like.stride()
     return DTensor.from_local(
         local, mesh, like.placements, run_check=False, shape=shape, stride=stride
@@ -200,7 +201,7 @@ def _share(local: Tensor, like: DTensor, mesh: DeviceMesh) -> DTensor:
 
 @cache
 def _on_cpu(size: int) -> DeviceMesh:
-    """Return all ranks as a mesh whose tensors are on the CPU."""
+    """Return the CPU mesh of all ranks."""
     return init_device_mesh("cpu", (size,))
 
 
@@ -209,21 +210,21 @@ SINGLE_PROCESS = World()
 
 
 class Sharded(nn.Module):
-    """A module whose `model` is shared out to the ranks: a unit a block, and one for the rest."""
+    """A module with a sharded `model`: one FSDP unit per block, and one for the rest."""
 
     def __init__(self, module: nn.Module, model: nn.Module, device: str) -> None:
         super().__init__()
-        self._model = [model]  # in lists, which hide them from `parameters`
+        self._model = [model]  # lists hide both from `parameters`
         self._plain = [_without_content(model)]
         mesh = init_device_mesh(device, (dist.get_world_size(),))
         lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
         units = [block for part in lists for block in part]
         for unit in (*units, model):
             fully_shard(unit, mesh=mesh)
-        if hasattr(model, "hidden"):  # losses and decoding call it in place of `forward`
+        if hasattr(model, "hidden"):  # losses and decoding call `hidden` rather than `forward`
             register_fsdp_forward_method(model, "hidden")
-        # the memory in which weights are put together is made at first use, and could not be
-        # written in training if that were a decoder's, under inference_mode
+        # the buffers of gathered weights are allocated at first use; allocated by a decoder under
+        # inference_mode, training could not write to them
         for unit in (*units, model):
             assert isinstance(unit, FSDPModule)
             unit.unshard()
@@ -235,10 +236,10 @@ class Sharded(nn.Module):
         return self.module(*batch)
 
     def unshard(self, world: World) -> None:
-        """Make the model on the first rank what it was before, with the weights of now.
+        """Turn the model on the first rank back into a plain model with the present weights.
 
-        `fully_shard` changes a model for good, so the object takes over the inside of a copy
-        that was made before; whoever holds it need not know.
+        `fully_shard` changes a model for good, so the object takes over the attributes of a copy
+        from before sharding; all references to the model stay valid.
         """
         (model,), (plain,) = self._model, self._plain
         world.reshard(model)
@@ -254,8 +255,8 @@ class Sharded(nn.Module):
 
 
 def _without_content(model: nn.Module) -> nn.Module:
-    """Return a copy of a model on the meta device, without a second copy of its weights."""
-    assert not list(model.buffers()), "what is no parameter would be lost"
+    """Return a copy of a model on the meta device, without copying weights."""
+    assert not list(model.buffers()), "buffers would be lost"
     empty: dict[int, Any] = {
         id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()
     }
@@ -263,8 +264,8 @@ def _without_content(model: nn.Module) -> nn.Module:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return whether this is what a collective raises when another rank is gone."""
-    # gloo's errors have no class of their own
+    """Return whether a collective raised the error because another rank is gone."""
+    # gloo's errors are plain RuntimeErrors
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError | LostRankError) or "gloo" in str(error)
     )
@@ -272,10 +273,10 @@ def is_lost(error: BaseException) -> bool:
 
 @contextmanager
 def join(device: str, *, shard: bool = False) -> Iterator[World]:
-    """Join the group that torchrun's variables describe; without them, be alone.
+    """Join the process group of torchrun's variables; without them, run alone.
 
-    Gloo on the CPU, NCCL on CUDA, where each process takes the device of its local rank.
-    Raises LostRankError where another rank goes.
+    The backend is Gloo on the CPU and NCCL on CUDA, with the device of the local rank. Raises
+    LostRankError if another rank dies.
     """
     if "RANK" not in os.environ:
         yield SINGLE_PROCESS

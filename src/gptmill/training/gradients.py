@@ -1,4 +1,4 @@
-"""The gradients of one step: in parts that fit into memory, on one device or many."""
+"""The gradients of a step, in micro-batches that fit into memory, on one device or many."""
 
 from contextlib import nullcontext
 
@@ -14,9 +14,9 @@ from gptmill.training.loader import LoadedBatch
 
 
 class Gradients:
-    """Leaves in a model the gradients of a step's mean loss over all its targets.
+    """Computes the gradients of a step's mean loss over all targets.
 
-    Dropout is a function of (seed, step, rank) and not of what was drawn before.
+    Dropout is a function of (seed, step, rank), not of earlier random draws.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class Gradients:
             if isinstance(part, Block):
                 part.recompute = device.recompute
         self.forward = world.wrap(_Forward(model, objective), model, device.device)
-        # for each shape by itself (a last micro-batch has another): what was compiled before it, in
-        # this process or in one that was killed, is then of no matter
+        # compiled per shape (the last micro-batch may be smaller): earlier compilations, in this
+        # process or in a killed one, then make no difference
         compiled = torch.compile(self.forward, dynamic=False) if device.compile else self.forward
         self._compiled = compiled
         self._model = model
@@ -39,12 +39,12 @@ class Gradients:
     def backward(
         self, loaded: LoadedBatch, step: int, micro_batch: int | None
     ) -> tuple[float, int | None]:
-        """Add a step's gradients to the model's; return its loss, and rows that fit together.
+        """Add a step's gradients to the model; return the loss and the micro-batch that fits.
 
-        With `micro_batch` None all rows go through at once. Where memory runs out the step
-        begins anew with half as many: the sum of the parts is the same step. Raises ValueError
-        where one row is too much, and with several ranks, of which none can go back alone: the
-        others wait for its gradients, or, sharded, for its share of the weights.
+        With `micro_batch` None, all rows run at once. Out of memory, the step restarts with half
+        the rows: the sum of the parts is the same step. Raises ValueError if a single row does not
+        fit, and always with several ranks: no rank can restart alone, because the rest wait for
+        its gradients or, sharded, for its shard of the weights.
         """
         while True:
             torch.manual_seed(_mixed(self._seed, step, self._world.rank))
@@ -55,31 +55,30 @@ class Gradients:
                 if not _out_of_memory(error):
                     raise
                 micro_batch = self._halve(micro_batch or loaded.rows, str(error).strip())
-            # after the handler, whose error still holds what did not fit
+            # after the handler, because the error still holds the tensors
             self._zero_grad()
 
     def warm_up(self, loaded: LoadedBatch, micro_batch: int | None) -> int | None:
-        """Go through a step whose gradients are for nothing; return rows that fit on every rank.
+        """Run a step without using its gradients; return the micro-batch that fits on all ranks.
 
-        DDP sums gradients in the order in which its first step finds them ready, and only then:
-        in another order three ranks' sums round otherwise, and a run that goes on would differ.
-        Before that, each rank sees by itself whether its rows fit, and all take half as many
-        where one of them has no room.
+        DDP fixes its order of summation in its first step. A resumed run must fix the same order,
+        because in a different order the sums of three ranks round differently. Each rank first
+        tries its rows alone, and all ranks halve the micro-batch if one rank is out of memory.
         """
         while True:
             rows = micro_batch or loaded.rows
-            what = self._out_of_memory_message(loaded, rows)
+            message = self._out_of_memory_message(loaded, rows)
             self._zero_grad()
-            if not self._world.any_rank(what is not None):
+            if not self._world.any_rank(message is not None):
                 break
             if rows == 1:
-                raise _one_row_too_large(what or "on another rank")
+                raise _one_row_too_large(message or "on another rank")
             micro_batch = rows // 2
         self.backward(loaded, loaded.index, micro_batch)
         return micro_batch
 
     def _out_of_memory_message(self, loaded: LoadedBatch, rows: int) -> str | None:
-        """Say what is wrong with so many rows at a time on this rank, whatever the others do."""
+        """Return the error of `rows` rows at a time on this rank alone; None if they fit."""
         try:
             self._accumulate(loaded, rows, alone=True)
         except RuntimeError as error:
@@ -94,13 +93,13 @@ class Gradients:
             torch.cuda.empty_cache()
 
     def _accumulate(self, loaded: LoadedBatch, rows: int, *, alone: bool = False) -> Tensor:
-        """Add the gradients of all ranks, or of this one alone; return this one's loss."""
+        """Add the gradients of all ranks, or of this rank alone; return this rank's loss."""
         parts = range(0, loaded.rows, rows)
         total = torch.zeros((), device=self._device.device)
         for start in parts:
             micro = tuple(tensor[start : start + rows] for tensor in loaded.batch)
             scale = self._world.size  # the ranks' gradients are averaged
-            if not len(micro[0]):  # this share is the smaller one: the ranks go through together
+            if not len(micro[0]):  # fewer rows than on other ranks, but all ranks run together
                 micro, scale = tuple(tensor[:1] for tensor in loaded.batch), 0
             prepared = self._on_device(self._objective.prepare(micro))
             together = start == parts[-1] and not alone
@@ -116,7 +115,7 @@ class Gradients:
         return tuple(tensor.to(self._device.device, non_blocking=True) for tensor in batch)
 
     def _halve(self, rows: int, error: str) -> int:
-        """Return half as many rows. Raises ValueError where that is no way out."""
+        """Return half the rows. Raises ValueError for a single row, and with several ranks."""
         first = error.splitlines()[0]
         if self._world.size > 1:
             raise ValueError(
@@ -129,7 +128,7 @@ class Gradients:
 
 
 class _Forward(nn.Module):
-    """Model and loss as one module: what is compiled, and what is wrapped for many devices."""
+    """Model and loss in one module, to be compiled and wrapped together."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()
@@ -141,7 +140,7 @@ class _Forward(nn.Module):
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    # on the CPU torch has no class of its own for it
+    # torch has no exception class for the CPU
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -153,5 +152,5 @@ def _one_row_too_large(error: str) -> ValueError:
 
 
 def _mixed(*numbers: int) -> int:
-    """Mix numbers into a seed: neighbouring seeds must not share a step's randomness."""
+    """Mix numbers into a seed, so that neighbouring seeds share no randomness."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

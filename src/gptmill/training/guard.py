@@ -3,7 +3,7 @@
 A step is bad if the loss or the gradient norm is not finite, or if the gradient norm is far above
 the recent norms. A single bad batch can undo hours of training. A bad step changes no weight; the
 response follows a fixed rule, so that a killed and resumed run does the same. PaLM's authors also
-skipped batches (https://arxiv.org/abs/2204.02311, section 5.1), from a state some steps before.
+skipped batches (https://arxiv.org/abs/2204.02311, section 5.1), restarting some steps before.
 """
 
 import math
@@ -56,7 +56,7 @@ class Guard:
         self.norms = deque(norms, maxlen=REMEMBERED)
 
     def fault(self, loss: float, norm: float) -> str | None:
-        """Return the fault of a bad step, None for a good step.
+        """Return the fault of a bad step, or None.
 
         The norm of a good step is remembered. Spikes are detected only once the memory of
         `REMEMBERED` norms is full: the first steps of a training have no usual norm.

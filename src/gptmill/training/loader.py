@@ -14,12 +14,12 @@ from gptmill.training.distributed import World
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """The rows of a batch for this rank, with facts about the whole."""
+    """One rank's rows of a batch, with facts about the whole batch."""
 
     index: int
     batch: Batch
     rows: int
-    """Rows in the largest share of any rank; a share may have one row less."""
+    """Rows in the largest share of any rank; a share may have a row less."""
     count: int
     tokens: int
     digest: str
@@ -44,7 +44,7 @@ class Loader:
         return future.result()
 
     def run_in_worker(self, function: Callable[[], Any]) -> Any:
-        """Return a function's result, computed in the thread that reads the data."""
+        """Run a function in the data-reading thread; return the result."""
         return self._thread.submit(function).result()
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Loader:
 
 
 def digest(batch: Batch) -> str:
-    """Return a digest of a batch: equal tensors, equal digests."""
+    """Return a digest of a batch: equal tensors have equal digests."""
     hasher = hashlib.sha256()
     for tensor in batch:
         hasher.update(str(tuple(tensor.shape)).encode())

@@ -1,6 +1,6 @@
 """AdamW and Muon optimizers, and the learning-rate schedule.
 
-Both optimizers are torch's own. This file assigns each parameter to an optimizer, and keeps the
+Both optimizers are PyTorch's own. This file assigns each parameter to an optimizer, and keeps the
 moments of both under the parameters' names, so that a stopped run can resume from the same numbers.
 """
 
@@ -147,8 +147,8 @@ class Optimizer:
         """Return the moments by name, "{parameter}.{key}".
 
         The tensors are not copied. Before the first step the result is empty. Afterwards every
-        parameter has moments: zeros, as before a first gradient, for a parameter without gradients
-        up to now.
+        parameter has moments: a parameter without any gradient yet has the zeros that its first
+        gradient would find.
         """
         if not any(optimizer.state for optimizer in self._optimizers):
             return {}
@@ -161,7 +161,7 @@ class Optimizer:
         }
 
     def blank(self) -> list[Tensor]:
-        """Return new zero tensors with the form of all moments."""
+        """Return new zero tensors with the shapes of all moments."""
         return [tensor for name in self._trained for tensor in self._blank(name).values()]
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -181,7 +181,7 @@ class Optimizer:
             self._owners[name].state[self._trained[name]] = tensors
 
     def _blank(self, name: str) -> dict[str, Tensor]:
-        """Return the zero moments of a parameter before the first gradient."""
+        """Return a parameter's zero moments, as before a first gradient."""
         like = self._trained[name].detach()
         if isinstance(self._owners[name], torch.optim.Muon):
             return {"momentum_buffer": torch.zeros_like(like)}

@@ -1,4 +1,4 @@
-"""A training's course: what is planned, what a step did, and where it stands."""
+"""The plan of a training, the record of a step, and the progress so far."""
 
 import math
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ from gptmill.training.guard import GuardConfig
 from gptmill.training.optimizers import OptimizerConfig
 
 WATCHED = "val/loss"
-"""The figure of an evaluation that decides which weights are best; less is better."""
+"""The evaluation figure that selects the best weights; lower is better."""
 
 Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
 class StoppingConfig:
-    """When training ends before its last step, and whose weights it leaves."""
+    """Early stopping, and the choice of the final weights."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     patience: int
-    """Evaluations without a better validation loss before training ends; 0 trains to the end."""
+    """Evaluations without a lower validation loss before training stops; 0 trains to the end."""
     keep: Keep
-    """The last weights, or those of the evaluation with the lowest validation loss."""
+    """The last weights, or the weights with the lowest validation loss."""
 
     def __post_init__(self) -> None:
         if self.patience < 0:
@@ -33,7 +33,7 @@ class StoppingConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training's course is a function of, besides its model and its data."""
+    """Everything besides model and data that determines a training."""
 
     steps: int
     learning_rate: float
@@ -44,53 +44,53 @@ class Plan:
     stopping: StoppingConfig
     guard: GuardConfig
     micro_batch: int | None
-    """StepRows of a forward pass; None takes the whole step's, and half as many out of memory."""
+    """Rows per forward pass; None starts with all rows of the step, and halves out of memory."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did. `step` counts from 1; `loss` is the batch's, before the update."""
+    """The record of a step. `step` counts from 1; `loss` is measured before the update."""
 
     step: int
     loss: float
     learning_rate: float
     grad_norm: float
     tokens: int
-    """Positions read by the model since the first step, padding included."""
+    """Positions read since the first step, padding included."""
     batch_number: int
-    """Which batch, counted from 0: the step's, or a later one after a rollback."""
+    """The batch, counted from 0: the step's own, or a later batch after a rollback."""
     batch: str
-    """Digest of the batch's content: two trainings that saw the same data have the same ones."""
+    """Digest of the batch: two trainings on equal data have equal digests."""
     fault: str | None
-    """Why this step changed no weight; None for a good one."""
+    """The reason for skipping the update; None for a good step."""
     micro_batch: int
-    """StepRows of a forward pass."""
+    """Rows per forward pass."""
     tokens_per_second: float
-    """Of this step alone, evaluation left out."""
+    """Speed of this step alone, without evaluation."""
     data_wait: float
-    """Seconds that the device waited for the batch."""
+    """Seconds of waiting for the batch."""
     evaluation: dict[str, float] | None
-    """What `evaluate` returned, on the steps where it ran."""
+    """The result of `evaluate`, on steps with an evaluation."""
     sample: str | None
-    """What `sample` returned, on the steps where it ran."""
+    """The result of `sample`, on steps with a sample."""
     replayed: bool = False
-    """It was done before this process began, and comes from the state."""
+    """The step comes from a restored state, not from this process."""
 
 
 class DivergedError(ValueError):
-    """Bad steps went on, and training was stopped."""
+    """Training stopped after too many bad steps."""
 
 
 @dataclass
 class Progress:
-    """Where a training is: with the tensors, all that a state holds."""
+    """The progress of a training; with the tensors, the whole state."""
 
     step: int = 0
-    """Steps done."""
+    """Completed updates."""
     open: dict[str, Any] | None = None
-    """The last step's row where its evaluation is still to come."""
+    """The row of the last step, until its evaluation."""
     shift: int = 0
-    """How much further the data are than the steps: what rollbacks left out."""
+    """Batches skipped by rollbacks: the lead of the data over the steps."""
     tokens: int = 0
     seconds: float = 0.0
     micro_batch: int | None = None

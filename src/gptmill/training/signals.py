@@ -12,7 +12,7 @@ def uninterrupted() -> Iterator[list[int]]:
     """Defer SIGINT and SIGTERM until the end of the block.
 
     The block gets the list of the signals received up to now. Python calls handlers in the main
-    thread alone; in all remaining threads the context manager does nothing.
+    thread alone; in other threads the context manager does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []

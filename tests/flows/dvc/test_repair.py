@@ -65,7 +65,8 @@ def test_a_half_record_is_put_right(
     leave(project.root)
     assert repro(project)  # without us it fails
     repair(project.root)
-    assert capfd.readouterr().err.count("DVC was killed while it wrote it; put right") == 1
+    message = "DVC was killed while writing this record; repaired"
+    assert capfd.readouterr().err.count(message) == 1
     assert repro(project) == ""
     assert runs(project) == ["first", "second"]  # nothing ran again
     repair(project.root)

@@ -294,13 +294,13 @@ def test_a_change_that_would_lose_work_is_refused_and_named(
     code.write_text(code.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
     done = anew.run(*STAGE)
     assert done.returncode == 2
-    assert f"this has changed: {TRAINING}. " in done.stderr
+    assert f"because of changes: {TRAINING}. " in done.stderr
     assert held(anew) == step
     assert anew.runs() == runs
 
     done = anew.python("-m", "flows", "accept", "pretrain")
     assert done.returncode == 0, done.stderr
-    assert f"goes on from step {step}, made before the change" in done.stdout
+    assert f"resumes from step {step}, trained before the change" in done.stdout
     again = start()
     assert again.end() == 0
     assert again.steps()[0] == step + 1
@@ -311,7 +311,7 @@ def test_a_change_that_would_lose_work_is_refused_and_named(
     code.write_text(code.read_text(encoding="utf-8") + "# and one more\n", encoding="utf-8")
     done = anew.python("-m", "flows", "accept", "pretrain")
     assert done.returncode == 0, done.stderr
-    assert "its outputs stand" in done.stdout
+    assert "outputs unchanged" in done.stdout
     assert json.loads(anew.run("dvc", "status", "--json", "pretrain").stdout) == {}
 
 
@@ -353,7 +353,7 @@ def test_two_processes_at_one_training_are_one_sentence(
     os.kill(first.process.pid, signal.SIGCONT)
     for done in (second, fresh):
         assert done.returncode == 2
-        words = f"pretrain: process {first.process.pid} is at this stage: wait for it, or end it\n"
+        words = f"pretrain: process {first.process.pid} is running this stage: wait for the end of the process, or stop the process\n"
         assert done.stderr == words
     assert first.end() == 0, first.text()
     assert _resume_hash(anew) == whole["outs"][0]["md5"]

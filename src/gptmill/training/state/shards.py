@@ -1,12 +1,14 @@
 """Sharded training states: every rank writes and loads shards.
 
-Each rank writes the rank's own shards of a tensor, and reads any rank's shards. No process holds a whole state. torch.distributed.checkpoint
+Each rank writes its own shards, and can read any rank's shards: no process holds a whole state.
+torch.distributed.checkpoint
 (https://docs.pytorch.org/docs/stable/distributed.checkpoint.html) writes the shards, one
 safetensors file per rank. The header of each file records the location of every part of a tensor:
 more ranks, fewer ranks or a single process can read the shards. The shard files are in a folder
-beside the state file. The state file names the shard files with SHA-256 and holds the rest: small
-tensors, the history and the record. The state file is written and sealed last, as in unsharded
-training. Without a state file there is no state, and a damaged shard means a damaged state.
+beside the state file. The state file names the shard files with their SHA-256 and holds the rest:
+small tensors, the history and the record. The state file is written and sealed last, as in
+unsharded training. Without a state file there is no state, and a damaged shard means a damaged
+state.
 """
 
 import errno
@@ -65,7 +67,7 @@ def handed_out(state: State | None, world: World, like: Mapping[str, Tensor]) ->
 
     In sharded training, each rank gets a shard on the CPU of every tensor with the shape of the
     parameter of the same name in `like`. Otherwise the first rank gets all tensors, and the
-    remaining ranks get the shapes.
+    other ranks get the shapes.
     """
     if state is not None and state.shards is not None and not world.sharded:
         tensors = {**state.tensors, **read_whole(state.shards)}
@@ -84,7 +86,7 @@ def handed_out(state: State | None, world: World, like: Mapping[str, Tensor]) ->
 
 
 class ShardedStore(StateStore):
-    """Store of sharded states: each rank writes the rank's own shards.
+    """Store of sharded states: each rank writes its own shards.
 
     The first rank writes the rest. All ranks save and load together, in the same order. Messages
     between the ranks during a save use a separate process group: the training continues meanwhile.
@@ -106,7 +108,7 @@ class ShardedStore(StateStore):
     def load(self) -> State | None:
         """Load the newest state on the first rank only.
 
-        The remaining ranks get None here, and the state from `handed_out`.
+        The other ranks return None; `handed_out` sends the state to every rank.
         """
         return super().load() if self.leads else None
 
@@ -156,7 +158,7 @@ class ShardedStore(StateStore):
     def _hashes(self, folder: Path) -> dict[str, str]:
         """Return the SHA-256 of each file on the first rank.
 
-        Each rank hashes a part of the files. The remaining ranks get an empty dict.
+        Each rank hashes a part of the files. The other ranks return an empty dict.
         """
         mine = sorted(folder.iterdir())[self._world.rank :: self._world.size]
         parts: list[Any] | None = [None] * self._world.size if self.leads else None
@@ -165,7 +167,7 @@ class ShardedStore(StateStore):
 
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
-    """Load whole tensors from a folder of shards, in one process."""
+    """Load whole tensors from a shard folder, in one process."""
     tensors = {name: torch.empty_like(meta, device="cpu") for name, meta in _shapes(folder).items()}
     with warnings.catch_warnings():  # ignore the warning about a single process: no group is needed
         warnings.simplefilter("ignore")
@@ -187,7 +189,7 @@ def _load_shards(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict
 
 
 def _shapes(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors in a folder as meta tensors, without content."""
+    """Return a folder's tensors as meta tensors, without content."""
     tensors = {}
     for name, entry in sorted(_reader(folder).read_metadata().state_dict_metadata.items()):
         assert isinstance(entry, TensorStorageMetadata)

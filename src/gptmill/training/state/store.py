@@ -1,4 +1,4 @@
-"""Training states on disk, for resuming killed runs bit for bit.
+"""Training states on disk, for bit-exact resumption of killed runs.
 
 A state is one safetensors file: weights, optimizer, the history of steps up to now, and a record
 of plain values in the header. The SHA-256 of the file is written afterwards, to a seal file in the
@@ -85,7 +85,7 @@ class StateStore:
     def due(self) -> bool:
         """Return whether the next state should be saved now.
 
-        A state is due after `every` seconds, or more if saving is slow. With `every` 0, a state is
+        A state is due after `every` seconds, or later if saving is slow. With `every` 0, a state is
         due as soon as the last state is written.
 
         Raises the exception of the last save, if the save failed in the background.
@@ -194,7 +194,7 @@ class StateStore:
 
 
 def progress(folder: Path) -> SavedProgress | None:
-    """Return the progress of the newest state in a folder, unverified."""
+    """Return the progress of a folder's newest state, unverified."""
     for path in _states(folder):
         with suppress(SafetensorError, KeyError, ValueError):
             record = _record(path)
@@ -235,7 +235,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str])
 
 
 def no_room(path: Path, reason: str) -> str:
-    """Return the error message for a state that was not saved."""
+    """Return the error message for an unsaved state."""
     return (
         f"the training's state could not be saved as {path} ({reason}); earlier states are kept: "
         "make room and run the same command again"
@@ -247,7 +247,7 @@ def _seal(path: Path) -> Path:
 
 
 def _fault(path: Path) -> str | None:
-    """Return the fault of a state's files, None for an undamaged state."""
+    """Return the fault of a state's files, or None."""
     recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
     if sha256(path) not in recorded:
         return f"is damaged ({path}: the SHA-256 differs from the recorded value)"
