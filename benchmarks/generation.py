@@ -21,13 +21,13 @@ from contest import start as start_program
 from peers.trainer import VOCABULARY
 from torch import Tensor
 
-from gptmill.generation.quantization import Kind, quantize
+from gptmill.generation.quantization import WeightFormat, quantize
 
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "prompt": 16, "new": 200},
     "tiny": {"width": 16, "layers": 1, "heads": 1, "prompt": 4, "new": 8},  # a smoke test
 }
-PRECISIONS: list[Any] = ["as loaded", *get_args(Kind)]
+PRECISIONS: list[Any] = ["as loaded", *get_args(WeightFormat)]
 BYTES = {"as loaded": 4, "fp32": 4, "bf16": 2, "int8": 1}
 GOALS = {"fp32": 1.15, "bf16": 2.0, "int8": 3.0}  # times the best peer in fp32
 

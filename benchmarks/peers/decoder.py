@@ -33,7 +33,7 @@ def ours(task: dict[str, Any]) -> Decode:
 
     The weights are used as loaded, or laid out for decoding in `precision`.
     """
-    from gptmill.generation.decoder import Batch, GenerationConfig, Row
+    from gptmill.generation.decoder import DecodingBatch, DecodingSequence, GenerationConfig
     from gptmill.generation.quantization import quantize
 
     model = GPT(trainer.shape_of(task), generator=torch.Generator().manual_seed(1)).eval()
@@ -41,11 +41,11 @@ def ours(task: dict[str, Any]) -> Decode:
     if task["precision"] != "as loaded":
         model = quantize(model, task["precision"])
     prompts = prompts_of(task).tolist()
-    batch = Batch(model, len(prompts), task["length"], compiled=task["compile"])
+    batch = DecodingBatch(model, len(prompts), task["length"], compiled=task["compile"])
 
     def decode(n_new: int) -> list[list[int]]:
         config = GenerationConfig(max_new_tokens=n_new, temperature=0.0, top_k=0, top_p=1.0)
-        rows = [Row.begin(prompt, config, stop_ids=(), seed=1) for prompt in prompts]
+        rows = [DecodingSequence.begin(prompt, config, stop_ids=(), seed=1) for prompt in prompts]
         batch.run(rows)
         return [row.new_ids for row in rows]
 

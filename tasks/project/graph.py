@@ -39,7 +39,7 @@ def params() -> dict[str, Any]:
     """Return params.yaml."""
     content = read_yaml(ROOT / "params.yaml")
     if not isinstance(content, dict):
-        raise ValueError("params.yaml must hold one section per stage, `stage: {name: value}`")
+        raise ValueError("params.yaml must hold a section per stage, `stage: {name: value}`")
     _check_shared(content)
     return content
 
@@ -91,7 +91,7 @@ def _resolve(text: str) -> str:
         node: Any = params()
         for part in match[1].split("."):
             if not isinstance(node, dict) or part not in node:
-                raise ValueError(f"dvc.yaml refers to {match[1]}, but params.yaml has no such key")
+                raise ValueError(f"dvc.yaml refers to {match[1]}, a key missing in params.yaml")
             node = node[part]
         return str(node)
 

@@ -148,7 +148,7 @@ def test_a_classifier_is_no_base(run: FakeRun) -> None:
 
 def test_a_folder_without_weights_is_refused_before_any_work(run: FakeRun) -> None:
     (run.root / "weights" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"weights: no weights"):
+    with pytest.raises(ValueError, match=r"weights has no weights"):
         body(run)
     assert not run.out.exists()
 

@@ -289,7 +289,7 @@ def read_pickle(path: Path) -> tuple[dict[str, Any], bool]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{path} is not a PyTorch file of tensors only; save the state dict alone"
+            f"{path} is not a PyTorch file of tensors only; allowed are tensors saved by torch.save"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")

@@ -435,7 +435,7 @@ def test_openais_seven_files_are_all_that_is_needed(tmp_path: Path) -> None:
     [
         ("model.ckpt.data-00000-of-00001", 40, "the data of model/h0/attn/c_attn/b is damaged"),
         ("model.ckpt.index", 40, "a block is damaged: the checksum differs"),
-        ("model.ckpt.index", -1, "not the index of a TensorFlow checkpoint, or not whole"),
+        ("model.ckpt.index", -1, "not a complete index of a TensorFlow checkpoint"),
     ],
 )
 def test_one_flipped_bit_is_found(tmp_path: Path, file: str, place: int, message: str) -> None:

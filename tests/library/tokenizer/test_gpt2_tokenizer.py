@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer
 
 from gptmill.files import read_json, write_json, write_text
 from gptmill.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, read_vocabulary
+from tasks.project.environment import ROOT
 from tests.support.tiny import (
     TINY_TEXT,
     tiny_bpe,
@@ -15,7 +16,7 @@ from tests.support.tiny import (
     tiny_tokenizer,
 )
 
-BPE = Path(__file__).parent.parent / "data" / "bpe"
+BPE = ROOT / "data" / "bpe"
 real = pytest.mark.skipif(not BPE.exists(), reason="GPT-2's vocabulary is not fetched yet")
 
 ODD_TEXTS = [

@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_clear_error_and_older_states_stand(tmp_path: Path) -
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert "OSError: " in done.stderr.splitlines()[-1]
     assert "the training's state could not be saved" in done.stderr
-    assert "the states before it are kept" in done.stderr
+    assert "earlier states are kept" in done.stderr
     found = store(tmp_path).load()
     assert found is not None
     assert found.step == 1

@@ -387,7 +387,7 @@ def test_a_full_disk_is_one_sentence_and_the_training_goes_on_when_there_is_room
     full = anew.python("-c", FULL, str(room))
     assert full.returncode == 2, full.stderr
     assert "the training's state could not be saved as" in full.stderr
-    assert "the states before it are kept: make room and run the same command again" in full.stderr
+    assert "earlier states are kept: make room and run the same command again" in full.stderr
     assert len(full.stderr.splitlines()) == 1, full.stderr
     assert anew.runs()[-1]["status"] == "FAILED"
     assert held(anew) == step
