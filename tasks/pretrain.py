@@ -81,7 +81,7 @@ class Pretrain(TrainingSection):
         windows, rest = divmod(self.batch_tokens, context_length)
         if rest:
             raise ValueError(
-                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,}; it must be a "
+                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,} but must be a "
                 f"multiple of sample.windows.max_length, {context_length:,}; the nearest are "
                 f"{max(windows, 1) * context_length:,} and {(windows + 1) * context_length:,}"
             )

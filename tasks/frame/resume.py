@@ -46,7 +46,7 @@ class ResumeConfig:
         if self.every_seconds < 0 or self.protect_minutes < 0:
             raise ValueError("every_seconds and protect_minutes must be 0 or more")
         if self.keep < 1:
-            raise ValueError(f"keep is {self.keep}; it must be at least 1")
+            raise ValueError(f"keep is {self.keep} but must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -121,4 +121,4 @@ def _check_numbers(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.port <= 65535:
         raise ValueError(f"--port is {arguments.port}: allowed is 0 to 65535")
     if arguments.max_waiting < 0:
-        raise ValueError(f"--max-waiting is {arguments.max_waiting}: it must be 0 or more")
+        raise ValueError(f"--max-waiting is {arguments.max_waiting} but must be 0 or more")

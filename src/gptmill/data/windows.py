@@ -40,7 +40,7 @@ class WindowConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+                raise ValueError(f"{name} is {value} but must be at least 1")
 
     @property
     def overlap(self) -> float:

@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
 def _config(
     fields: Mapping[str, Any], shapes: Mapping[str, Shape], factors: Tensor | None
 ) -> GPTConfig:
-    family = fields.get("general.architecture")
+    family = str(fields.get("general.architecture"))
     if family not in FAMILIES:
         allowed = " and ".join(map(repr, FAMILIES))
         raise ValueError(f"architecture is {family!r}; allowed are {allowed}")

@@ -44,28 +44,28 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens} but must be at least 1")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}: it must be 0 or more")
+            raise ValueError(f"temperature is {self.temperature} but must be 0 or more")
         if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be 0 (all ids) or more")
+            raise ValueError(f"top_k is {self.top_k} but must be 0 (all ids) or more")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+            raise ValueError(f"top_p is {self.top_p} but must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}: it must be from 0 to 1")
+            raise ValueError(f"min_p is {self.min_p} but must be from 0 to 1")
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty}: it must be above 0 (1 is off)"
+                f"repetition_penalty is {self.repetition_penalty} but must be above 0 (1 is off)"
             )
         if self.beams < 1:
-            raise ValueError(f"beams is {self.beams}: it must be at least 1")
+            raise ValueError(f"beams is {self.beams} but must be at least 1")
         if self.beams > 1 and self.temperature > 0:
             raise ValueError(
                 f"beams is {self.beams} and temperature {self.temperature}: "
                 "a beam search draws nothing, set temperature to 0"
             )
         if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty is {self.length_penalty}: it must be a number")
+            raise ValueError(f"length_penalty is {self.length_penalty} but must be a number")
 
 
 def choose(

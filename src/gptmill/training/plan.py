@@ -26,7 +26,7 @@ class StoppingConfig:
 
     def __post_init__(self) -> None:
         if self.patience < 0:
-            raise ValueError(f"patience is {self.patience}; it must be 0 or more")
+            raise ValueError(f"patience is {self.patience} but must be 0 or more")
         if self.keep not in get_args(Keep):
             raise ValueError(f"keep is {self.keep!r}; allowed are {', '.join(get_args(Keep))}")
 

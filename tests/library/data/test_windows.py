@@ -92,5 +92,5 @@ def test_overlap_is_the_share_read_again():
 
 @pytest.mark.parametrize("name", ["max_length", "stride"])
 def test_lengths_are_at_least_one(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+    with pytest.raises(ValueError, match=f"{name} is 0 but must be at least 1"):
         WindowConfig(**{"max_length": 8, "stride": 8, name: 0})

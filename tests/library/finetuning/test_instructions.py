@@ -19,7 +19,7 @@ from gptmill.finetuning.instructions import (
 from gptmill.model.objectives import (
     IGNORE,
     LANGUAGE,
-    kept,
+    drop_ignored,
     language_loss,
 )
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -129,8 +129,8 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_alone(mask_prompt: bool):
 
     with torch.no_grad():
         counts = [int((one(index)[1] != IGNORE).sum()) for index in range(3)]
-        total = sum(language_loss(model, kept(one(index))).item() for index in range(3))
-        together = language_loss(model, kept(one(2, 0, 1))).item()
+        total = sum(language_loss(model, drop_ignored(one(index))).item() for index in range(3))
+        together = language_loss(model, drop_ignored(one(2, 0, 1))).item()
     assert together == pytest.approx(total, rel=1e-5)
     answer_lengths = [len(tiny_tokenizer().encode(r["output"])) + 1 for r in RECORDS]
     row_lengths = [len(row) for row in rows.ids]  # the first id of a row is no target, its end is
@@ -151,7 +151,7 @@ def test_a_model_that_is_taught_answers_gives_them():
     tokenizer = tiny_tokenizer()
     model = tiny_gpt(tiny_config(context_length=512))
     rows = encode_rows(RECORDS, tokenizer, TEMPLATE, 512)
-    taught = kept(batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True))
+    taught = drop_ignored(batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True))
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
         loss = language_loss(model, taught) / LANGUAGE.count(taught)

@@ -35,7 +35,9 @@ def test_the_mean_loss_does_not_depend_on_how_rows_are_batched():
     targets = targets.clone()
     targets[:3, 2:] = IGNORE
     with torch.no_grad():
-        whole = language_loss(model, drop_ignored((ids, targets))).item() / LANGUAGE.count((ids, targets))
+        whole = language_loss(model, drop_ignored((ids, targets))).item() / LANGUAGE.count(
+            (ids, targets)
+        )
     cut = [(ids[:5], targets[:5]), (ids[5:], targets[5:])]
     assert mean_language_loss(model, cut, CPU) == pytest.approx(whole, rel=1e-6)
 
