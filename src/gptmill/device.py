@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,8 +49,8 @@ class RuntimeConfig:
     backward pass: a third more work for far less memory, and the same bytes."""
 
     def __post_init__(self) -> None:
-        _check_choice("device", self.device, get_args(DeviceChoice))
-        _check_choice("precision", self.precision, get_args(PrecisionChoice))
+        check_choice("device", self.device, get_args(DeviceChoice))
+        check_choice("precision", self.precision, get_args(PrecisionChoice))
         if self.micro_batch != "auto" and self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; allowed are auto and 1 or more")
 
@@ -149,9 +150,11 @@ def processes(config: RuntimeConfig, requested: int | Literal["auto"]) -> int:
     return requested
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise ValueError for a value that is not among the allowed ones."""
+    choices = list(allowed)
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(choices)}")
 
 
 def device_name(choice: DeviceChoice) -> str:

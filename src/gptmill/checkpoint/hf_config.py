@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptmill.checkpoint.families import FAMILIES
+from gptmill.device import check_choice
 from gptmill.files import read_json
 from gptmill.model.gpt import INIT_STD, GPTConfig
 
@@ -40,10 +41,8 @@ def read_config(folder: Path) -> GPTConfig:
     path = folder / "config.json"
     content = read_config_file(path)
     name = content.get("model_type", "gpt2")
-    if name not in FAMILIES:
-        allowed = " and ".join(map(repr, FAMILIES))
-        raise ValueError(f"{path}: model_type is {name!r}; allowed are {allowed}")
     try:
+        check_choice("model_type", name, FAMILIES)
         return FAMILIES[name].read_config(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

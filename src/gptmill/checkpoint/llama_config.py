@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gptmill.checkpoint.config_fields import is_integer, read_sizes, refuse_variants
+from gptmill.device import check_choice
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling
 
@@ -75,9 +76,7 @@ def _rope(content: Mapping[str, Any], context_length: int) -> tuple[float, RopeS
     refuse_variants(rope, SCALING_FIXED)
     if kind == "default":
         return theta, None
-    if kind not in SCALED:
-        allowed = ", ".join(["default", *SCALED])
-        raise ValueError(f"rope_type is {kind!r}; allowed are {allowed}")
+    check_choice("rope_type", kind, ["default", *SCALED])
     outside = content.get("original_max_position_embeddings")
     original = outside or rope.get("original_max_position_embeddings") or context_length
     factor = rope.get("factor")

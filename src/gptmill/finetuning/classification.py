@@ -23,6 +23,7 @@ from gptmill.data.batching import (
     by_length,
     pad,
 )
+from gptmill.device import check_choice
 from gptmill.model.gpt import GPTClassifier
 from gptmill.model.objectives import Batch, Objective
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -101,8 +102,7 @@ def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
     each class up to the size of the largest: the whole class as often as possible, then rows at
     random. The indices are sorted.
     """
-    if how not in get_args(Balance):
-        raise ValueError(f"balance is {how!r}; allowed are {', '.join(get_args(Balance))}")
+    check_choice("balance", how, get_args(Balance))
     if how == "none":
         return np.arange(len(labels))
     generator = np.random.default_rng(seed)
@@ -123,8 +123,7 @@ def set_trainable(model: GPTClassifier, part: Trainable) -> None:
 
     The part is the head; the last blocks, final norm and head; or all.
     """
-    if part not in get_args(Trainable):
-        raise ValueError(f"trainable is {part!r}; allowed are {', '.join(get_args(Trainable))}")
+    check_choice("trainable", part, get_args(Trainable))
     model.requires_grad_(part == "all")
     model.score.requires_grad_(True)
     blocks = _TRAINED_BLOCKS.get(part, 0)

@@ -24,6 +24,7 @@ from gptmill.checkpoint.hf_config import SpecialIds, read_config_file
 from gptmill.checkpoint.mapping import file_tensors
 from gptmill.checkpoint.model_card import name_commit
 from gptmill.checkpoint.weights import open_folder
+from gptmill.device import check_choice
 from gptmill.files import atomic_folder
 from gptmill.formats.gguf import ROPE_FACTORS, metadata, rope_factors
 from gptmill.model.gpt import GPT, GPTClassifier
@@ -51,8 +52,7 @@ def export_model(
     Weights are rounded to `dtype`. `commit` reproduces the model, and is added to the card. Raises
     ValueError if the format cannot hold the model.
     """
-    if form not in get_args(ExportFormat):
-        raise ValueError(f"format is {form!r}; allowed are {', '.join(get_args(ExportFormat))}")
+    check_choice("format", form, get_args(ExportFormat))
     if dtype not in GGUF_FILE_TYPES:
         raise ValueError(f"weights are not exported as {dtype}; allowed are float32, float16, bf16")
     is_classifier = "score.weight" in open_folder(folder).shapes

@@ -19,6 +19,7 @@ from torch import Tensor
 from gptmill.checkpoint.families import FAMILIES, family_of
 from gptmill.checkpoint.layouts import Layout
 from gptmill.checkpoint.weights import Shape, Taken, Tensors
+from gptmill.device import check_choice
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling, frequencies
 
@@ -90,9 +91,7 @@ def _config(
     fields: Mapping[str, Any], shapes: Mapping[str, Shape], factors: Tensor | None
 ) -> GPTConfig:
     family = str(fields.get("general.architecture"))
-    if family not in FAMILIES:
-        allowed = " and ".join(map(repr, FAMILIES))
-        raise ValueError(f"architecture is {family!r}; allowed are {allowed}")
+    check_choice("architecture", family, FAMILIES)
 
     def field(name: str) -> Any:
         value = fields.get(f"{family}.{name}")
@@ -151,8 +150,7 @@ def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | No
     kind = rope.get("type", "none")
     if kind == "none":
         return None
-    if kind not in ("linear", "yarn"):
-        raise ValueError(f"llama.rope.scaling.type is {kind!r}; allowed are none, linear and yarn")
+    check_choice("llama.rope.scaling.type", kind, ["none", "linear", "yarn"])
     for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
         if rope.get(name, 1.0) != 1.0:
             raise ValueError(f"llama.rope.scaling.{name} is {rope[name]}; allowed is 1")

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptmill.device import check_choice
 from gptmill.model.gpt import GPT
 
 WeightFormat = Literal["fp32", "bf16", "int8"]
@@ -41,8 +42,7 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
     shared with `model`. A tied head becomes a separate layer, and the tied embedding keeps the
     original values. Raises ValueError for an unknown format.
     """
-    if kind not in get_args(WeightFormat):
-        raise ValueError(f"kind is {kind!r}: allowed are {', '.join(get_args(WeightFormat))}")
+    check_choice("kind", kind, get_args(WeightFormat))
     assert not model.training, "a quantized model cannot be trained"
     quantized = _converted(model, kind)
     assert isinstance(quantized, GPT)

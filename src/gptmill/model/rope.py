@@ -15,6 +15,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from gptmill.device import check_choice
+
 ScalingKind = Literal["linear", "yarn", "llama3"]
 
 
@@ -40,9 +42,7 @@ class RopeScaling:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ScalingKind):
-            allowed = ", ".join(get_args(ScalingKind))
-            raise ValueError(f"rope scaling kind is {self.kind!r}: allowed are {allowed}")
+        check_choice("rope scaling kind", self.kind, get_args(ScalingKind))
         if not 1 <= self.factor < math.inf:
             raise ValueError(
                 f"rope scaling factor is {self.factor} but must be at least 1 and finite"

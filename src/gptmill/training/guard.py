@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import ClassVar, Literal, get_args
 
+from gptmill.device import check_choice
+
 REMEMBERED = 100
 """Number of recent good steps compared with the next gradient norm."""
 
@@ -37,10 +39,7 @@ class GuardConfig:
             raise ValueError(
                 f"spike is {self.spike} but must be above 1, or 0 to turn detection off"
             )
-        if self.action not in get_args(Action):
-            raise ValueError(
-                f"action is {self.action!r}; allowed are {', '.join(get_args(Action))}"
-            )
+        check_choice("action", self.action, get_args(Action))
         if self.limit < 1:
             raise ValueError(f"limit is {self.limit} but must be at least 1")
 

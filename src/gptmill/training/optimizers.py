@@ -12,6 +12,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from gptmill.device import check_choice
+
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["cosine", "linear", "wsd"]
 
@@ -42,9 +44,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (("name", OptimizerName), ("schedule", Schedule)):
-            value = getattr(self, name)
-            if value not in get_args(choices):
-                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(get_args(choices))}")
+            check_choice(name, getattr(self, name), get_args(choices))
         for name in ("final_learning_rate", "warmup", "decay"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

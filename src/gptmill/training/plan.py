@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+from gptmill.device import check_choice
 from gptmill.training.guard import GuardConfig
 from gptmill.training.optimizers import OptimizerConfig
 
@@ -27,8 +28,7 @@ class StoppingConfig:
     def __post_init__(self) -> None:
         if self.patience < 0:
             raise ValueError(f"patience is {self.patience} but must be 0 or more")
-        if self.keep not in get_args(Keep):
-            raise ValueError(f"keep is {self.keep!r}; allowed are {', '.join(get_args(Keep))}")
+        check_choice("keep", self.keep, get_args(Keep))
 
 
 @dataclass(frozen=True)

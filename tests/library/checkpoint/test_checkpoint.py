@@ -303,7 +303,7 @@ def test_a_classifier_is_not_a_language_model_nor_the_other_way(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "opt"}, "model_type is 'opt'; allowed are 'gpt2' and 'llama'"),
+        ({"model_type": "opt"}, "model_type is 'opt'; allowed are gpt2, llama"),
         ({"model_type": "llama"}, "max_position_embeddings is None; allowed is a whole number"),
         ({"activation_function": "relu"}, "activation_function is 'relu'; allowed is 'gelu_new'"),
         ({"layer_norm_epsilon": 0.0}, "norm_eps is 0.0 but must be above 0"),

@@ -121,5 +121,5 @@ def test_without_onednn_bf16_is_the_same_but_for_rounding(monkeypatch: pytest.Mo
 
 
 def test_an_unknown_kind_is_an_error() -> None:
-    with pytest.raises(ValueError, match="kind is 'int4': allowed are fp32, bf16, int8"):
+    with pytest.raises(ValueError, match="kind is 'int4'; allowed are fp32, bf16, int8"):
         quantize(model_of(CONFIG), "int4")  # type: ignore[arg-type]

@@ -353,8 +353,8 @@ def test_two_processes_at_one_training_are_one_sentence(
     os.kill(first.process.pid, signal.SIGCONT)
     for done in (second, fresh):
         assert done.returncode == 2
-        words = f"pretrain: process {first.process.pid} is running this stage: wait for the end of the process, or stop the process\n"
-        assert done.stderr == words
+        busy = f"pretrain: process {first.process.pid} is running this stage: wait for the end of "
+        assert done.stderr == f"{busy}the process, or stop the process\n"
     assert first.end() == 0, first.text()
     assert _resume_hash(anew) == whole["outs"][0]["md5"]
 
