@@ -85,7 +85,7 @@ def samples(params: Evaluate, run: Run) -> str:
     pages = []
     for name in checkpoints:
         model, tokenizer = load_causal_lm(run.input(name)), Tokenizer.from_folder(run.input(name))
-        prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
+        prompts = [tokenizer.encode_prompt(prompt) for prompt in params.prompts]
         found = generate(
             model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=run.seed
         )

@@ -14,7 +14,7 @@ SHOWN = 4  # windows of the first batch that are shown as text
 
 
 class Sample(Section):
-    """params.yaml `sample:`; `max_length` is the context length of the model."""
+    """Section `sample` of params.yaml; `max_length` is the context length of the model."""
 
     windows: WindowConfig
 
@@ -23,8 +23,7 @@ class Sample(Section):
 def sample(params: Sample, run: Run) -> Metrics:
     """Cut the token files into windows of `max_length` ids, `stride` apart.
 
-    Validation windows follow one another without overlap, whatever the stride, so that the
-    loss counts each token once.
+    Validation windows never overlap, whatever the stride, so that the loss counts each token once.
     """
     config = params.windows
     apart = WindowConfig(max_length=config.max_length, stride=config.max_length)

@@ -72,7 +72,7 @@ def _rope(content: Mapping[str, Any], context_length: int) -> tuple[float, RopeS
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters is {rope!r}; allowed is an object")
     theta = float(rope.get("rope_theta", content.get("rope_theta", 10_000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind: Any = rope.get("rope_type", rope.get("type", "default"))
     refuse_variants(rope, SCALING_FIXED)
     if kind == "default":
         return theta, None

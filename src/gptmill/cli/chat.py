@@ -106,11 +106,11 @@ def _answer(
 
     After Ctrl-C, returns the text printed by then.
     """
-    from gptmill.tokenizer.chat_template import fit
+    from gptmill.tokenizer.chat_template import fit_conversation
 
     room = min(config.max_new_tokens, generator.context_length // 2)
     longest = generator.context_length - room
-    ids, left_out = fit(history, template, generator.tokenizer, longest=longest)
+    ids, left_out = fit_conversation(history, template, generator.tokenizer, longest=longest)
     if left_out:
         note(f"(the model's context is full: left out the oldest turns, {left_out} in all)")
     most = min(config.max_new_tokens, generator.context_length - len(ids))

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = options.sampling(arguments)
 
     generator = options.generator(arguments)
-    ids = generator.tokenizer.encode(prompt)
+    ids = generator.tokenizer.encode_prompt(prompt)
     start = time.perf_counter()
     deltas: list[Delta] = []
     for delta in generator.stream(ids, config, stops=stops, seed=arguments.seed):

@@ -28,6 +28,7 @@ from gptmill.device import check_choice
 from gptmill.files import atomic_folder
 from gptmill.formats.gguf import ROPE_FACTORS, metadata, rope_factors
 from gptmill.model.gpt import GPT, GPTClassifier
+from gptmill.tokenizer.huggingface import SPLITS
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -151,15 +152,20 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) 
 
     A model with more rows than tokens gets unused tokens, because readers compare the counts.
     """
-    vocabulary = tokenizer.vocabulary
+    definition = tokenizer.definition
+    if definition.split is None:
+        raise ValueError(
+            "the pre-tokenizer has no name in GGUF; allowed are those of "
+            f"{', '.join(SPLITS)}: export as hf"
+        )
+    known = sorted(tokenizer.ids(), key=tokenizer.ids().__getitem__)
     spare = [f"<|unused_{index}|>" for index in range(tokenizer.n_vocab, vocab_size)]
-    tokens = [*vocabulary.tokens, *spare]
-    kinds = [CONTROL if token in vocabulary.special else NORMAL for token in vocabulary.tokens]
+    kinds = [CONTROL if token in definition.special else NORMAL for token in known]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if vocabulary.digits else "gpt-2")
-    writer.add_token_list(tokens)
+    writer.add_tokenizer_pre(definition.split)
+    writer.add_token_list([*known, *spare])
     writer.add_token_types([*kinds, *[UNUSED] * len(spare)])
-    writer.add_token_merges([" ".join(merge) for merge in vocabulary.merges])
+    writer.add_token_merges([" ".join(merge) for merge in definition.merges])
     writer.add_bos_token_id(tokenizer.bos_id)
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)

@@ -230,7 +230,7 @@ def _prompts(entries: str | Sequence[Any] | None, generator: TextGenerator) -> l
         entries = [entries]
     if not entries:
         raise ApiError(400, "prompt is an empty list", param="prompt")
-    encode, end = generator.tokenizer.encode, generator.tokenizer.eot_id
+    encode, end = generator.tokenizer.encode_prompt, generator.tokenizer.eot_id
     prompts = [encode(entry) if isinstance(entry, str) else list(entry) for entry in entries]
     n_ids = generator.model.config.vocab_size
     if any(not 0 <= index < n_ids for prompt in prompts for index in prompt):

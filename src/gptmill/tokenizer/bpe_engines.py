@@ -1,89 +1,186 @@
-"""The libraries that turn plain text into ids, each for the vocabularies it reads exactly.
+"""The libraries that encode text: tiktoken for GPT-2's form, tokenizers for any `tokenizer.json`.
 
-tiktoken reads GPT-2's form, and is 6 to 14 times faster than tokenizers. It cannot read
-SmolLM2's: of its 256 bytes 21 have no id (tokenizers leaves them out of the text, tiktoken
-fails), and its own Unicode tables take 13 characters for letters that tokenizers' do not.
-So any other form is read by tokenizers, the library that made it.
+tiktoken is 6 to 14 times faster than tokenizers. But tiktoken's Unicode tables take 13 characters
+for letters that tokenizers' tables do not, and tiktoken fails on a byte without an id, of which
+SmolLM2 has 21. GPT-2's ids are equal in both libraries.
 """
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str  # type: ignore[import-untyped]
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer
 
-from gptmill.tokenizer.vocabulary import END_OF_TEXT, Vocabulary
+from gptmill.tokenizer.huggingface import Definition
+from gptmill.tokenizer.vocabulary import END_OF_TEXT, gpt2_tokens, unspell
 
 Ids = npt.NDArray[np.uint32]
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Engine(Protocol):
-    """Gives ids to text in which nothing is special."""
+    """Encodes text without special tokens, and knows the bytes of each id."""
+
+    @property
+    def bytes_of(self) -> Sequence[bytes]:
+        """Return the bytes of each id in a text."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
+        """Return the ids of a text; special tokens in the text are plain text."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text, on all cores."""
 
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        """Return the text of ids."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that determines ids."""
+
 
 class TiktokenEngine:
-    """GPT-2's form, read by tiktoken, which is given the vocabulary and never asks the network."""
+    """GPT-2's form, encoded by tiktoken without any download."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Take the tokens in the order of their ids: merges with lower ids come first."""
-        ranks = {token: rank for rank, token in enumerate(vocabulary.bytes_of[:-1])}
+    def __init__(self, definition: Definition) -> None:
+        tokens = gpt2_tokens(definition.merges)
+        self.bytes_of = [*map(unspell, tokens[:-1]), END_OF_TEXT.encode()]
+        ranks = {token: rank for rank, token in enumerate(self.bytes_of[:-1])}
+        self.end = len(ranks)
         self.encoding = tiktoken.Encoding(
             "gptmill",
             pat_str=r50k_pat_str,
             mergeable_ranks=ranks,
-            special_tokens={END_OF_TEXT: len(ranks)},
-            explicit_n_vocab=len(ranks) + 1,
+            special_tokens={END_OF_TEXT: self.end},
+            explicit_n_vocab=self.end + 1,
         )
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
+        """Return the ids of a text; special tokens in the text are plain text."""
         return self.encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, on all cores: tiktoken works without Python's lock."""
+        """Return the ids of each text, on all cores: tiktoken releases Python's lock."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(self._encode_to_numpy, texts))
 
     def _encode_to_numpy(self, text: str) -> Ids:
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        """Return the text of ids; invalid UTF-8 becomes replacement characters."""
+        skipped = {self.end} if skip_special else set()
+        known = range(len(self.bytes_of))
+        kept = (self.bytes_of[i] for i in map(int, ids) if i in known and i not in skipped)
+        return b"".join(kept).decode("utf-8", errors="replace")
+
+    def fingerprint(self) -> str:
+        """Return a hash of all tokens in order."""
+        digest = hashlib.sha256()
+        for token in self.bytes_of[:-1]:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        digest.update(END_OF_TEXT.encode("ascii"))
+        return digest.hexdigest()
+
 
 class TokenizersEngine:
-    """Any vocabulary, read by Hugging Face's tokenizers; bytes without an id are left out."""
+    """Any `tokenizer.json`, encoded by Hugging Face's tokenizers."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        """Take the tokens that merges make; special ones are no part of plain text."""
-        plain = {t: index for t, index in vocabulary.ids.items() if t not in vocabulary.special}
-        self.tokenizer = Tokenizer(models.BPE(vocab=plain, merges=list(vocabulary.merges)))
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        digits = [pre_tokenizers.Digits(individual_digits=True)] if vocabulary.digits else []
-        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*digits, split])
+    def __init__(self, definition: Definition) -> None:
+        self.definition = definition
+        content = definition.content
+        self.tokenizer = Tokenizer.from_str(json.dumps(content))
+        self._plain = _plain(definition)
+        self.bytes_of = self._bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-        return list(self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        """Return the ids of a text; special tokens in the text are plain text."""
+        return list(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, on all cores: tokenizers works without Python's lock.
+        """Return the ids of each text, on all cores: tokenizers releases Python's lock.
 
-        Threads of Python share the work, not those of the library, which complains on standard
-        error in processes that were forked after it started them.
+        The threads are Python's: after the library has started its own threads, it prints warnings
+        in every forked process.
         """
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return [np.array(ids, dtype=np.uint32) for ids in pool.map(self.encode, texts)]
 
+    def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
+        """Return the text of ids; invalid UTF-8 becomes replacement characters."""
+        known = [index for index in map(int, ids) if index < len(self.bytes_of)]
+        return self.tokenizer.decode(known, skip_special_tokens=skip_special)
 
-def engine(vocabulary: Vocabulary) -> Engine:
-    """Return the engine that reads a vocabulary exactly."""
-    return TiktokenEngine(vocabulary) if vocabulary.is_gpt2 else TokenizersEngine(vocabulary)
+    def fingerprint(self) -> str:
+        """Return a hash of model, split, normalizer and added tokens."""
+        names = ("model", "pre_tokenizer", "normalizer", "added_tokens")
+        parts = _without_offsets({name: self.definition.content[name] for name in names})
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _bytes(self) -> list[bytes]:
+        added = {token["id"] for token in self.definition.content["added_tokens"]}
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        bytes_of = [b""] * (max(vocabulary.values()) + 1)
+        decoders = _types(self.definition.content["decoder"])
+        for token, index in vocabulary.items():
+            literal = index in added and "ByteLevel" in decoders
+            bytes_of[index] = token.encode() if literal else _bytes(token, decoders)
+        return bytes_of
+
+
+def _bytes(token: str, decoders: set[str]) -> bytes:
+    """Return the bytes of a token of the model, by the types of the decoder's steps."""
+    if "ByteLevel" in decoders:
+        return unspell(token)
+    byte = BYTE_TOKEN.fullmatch(token)
+    if byte and "ByteFallback" in decoders:
+        return bytes([int(byte[1], 16)])
+    return token.replace("\u2581", " ").encode()  # the space of SentencePiece
+
+
+def _types(step: Any) -> set[str]:
+    if not step:
+        return set()
+    return {step["type"]}.union(*map(_types, step.get("decoders", [])))
+
+
+def _plain(definition: Definition) -> Tokenizer:
+    """Return the library's tokenizer for text in which special tokens are plain text."""
+    hidden = Tokenizer.from_str(json.dumps(_with_hidden_tokens(definition)))
+    added = [token for token in definition.content["added_tokens"] if not token["special"]]
+    if any(hidden.token_to_id(token["content"]) != token["id"] for token in added):
+        hidden = Tokenizer.from_str(json.dumps(definition.content))  # nothing to hide
+    hidden.encode_special_tokens = True
+    return hidden
+
+
+def _with_hidden_tokens(definition: Definition) -> dict[str, Any]:
+    """Return the content with special tokens renamed in the model, so that no text spells one."""
+    model = dict(definition.content["model"])
+    if isinstance(model.get("vocab"), dict):
+        merged = {part for merge in definition.merges for part in (*merge, "".join(merge))}
+        hidden = definition.special.keys() - merged - {model.get("unk_token")}
+        model["vocab"] = {
+            f"\x00{token}" if token in hidden else token: index
+            for token, index in model["vocab"].items()
+        }
+    return {**definition.content, "model": model}
+
+
+def _without_offsets(value: Any) -> Any:
+    """Return JSON without `trim_offsets`, which changes no id."""
+    if isinstance(value, dict):
+        return {k: _without_offsets(v) for k, v in value.items() if k != "trim_offsets"}
+    return [_without_offsets(item) for item in value] if isinstance(value, list) else value
+
+
+def engine(definition: Definition) -> Engine:
+    """Return the fastest engine with exact ids."""
+    return TiktokenEngine(definition) if definition.is_gpt2() else TokenizersEngine(definition)

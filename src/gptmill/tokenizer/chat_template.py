@@ -1,9 +1,9 @@
-"""Chat templates: how messages become the ids that a model was trained on.
+"""Chat templates turn messages into the ids that a model was trained on.
 
-A template is a Jinja text that comes with a model; it is rendered in a sandbox and with the
-settings and helpers of Hugging Face's `apply_chat_template`, so that ids are the same. One
-thing differs on purpose: a special token that somebody spells out inside a message stays plain
-text here, while there it would end the message and let its writer speak for another.
+A template is Jinja text from a model's folder. Rendering uses a sandbox, and the settings and
+helpers of Hugging Face's `apply_chat_template`, so ids are equal, with an intended exception: a
+special token spelled out inside a message stays plain text here, while with `apply_chat_template`
+the token ends the message, and the writer can speak in a different role.
 """
 
 import json
@@ -26,32 +26,32 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.tokenizer.vocabulary import longest_first
 
 Messages = Sequence[Mapping[str, Any]]
-"""Each has a `role` and a `content`; a template may read more."""
+"""Each message has a `role` and a `content`; a template may read further keys."""
 
 PRIVATE_USE = range(0xE000, 0xF900)
 
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template, the special tokens that it may write, and the ids that end an answer."""
+    """A chat template with the model's special tokens and stop ids."""
 
     source: str
     roles: Mapping[str, str] = field(default_factory=dict)
-    """Special tokens by what they are for: `eos_token` and its like, names in the template."""
+    """Special tokens by role (`eos_token` ...), as variables of the template."""
     stops: frozenset[int] = frozenset()
-    """What ends an answer besides the tokenizer's own end."""
+    """Further ids that end an answer, besides the tokenizer's own."""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Read the chat template of a Hugging Face folder; None where it has none."""
+        """Read the chat template of a Hugging Face folder; return None without a template."""
         source = read_chat_template(folder)
         return None if source is None else cls(source, read_roles(folder), _read_stops(folder))
 
     def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        """Return messages as one text, as `apply_chat_template` does.
+        """Render messages to text, as `apply_chat_template` does.
 
-        With `add_generation_prompt` it ends where the model's answer begins. Raises ValueError
-        where the template refuses the messages.
+        With `add_generation_prompt`, the text ends at the start of the model's answer. Raises
+        ValueError if the template refuses the messages.
         """
         try:
             return _compile(self.source).render(
@@ -61,13 +61,13 @@ class Template:
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: a content that is no text
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: content other than text
             raise ValueError(f"the chat template refuses these messages: {error}") from None
 
     def encode(
         self, tokenizer: Tokenizer, messages: Messages, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the ids of messages; only special tokens of the template itself are special."""
+        """Return the ids of messages; only the template itself can write special tokens."""
         escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
         text = self.render(escaping.escape(messages), add_generation_prompt)
         return escaping.encode(tokenizer, text)
@@ -75,46 +75,67 @@ class Template:
     def encode_exchange(
         self, tokenizer: Tokenizer, messages: Messages
     ) -> tuple[list[int], list[int]]:
-        """Return the ids up to the last message, an answer, and those of the answer with its end.
+        """Return the ids of the prompt, and of the last message, an answer, up to its stop id.
 
-        They are what a model is given and what it has to write, and so encoded apart; what the
-        template writes after the answer's end is left out. Raises ValueError where the
-        template writes the answer elsewhere than after its prompt, or no end.
+        The prompt is the model's input and the answer its output, so they are encoded separately.
+        Text of the template after the stop id is dropped. Raises ValueError if the rendered answer
+        does not directly follow the prompt, or has no stop id.
         """
         escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
         escaped = escaping.escape(messages)
         prompt, whole = self.render(escaped[:-1]), self.render(escaped, add_generation_prompt=False)
         if not whole.startswith(prompt):
             raise ValueError(
-                "the chat template writes a conversation with its answer in another way than the "
-                "prompt for that answer; allowed is a template whose conversation goes on from it"
+                "the chat template renders a conversation with the answer differently from the "
+                "prompt alone; allowed is a template with the prompt as a prefix"
             )
         answer = escaping.encode(tokenizer, whole[len(prompt) :])
         stops = self.stop_ids(tokenizer)
-        end = next((place for place, index in enumerate(answer) if index in stops), None)
+        end = next((k for k, index in enumerate(answer) if index in stops), None)
         if end is None:
             raise ValueError(
-                "the chat template writes no end after an answer; allowed is one of "
+                "the chat template writes no stop token after an answer; allowed are "
                 f"{', '.join(sorted(tokenizer.decode([index]) for index in stops))}"
             )
         return escaping.encode(tokenizer, prompt), answer[: end + 1]
 
     def end_id(self, tokenizer: Tokenizer) -> int:
-        """Return the id that the template writes at the end of an answer."""
+        """Return the stop id that the template writes after an answer."""
         sample = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         return self.encode_exchange(tokenizer, sample)[1][-1]
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Return the ids that end an answer: the tokenizer's end and what the folder adds."""
+        """Return all ids that end an answer: the tokenizer's and the folder's."""
         return self.stops | {tokenizer.eos_id}
 
 
 def _read_stops(folder: Path) -> frozenset[int]:
     path = folder / "generation_config.json"
-    found = read_json(path).get("eos_token_id") if path.is_file() else None
-    if isinstance(found, int):
-        return frozenset([found])
-    return frozenset(found or [])
+    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    if isinstance(ids, int):
+        return frozenset([ids])
+    return frozenset(ids or [])
+
+
+def fit_conversation(
+    messages: Messages, template: Template, tokenizer: Tokenizer, *, longest: int
+) -> tuple[list[int], int]:
+    """Return the ids of the last turns that fit, and the number of dropped turns.
+
+    A turn is a user's message and the answer. The oldest turns are dropped until the prompt has at
+    most `longest` ids; a system message at the start always stays. Raises ValueError if the last
+    message alone is too long.
+    """
+    system = list(messages[:1]) if messages[0]["role"] == "system" else []
+    turns = list(messages[len(system) :])
+    starts = [index for index, message in enumerate(turns) if message["role"] == "user"]
+    for dropped, start in enumerate(starts):
+        ids = template.encode(tokenizer, [*system, *turns[start:]])
+        if len(ids) <= longest:
+            return ids, dropped
+    raise ValueError(
+        f"the message makes a prompt of {len(ids)} tokens: at most {longest} fit the model"
+    )
 
 
 # ---- special tokens inside messages
@@ -122,11 +143,11 @@ def _read_stops(folder: Path) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class SpecialTokenEscaping:
-    """Stand-ins for the first characters of special tokens that messages spell out.
+    """Escapes special tokens that messages spell out.
 
-    A spelled-out token is no longer one when it is looked for, and is itself again when its
-    part of the text is encoded. So is the beginning of one at the end of a text, which a
-    template could complete. Texts without any are rendered as they are.
+    The first character of a spelled-out token is replaced by a stand-in, so that the token is not
+    recognized, and restored for encoding. The start of a token at the end of a text is escaped
+    too, because the template could complete the token. Texts without tokens stay unchanged.
     """
 
     stand_ins: Mapping[str, str]
@@ -134,7 +155,7 @@ class SpecialTokenEscaping:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, source: str, messages: Messages) -> Self:
-        """Choose characters of the private use area that neither template nor messages hold."""
+        """Choose stand-ins from the private use area, absent from template and messages."""
         taken = {*source, *json.dumps(_each_text(messages, str), ensure_ascii=False)}
         free = (chr(code) for code in PRIVATE_USE if chr(code) not in taken)
         firsts = sorted({token[0] for token in tokenizer.special_ids})
@@ -144,14 +165,14 @@ class SpecialTokenEscaping:
         return cls(stand_ins, _spelled_out(frozenset(tokenizer.special_ids)))
 
     def escape(self, messages: Messages) -> list[Any]:
-        """Return messages in which no text, whatever its name, spells out a special token."""
+        """Return the messages with escaped texts, in keys and values."""
         return [_each_text(message, self._escape_text) for message in messages]
 
     def _escape_text(self, text: str) -> str:
-        return self.spelled_out.sub(lambda found: self.stand_ins[found[0]], text)
+        return self.spelled_out.sub(lambda match: self.stand_ins[match[0]], text)
 
     def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
-        """Return the ids of a rendered text, in which the stand-ins are plain text."""
+        """Return the ids of a rendered text, with the stand-ins as plain text."""
         shown = {ord(stand_in): first for first, stand_in in self.stand_ins.items()}
         ids: list[int] = []
         for part, is_special in tokenizer.parts(text):
@@ -164,7 +185,7 @@ class SpecialTokenEscaping:
 
 @cache
 def _spelled_out(special: frozenset[str]) -> re.Pattern[str]:
-    """Return what finds the first character of each special token, or of its start at an end."""
+    """Return a pattern for the first characters of special tokens, and of starts at the end."""
     whole = [re.escape(token) for token in longest_first(special)]
     starts = {token[:size] for token in special for size in range(1, len(token))}
     cut = "|".join(re.escape(start) for start in longest_first(starts)) or "(?!)"
@@ -172,7 +193,7 @@ def _spelled_out(special: frozenset[str]) -> re.Pattern[str]:
 
 
 def _each_text(value: Any, change: Callable[[str], Any]) -> Any:
-    """Return a value of JSON's kinds with every text in it changed, names too."""
+    """Return a JSON value with a function applied to every text, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -186,9 +207,9 @@ def _each_text(value: Any, change: Callable[[str], Any]) -> Any:
 
 
 class _Generation(Extension):
-    """Reads `{% generation %}`, which marks an answer inside a template and renders as its body."""
+    """Parses `{% generation %}`, the mark of an answer in a template, as the plain body."""
 
-    tags = {"generation"}  # noqa: RUF012 (the name and kind that jinja2 asks for)
+    tags = {"generation"}  # noqa: RUF012 (required by jinja2)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
@@ -204,8 +225,8 @@ def _compile(source: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    # strftime_now stays undefined: templates ask whether it is there, and go on without. One that
-    # needs today's date is refused; it makes another prompt of the same messages every day.
+    # strftime_now stays undefined: templates test for the function and work without. A template
+    # that needs the date is refused, because equal messages would give a new prompt every day.
     return environment.from_string(source)
 
 
@@ -220,32 +241,11 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Return JSON as it is: jinja2's own filter writes it for HTML."""
+    """Return plain JSON; jinja2's own filter escapes HTML."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
-    )
-
-
-def fit(
-    messages: Messages, template: Template, tokenizer: Tokenizer, *, longest: int
-) -> tuple[list[int], int]:
-    """Return the ids of a conversation's end, and how many turns were left out before it.
-
-    A turn is a user's message and the answer to it. The oldest are left out until the prompt
-    has at most `longest` ids; a system message at the beginning always stays. Raises
-    ValueError where the last message alone is too long.
-    """
-    system = list(messages[:1]) if messages[0]["role"] == "system" else []
-    said = list(messages[len(system) :])
-    starts = [place for place, message in enumerate(said) if message["role"] == "user"]
-    for left_out, start in enumerate(starts):
-        ids = template.encode(tokenizer, [*system, *said[start:]])
-        if len(ids) <= longest:
-            return ids, left_out
-    raise ValueError(
-        f"the message makes a prompt of {len(ids)} tokens: at most {longest} fit the model"
     )

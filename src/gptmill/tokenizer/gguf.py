@@ -1,17 +1,18 @@
-"""A tokenizer as the metadata of a GGUF file holds it.
+"""The tokenizer in the metadata of a GGUF file.
 
-The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the kind "gpt2"
-is any byte-level byte pair encoding, and `tokenizer.ggml.pre` names how text is split before.
+The keys are defined in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The kind "gpt2"
+is any byte-level byte pair encoding, and `tokenizer.ggml.pre` names the pre-tokenizer.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from gptmill.tokenizer.vocabulary import Spelled, Vocabulary, read_merge
+from gptmill.tokenizer.huggingface import SPLITS, Definition, byte_level
+from gptmill.tokenizer.vocabulary import Spelled, read_merge
 
-DIGITS = {"gpt-2": False, "gpt2": False, "smollm": True}
-"""For each known split before merging, whether it takes each digit by itself."""
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # kinds of token
+NAMES = {**{name: name for name in SPLITS}, "gpt2": "gpt-2"}
+"""The known pre-tokenizers; "gpt2" is a second name of "gpt-2"."""
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of token
 ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -20,47 +21,46 @@ ROLES = {
 }
 
 
-def read(metadata: Mapping[str, Any]) -> Vocabulary:
-    """Read the vocabulary in a file's metadata; raise ValueError where it is of another kind."""
+def read(metadata: Mapping[str, Any]) -> Definition:
+    """Read the definition in a file's metadata; raise ValueError for an unsupported kind."""
     kind, split = _value(metadata, "tokenizer.ggml.model"), _value(metadata, "tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in DIGITS:
+    if kind != "gpt2" or split not in NAMES:
         raise ValueError(
             f"the GGUF file's tokenizer is of the kind {kind!r} with the split {split!r}, which is "
-            f"not supported; allowed is 'gpt2' with one of {', '.join(DIGITS)}"
+            f"not supported; allowed is 'gpt2' with one of {', '.join(NAMES)}"
         )
     for name in ("tokens", "merges"):
         if not _value(metadata, f"tokenizer.ggml.{name}"):
-            raise ValueError(f"the GGUF file has no tokenizer.ggml.{name}; it must bring its own")
+            raise ValueError(f"the GGUF file has no tokenizer.ggml.{name}; the file must have one")
     tokens = tuple(_value(metadata, "tokenizer.ggml.tokens"))
     merges = _value(metadata, "tokenizer.ggml.merges")
     kinds = _value(metadata, "tokenizer.ggml.token_type")
-    given = {role: _value(metadata, key) for role, key in ROLES.items()}
-    roles = {role: tokens[index] for role, index in given.items() if index is not None}
+    ids = {role: _value(metadata, key) for role, key in ROLES.items()}
+    roles = {role: tokens[index] for role, index in ids.items() if index is not None}
     try:
-        special = _special(tokens, kinds) | {
-            roles[r] for r in ("bos_token", "eos_token") & roles.keys()
-        }
-        return Vocabulary(
+        special = {*_special(tokens, kinds)}
+        special |= {roles[role] for role in ("bos_token", "eos_token") if role in roles}
+        return byte_level(
             tokens,
-            tuple(_merge(line) for line in merges),
-            special,
-            DIGITS[split],
-            {role: token for role, token in roles.items() if token in special},
+            [_merge(line) for line in merges],
+            sorted(special, key=tokens.index),
+            split=NAMES[split],
+            roles=roles,
         )
     except ValueError as error:
         raise ValueError(f"the GGUF file's tokenizer: {error}") from None
 
 
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
-    """Return the chat template in a file's metadata, if it has one."""
-    found = _value(metadata, "tokenizer.chat_template")
-    return None if found is None else str(found)
+    """Return the chat template in a file's metadata, if any."""
+    template = _value(metadata, "tokenizer.chat_template")
+    return None if template is None else str(template)
 
 
 def _value(metadata: Mapping[str, Any], key: str) -> Any:
-    """Return a value that is given as it is, or as a field of the library `gguf`."""
-    found: Any = metadata.get(key)
-    return found.contents() if hasattr(found, "contents") else found
+    """Return a value, or the contents of a field of the library `gguf`."""
+    value: Any = metadata.get(key)
+    return value.contents() if hasattr(value, "contents") else value
 
 
 def _merge(line: str) -> Spelled:
@@ -75,8 +75,8 @@ def _merge(line: str) -> Spelled:
 def _special(tokens: tuple[str, ...], kinds: list[int] | None) -> frozenset[str]:
     if kinds is None or len(kinds) != len(tokens):
         raise ValueError(
-            f"it has {len(tokens)} tokens and {len(kinds or [])} of tokenizer.ggml.token_type; "
-            "allowed is one for each token"
+            f"there are {len(tokens)} tokens and {len(kinds or [])} of tokenizer.ggml.token_type; "
+            "allowed is one per token"
         )
     for token, kind in zip(tokens, kinds, strict=True):
         if kind not in (NORMAL, CONTROL, UNUSED):

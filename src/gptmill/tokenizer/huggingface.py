@@ -1,188 +1,225 @@
-"""A tokenizer as Hugging Face's folders hold it: `tokenizer.json` and what stands beside it.
+"""Tokenizers as Hugging Face's folders define them: `tokenizer.json` and the files beside it.
 
-The format can say far more than this project computes; what it may say here is listed below,
-and anything else is refused, since it would give other ids without any sign of it.
+The `tokenizers` library interprets `tokenizer.json`. This module collects the definition from a
+folder: added tokens may also be in `tokenizer_config.json` and `added_tokens.json`.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from gptmill.files import read_json
-from gptmill.tokenizer.vocabulary import (
-    ROLES,
-    SPELLING,
-    Spelled,
-    Vocabulary,
-    by_id,
-)
+from gptmill.tokenizer.vocabulary import END_OF_TEXT, ROLES, Spelled, gpt2_tokens
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
-OFFSETS = "trim_offsets"  # where tokens lie in the text; no id depends on it
-MODEL = {
-    "type": ("BPE",),
-    "dropout": (None,),
-    "continuing_subword_prefix": (None, ""),
-    "end_of_word_suffix": (None, ""),
-    "byte_fallback": (False,),
-    "ignore_merges": (False,),
+SPLITS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "gpt-2": [{**BYTE_LEVEL, "use_regex": True}],
+    "smollm": [DIGITS, {**BYTE_LEVEL, "use_regex": True}],
 }
-ADDED = {"special": True, "single_word": False, "lstrip": False, "rstrip": False}
+"""Pre-tokenizers by llama.cpp's names."""
 
 
-def read(folder: Path) -> Vocabulary:
-    """Read the vocabulary in a folder's `tokenizer.json`, the roles of special tokens beside it.
+@dataclass(frozen=True)
+class Definition:
+    """The content of a `tokenizer.json` in the library's own form, and the roles of tokens."""
 
-    Raises ValueError where the file asks for what this project does not compute.
-    """
+    content: Mapping[str, Any]
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], roles: Mapping[str, str]) -> "Definition":
+        """Return the definition in the library's form; raise ValueError for unreadable content."""
+        if content["model"].get("dropout"):
+            raise ValueError("model.dropout is set: ids would be random; allowed is null")
+        fixed = {**content, "truncation": None, "padding": None}  # settings of a single call
+        try:
+            library = Tokenizer.from_str(json.dumps(fixed))
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"the library tokenizers cannot read the content: {error}") from None
+        own = json.loads(library.to_str())
+        special = {token["content"] for token in own["added_tokens"] if token["special"]}
+        return cls(own, {role: token for role, token in roles.items() if token in special})
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Return the special tokens with their ids."""
+        added = self.content["added_tokens"]
+        return {token["content"]: token["id"] for token in added if token["special"]}
+
+    @property
+    def end(self) -> str:
+        """Return the special token at the end of a document; raise ValueError without any."""
+        for token in (END_OF_TEXT, self.roles.get("eos_token")):
+            if token in self.special:
+                return str(token)
+        raise ValueError(
+            f"no special token ends a document; allowed is a vocabulary with {END_OF_TEXT} or an "
+            "eos_token"
+        )
+
+    @property
+    def split(self) -> str | None:
+        """Return llama.cpp's name of the pre-tokenizer; None for an unknown one."""
+        step = self.content["pre_tokenizer"] or {}
+        steps = step.get("pretokenizers", [step])
+        known = [
+            {**part, **({"trim_offsets": True} if "trim_offsets" in part else {})} for part in steps
+        ]
+        return next((name for name, split in SPLITS.items() if known == list(split)), None)
+
+    @property
+    def merges(self) -> list[Spelled]:
+        """Return the merges of a byte pair encoding; empty for any other model."""
+        return [(left, right) for left, right in self.content["model"].get("merges", [])]
+
+    def is_gpt2(self) -> bool:
+        """Return whether the tokenizer is GPT-2's form, which tiktoken reads exactly."""
+        model, added = self.content["model"], self.content["added_tokens"]
+        return (
+            model["type"] == "BPE"
+            and self.split == "gpt-2"
+            and self.content["normalizer"] is None
+            and not any(model.get(flag) for flag in ("byte_fallback", "ignore_merges", "dropout"))
+            and [token["content"] for token in added] == [END_OF_TEXT]
+            and {**model["vocab"], END_OF_TEXT: added[0]["id"]}
+            == {token: index for index, token in enumerate(gpt2_tokens(self.merges))}
+        )
+
+
+def _with_offsets(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step with the usual `trim_offsets`, which changes no id."""
+    return {**step, "trim_offsets": True} if "trim_offsets" in step else dict(step)
+
+
+def read(folder: Path) -> Definition:
+    """Read the definition in a folder; raise ValueError naming the file and the mistake."""
     path = folder / "tokenizer.json"
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ValueError(f"{path} is no tokenizer: it is not a JSON object with a `model`")
-    digits = _check(path, content)
-    model, added = content["model"], content.get("added_tokens") or []
-    special = {token["content"]: token["id"] for token in added}
-    roles = {role: token for role, token in read_roles(folder).items() if token in special}
+        raise ValueError(f"{path} is not a tokenizer: allowed is a JSON object with a `model`")
     try:
-        return Vocabulary(
-            by_id({**model["vocab"], **special}),
-            tuple(_merge(merge) for merge in model["merges"]),
-            frozenset(special),
-            digits,
-            roles,
-        )
+        return Definition.of(_with_added_tokens(content, folder), read_roles(folder))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def _merge(given: str | list[str]) -> Spelled:
-    parts = given.split(" ") if isinstance(given, str) else given
-    if len(parts) != 2:
-        raise ValueError(f"{given!r} is not a merge; allowed are two tokens")
-    return parts[0], parts[1]
+def _with_added_tokens(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the content with the added tokens of the other files, in the order of their ids."""
+    added = {token["content"]: token for token in content.get("added_tokens") or []}
+    names = ("tokenizer_config.json", "added_tokens.json")
+    config, plain = (_read_object(folder / name) for name in names)
+    for text, index in plain.items():
+        added.setdefault(text, {"id": index, "content": text, **ADDED, "special": False})
+    for index, token in (config.get("added_tokens_decoder") or {}).items():
+        entry = {"id": int(index), **ADDED, "special": False, **token}
+        entry.pop("__type", None)
+        added[token["content"]] = entry
+    for text in _named(config) | _named(_read_object(folder / "special_tokens_map.json")):
+        if text in added:
+            added[text] = {**added[text], "special": True}
+    return {**content, "added_tokens": sorted(added.values(), key=lambda token: int(token["id"]))}
 
 
-def _check(path: Path, content: Mapping[str, Any]) -> bool:
-    """Refuse what is not computed here; return whether each digit is taken by itself."""
-    model = content["model"]
-    for name, allowed in MODEL.items():
-        if model.get(name, allowed[0]) not in allowed:
-            raise _refused(path, f"model.{name}", model[name], repr(allowed[0]))
-    if model.get("unk_token") and not model["vocab"].keys() >= set(SPELLING.values()):
-        raise _refused(path, "model.unk_token", model["unk_token"], "None")
-    for token in content.get("added_tokens") or []:
-        for name, value in ADDED.items():
-            if token.get(name, False) is not value:
-                place = f"{name} of the added token {token['content']!r}"
-                raise _refused(path, place, token.get(name), repr(value))
-    if content.get("normalizer") is not None:
-        raise _refused(path, "normalizer", content["normalizer"], "None")
-    if not _is_harmless(content.get("post_processor")):
-        raise _refused(path, "post_processor", content["post_processor"], "one that adds no token")
-    if (content.get("decoder") or {}).get("type") != "ByteLevel":
-        raise _refused(path, "decoder", content.get("decoder"), "ByteLevel")
-    return _reads_digits(path, content.get("pre_tokenizer"))
+def _named(content: Mapping[str, Any]) -> set[str]:
+    """Return all tokens with a role; Hugging Face's tools treat them as special."""
+    values = [value for name, value in content.items() if name.endswith("_token")]
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        more = content.get(name) or []
+        values += more.values() if isinstance(more, dict) else more
+    texts = (value["content"] if isinstance(value, dict) else value for value in values)
+    return {text for text in texts if isinstance(text, str)}
 
 
-def _is_harmless(given: Mapping[str, Any] | None) -> bool:
-    """Return whether a step after the ids leaves them as they are."""
-    if given is None or given["type"] == "ByteLevel":
-        return True
-    return given["type"] == "TemplateProcessing" and not given["special_tokens"]
-
-
-def _reads_digits(path: Path, given: Mapping[str, Any] | None) -> bool:
-    steps = [given] if given is None or given["type"] != "Sequence" else given["pretokenizers"]
-    found = [_without_defaults(step) for step in steps]
-    if found not in ([BYTE_LEVEL], [DIGITS, BYTE_LEVEL]):
-        allowed = (
-            "GPT-2's split (ByteLevel without a prefix space), alone or after Digits one by one"
-        )
-        raise _refused(path, "pre_tokenizer", given, allowed)
-    return found[0] == DIGITS
-
-
-def _without_defaults(step: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return a step as it is compared: what it leaves out is said, what changes no id is not."""
-    if step is None:
-        return {}
-    default = {"use_regex": True} if step["type"] == "ByteLevel" else {}
-    return {**default, **{name: value for name, value in step.items() if name != OFFSETS}}
-
-
-def _refused(path: Path, place: str, given: Any, allowed: str) -> ValueError:
-    return ValueError(f"{path}: {place} is {given!r}, which is not supported; allowed is {allowed}")
+def _read_object(path: Path) -> dict[str, Any]:
+    content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_roles(folder: Path) -> dict[str, str]:
-    """Return which special tokens begin, end and fill up texts, as a folder's files say."""
-    found: dict[str, str] = {}
+    """Return the special tokens by their roles, from a folder's files."""
+    roles: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        content = read_json(folder / name) if (folder / name).is_file() else {}
+        content = _read_object(folder / name)
         for role in ROLES:
             token = content.get(role)
             text = token["content"] if isinstance(token, dict) else token
-            found |= {role: text} if text else {}
-    return found
+            roles |= {role: text} if text else {}
+    return roles
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Return a folder's chat template: its own file, or an entry of `tokenizer_config.json`."""
+    """Return a folder's chat template: a file, or an entry of `tokenizer_config.json`."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     path = folder / "tokenizer_config.json"
-    given = read_json(path).get("chat_template") if path.is_file() else None
-    if isinstance(given, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in given}
+    template = _read_object(path).get("chat_template")
+    if isinstance(template, list):  # several templates by name
+        named = {entry["name"]: entry["template"] for entry in template}
         if "default" not in named:
             raise ValueError(
-                f"{path}: its chat templates are {', '.join(named)}; allowed are one alone, or "
-                "several of which one is named default"
+                f"{path}: the chat templates are {', '.join(named)}; allowed is a single template, "
+                "or several with a template named default"
             )
-        given = named["default"]
-    return given
+        template = named["default"]
+    return template
 
 
-def content(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return what `tokenizer.json` says of a vocabulary."""
-    split = {**BYTE_LEVEL, OFFSETS: True}
-    steps = {"type": "Sequence", "pretokenizers": [DIGITS, split]} if vocabulary.digits else split
-    special = [token for token in vocabulary.tokens if token in vocabulary.special]
-    return {
+def byte_level(
+    tokens: Sequence[str],
+    merges: Sequence[Spelled],
+    special: Sequence[str],
+    *,
+    split: str,
+    roles: Mapping[str, str],
+) -> Definition:
+    """Return the definition of a byte-level byte pair encoding, by tokens in order of their ids.
+
+    Raises ValueError for duplicate tokens, and for merges of unknown tokens.
+    """
+    ids = {token: index for index, token in enumerate(tokens)}
+    if len(ids) != len(tokens):
+        duplicate = next(token for index, token in enumerate(tokens) if ids[token] != index)
+        raise ValueError(f"the vocabulary holds token {duplicate!r} twice; allowed is once")
+    for left, right in merges:
+        if not {left, right, left + right} <= ids.keys():
+            raise ValueError(
+                f"merge {left + ' ' + right!r} joins or makes a token outside of the vocabulary; "
+                "allowed are merges of known tokens into a known token"
+            )
+    steps = [dict(step) for step in SPLITS[split]]
+    one = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+    added = [
+        {"id": ids[t], "content": t, **ADDED, "normalized": False, "special": True} for t in special
+    ]
+    content = {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": vocabulary.ids[token], "content": token, "normalized": False, **ADDED}
-            for token in special
-        ],
-        "normalizer": None,
-        "pre_tokenizer": steps,
-        "post_processor": None,
-        "decoder": split,
-        "model": {
-            **{name: allowed[0] for name, allowed in MODEL.items()},
-            "unk_token": None,
-            "fuse_unk": False,
-            "vocab": vocabulary.ids,
-            "merges": [list(merge) for merge in vocabulary.merges],
-        },
+        "added_tokens": sorted(added, key=lambda token: ids[str(token["content"])]),
+        "pre_tokenizer": one,
+        "decoder": {**BYTE_LEVEL, "use_regex": True},
+        "model": {"type": "BPE", "vocab": ids, "merges": [list(merge) for merge in merges]},
     }
+    return Definition.of(content, roles)
 
 
-def config(vocabulary: Vocabulary, context_length: int) -> dict[str, Any]:
-    """Return what `tokenizer_config.json` says: the class that opens it, the special tokens.
+def config(definition: Definition, context_length: int) -> dict[str, Any]:
+    """Return the content of `tokenizer_config.json`.
 
-    Hugging Face's classifiers and batches need a token that fills up, whether one was named or not.
+    Hugging Face's classifiers and batches need a padding token, with or without a role.
     """
     fixed = {
         "model_max_length": context_length,
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
     }
-    if vocabulary.is_gpt2:
-        roles = dict.fromkeys(ROLES, vocabulary.end)
+    if definition.is_gpt2():
+        roles = dict.fromkeys(ROLES, END_OF_TEXT)
         return {**fixed, **roles, "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-    roles = {"eos_token": vocabulary.end, "pad_token": vocabulary.end, **vocabulary.roles}
+    end = definition.end
+    roles = {"eos_token": end, "pad_token": end, **definition.roles}
     return {**fixed, **roles, "tokenizer_class": "PreTrainedTokenizerFast"}

@@ -1,7 +1,7 @@
-"""Text to token ids and back, by a byte-level byte pair encoding from files that lie on disk.
+"""Text to token ids and back, from tokenizer files on disk.
 
-One class serves GPT-2's vocabulary and SmolLM2's, whatever they were read from: GPT-2's two
-files, a folder of Hugging Face's, the metadata of a GGUF file.
+One class serves GPT-2's two files, any folder of Hugging Face's with a `tokenizer.json`, and the
+metadata of a GGUF file.
 """
 
 import re
@@ -14,15 +14,17 @@ import numpy.typing as npt
 
 from gptmill.files import read_json, write_json, write_text
 from gptmill.tokenizer import gguf, huggingface
-from gptmill.tokenizer.bpe_engines import engine
+from gptmill.tokenizer.bpe_engines import TokenizersEngine, engine
+from gptmill.tokenizer.huggingface import Definition
 from gptmill.tokenizer.vocabulary import (
     END_OF_TEXT,
+    ROLES,
     SPELLING,
     Merge,
-    Vocabulary,
-    gpt2_vocabulary,
+    gpt2_tokens,
     longest_first,
     read_merge,
+    spell,
     unspell,
 )
 
@@ -32,41 +34,50 @@ MERGES_HEADER = "#version: 0.2"
 
 
 class Tokenizer:
-    """A byte-level byte pair encoding with its special tokens.
+    """A tokenizer with its special tokens.
 
-    `fingerprint` is a hash of the whole vocabulary: two tokenizers with the same one give the
-    same ids to every text. `eot_id` ends a document, `eos_id` ends what a model writes,
-    `pad_id` fills up rows; `chat_template` is the one that came with the vocabulary.
+    Tokenizers with equal `fingerprint` give equal ids to every text. `eot_id` ends a document,
+    `eos_id` ends the text of a model, `pad_id` pads rows; `chat_template` is the template in the
+    same files. `prefix` and `suffix` are the ids that Hugging Face's tokenizer puts around a text,
+    such as the begin of a text: empty for GPT-2 and SmolLM2.
     """
 
-    def __init__(self, vocabulary: Vocabulary | Iterable[Merge]) -> None:
-        """Take a vocabulary, or the merges of one in GPT-2's form in the order of their ids."""
-        if not isinstance(vocabulary, Vocabulary):
-            vocabulary = gpt2_vocabulary(vocabulary)
-        self.vocabulary = vocabulary
+    def __init__(self, definition: Definition | Iterable[Merge]) -> None:
+        """Take a definition, or the merges of GPT-2's form in the order of their ids."""
+        if not isinstance(definition, Definition):
+            definition = _gpt2(definition)
+        self.definition = definition
         self.chat_template: str | None = None
-        self.fingerprint = vocabulary.fingerprint()
-        self.n_vocab = len(vocabulary.tokens)
-        self.special_ids = {t: vocabulary.ids[t] for t in vocabulary.tokens if self._is_special(t)}
-        self.eot_id = self.special_ids[vocabulary.end]
-        self.bos_id = self._role("bos_token", self.eot_id)
-        self.eos_id = self._role("eos_token", self.eot_id)
-        self.pad_id = self._role("pad_token", self.eot_id)
-        self._engine = engine(vocabulary)
+        self.special_ids = definition.special
+        self.eot_id = self.special_ids[definition.end]
+        self.bos_id = self._role("bos_token")
+        self.eos_id = self._role("eos_token")
+        self.pad_id = self._role("pad_token")
+        self._engine = engine(definition)
+        self.fingerprint = self._engine.fingerprint()
+        self.n_vocab = len(self._engine.bytes_of)
+        self.prefix, self.suffix = self._template()
         words = "|".join(re.escape(word) for word in longest_first(self.special_ids))
         self._special = re.compile(f"({words})")
 
-    def _is_special(self, token: str) -> bool:
-        return token in self.vocabulary.special
+    def _role(self, role: str) -> int:
+        return self.special_ids.get(self.definition.roles.get(role, ""), self.eot_id)
 
-    def _role(self, role: str, otherwise: int) -> int:
-        return self.special_ids.get(self.vocabulary.roles.get(role, ""), otherwise)
+    def _template(self) -> tuple[list[int], list[int]]:
+        if not isinstance(self._engine, TokenizersEngine):
+            return [], []
+        library = self._engine.tokenizer
+        inside, whole = (library.encode("a", add_special_tokens=add).ids for add in (False, True))
+        if not inside:
+            return list(whole), []
+        start = next((k for k in range(len(whole)) if whole[k : k + len(inside)] == inside), 0)
+        return list(whole[:start]), list(whole[start + len(inside) :])
 
     @classmethod
     def from_bpe_files(cls, vocab_bpe: Path, encoder_json: Path) -> Self:
         """Read GPT-2's two files: the merges in order, and the id of each token.
 
-        Raises ValueError where one of them is malformed or the two do not belong together.
+        Raises ValueError for a malformed file, and for files that do not belong together.
         """
         tokenizer = cls(_read_merges(vocab_bpe))
         difference = _difference(expected=tokenizer.ids(), given=read_json(encoder_json))
@@ -76,13 +87,17 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Read the tokenizer of a Hugging Face folder, and its chat template if it has one.
+        """Read the tokenizer of a Hugging Face folder, and the chat template if there is one.
 
-        That is `tokenizer.json`, which says all, or else GPT-2's `vocab.json` and `merges.txt`.
-        Raises ValueError where it is of a kind that this class does not compute.
+        The folder has a `tokenizer.json`, or else GPT-2's `vocab.json` and `merges.txt`. Raises
+        ValueError naming the file and the mistake.
         """
         if (folder / "tokenizer.json").is_file():
-            tokenizer = cls(huggingface.read(folder))
+            definition = huggingface.read(folder)
+            try:
+                tokenizer = cls(definition)
+            except ValueError as error:
+                raise ValueError(f"{folder / 'tokenizer.json'}: {error}") from None
         elif (folder / "vocab.json").is_file():
             tokenizer = cls.from_bpe_files(folder / "merges.txt", folder / "vocab.json")
         else:
@@ -97,25 +112,34 @@ class Tokenizer:
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Self:
         """Read the tokenizer in a GGUF file's metadata: values, or fields of `GGUFReader`.
 
-        Raises ValueError where it is of a kind that this class does not compute.
+        Raises ValueError for a tokenizer other than a byte-level byte pair encoding.
         """
         tokenizer = cls(gguf.read(metadata))
         tokenizer.chat_template = gguf.chat_template(metadata)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; a special token spelled out in it is plain text."""
+        """Return the ids of `text`; special tokens in the text are plain text."""
         return self._engine.encode(text)
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of `text` after the prefix, for a model to continue."""
+        return [*self.prefix, *self.encode(text)]
+
     def encode_with_special(self, text: str) -> list[int]:
-        """Return the ids of `text`, in which special tokens that are spelled out are special."""
+        """Return the ids of `text` with its special tokens, prefix and suffix.
+
+        They equal the ids of Hugging Face's tokenizer.
+        """
+        if isinstance(self._engine, TokenizersEngine):
+            return list(self._engine.tokenizer.encode(text).ids)
         ids: list[int] = []
         for part, is_special in self.parts(text):
             ids.extend([self.special_ids[part]] if is_special else self.encode(part))
         return ids
 
     def parts(self, text: str) -> Iterator[tuple[str, bool]]:
-        """Yield `text` in parts, special tokens and the text between them, and which it is."""
+        """Yield the special tokens in `text` and the text between, with whether each is special."""
         for index, part in enumerate(self._special.split(text)):
             if part:
                 yield part, index % 2 == 1
@@ -125,42 +149,47 @@ class Tokenizer:
         return self._engine.encode_batch(texts)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Return the text of `ids`; bytes that are not UTF-8 become replacement characters."""
-        skipped = set(self.special_ids.values()) if skip_special else set()
-        spelled = [self.token_bytes(index) for index in map(int, ids) if index not in skipped]
-        return b"".join(spelled).decode("utf-8", errors="replace")
+        """Return the text of `ids`; invalid UTF-8 becomes replacement characters."""
+        return self._engine.decode(ids, skip_special=skip_special)
 
     def token_bytes(self, index: int) -> bytes:
-        """Return the bytes that an id stands for in a text.
+        """Return the bytes of an id in a text.
 
-        That is none past the vocabulary's end: models often have more rows than there are tokens.
+        Ids beyond the vocabulary have none: models often have more rows than tokens.
         """
         assert index >= 0, "an id counts from 0"
-        return self.vocabulary.bytes_of[index] if index < self.n_vocab else b""
+        return self._engine.bytes_of[index] if index < self.n_vocab else b""
 
     def ids(self) -> dict[str, int]:
-        """Return each token as the files spell it, with its id."""
-        return dict(self.vocabulary.ids)
+        """Return the ids of all tokens by their spelling in files."""
+        added = {token["content"]: token["id"] for token in self.definition.content["added_tokens"]}
+        return {**self.definition.content["model"]["vocab"], **added}
 
     def save(self, folder: Path, *, context_length: int, chat_template: str | None = None) -> None:
-        """Write the files from which Hugging Face's tools open the same tokenizer.
-
-        `AutoTokenizer` splits digits as `tokenizer.json` says; GPT-2's form needs no such file.
-        """
-        if self.vocabulary.is_gpt2:
-            merges = [" ".join(merge) for merge in self.vocabulary.merges]
+        """Save the files for Hugging Face's tools: GPT-2's two, or else a `tokenizer.json`."""
+        if self.definition.is_gpt2():
+            merges = [" ".join(merge) for merge in self.definition.merges]
             write_json(folder / "vocab.json", self.ids())
             write_text(folder / "merges.txt", "\n".join([MERGES_HEADER, *merges, ""]))
         else:
-            write_json(folder / "tokenizer.json", huggingface.content(self.vocabulary))
-        config = huggingface.config(self.vocabulary, context_length)
+            write_json(folder / "tokenizer.json", self.definition.content)
+        config = huggingface.config(self.definition, context_length)
         write_json(folder / "tokenizer_config.json", config)
         if chat_template is not None:
             write_text(folder / "chat_template.jinja", chat_template)
 
 
+def _gpt2(merges: Iterable[Merge]) -> Definition:
+    """Return the definition of GPT-2's form with these merges."""
+    spelled = [(spell(left), spell(right)) for left, right in merges]
+    roles = dict.fromkeys(ROLES, END_OF_TEXT)
+    return huggingface.byte_level(
+        gpt2_tokens(spelled), spelled, [END_OF_TEXT], split="gpt-2", roles=roles
+    )
+
+
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
-    """Return the ids that a Hugging Face folder of any origin gives its tokens, if it says so."""
+    """Return the ids of all tokens of a Hugging Face folder; None without tokenizer files."""
     if (folder / "vocab.json").is_file():
         return dict(read_json(folder / "vocab.json"))
     if not (folder / "tokenizer.json").is_file():
@@ -190,7 +219,7 @@ def _read_merges(path: Path) -> list[Merge]:
 
 
 def _difference(*, expected: dict[str, int], given: Any) -> str:
-    """Say how a vocabulary file differs from the vocabulary that its merges make, if it does."""
+    """Describe how a vocabulary file differs from the tokens of the merges; empty if equal."""
     if given == expected:
         return ""
     if not isinstance(given, dict):

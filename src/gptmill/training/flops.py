@@ -1,7 +1,7 @@
-"""How much arithmetic training is, and how much a device could do in the same time.
+"""The FLOPs of training, and the peak FLOP/s of devices.
 
-Their ratio, over the time taken, is model FLOP utilisation (MFU): PaLM, appendix B,
-https://arxiv.org/abs/2204.02311. A multiplication and an addition count as two.
+Their ratio over time is model FLOP utilisation (MFU): PaLM, appendix B,
+https://arxiv.org/abs/2204.02311. A multiplication with an addition counts as two FLOPs.
 
 Letters: T positions, C width, L layers, V vocabulary, N weights, G key-value heads, D width of a
 head, F width of the feed-forward.
@@ -20,16 +20,15 @@ from gptmill.model.gpt import GPTConfig
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Outputs, inputs and width of the matmuls that are timed. A CPU is fastest where the operands
-# stay in its caches, which is another size on each: GPT-2 small's wide layer, and a cube.
-# A GPU needs large ones to fill it.
+# Outputs, inputs and width of the timed matmuls. A CPU is fastest with operands in its caches, and
+# cache sizes vary: GPT-2 small's wide layer, and a cube. A GPU needs large operands.
 CPU_SHAPES = ((1024, 768, 3072), (2048, 2048, 2048))
 GPU_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192))
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many numbers each part of a GPT holds; a tied head holds none of its own."""
+    """The number of parameters in each part of a GPT; a tied head has none."""
 
     token_embedding: int
     positions: int
@@ -45,7 +44,7 @@ class Parameters:
 
     @property
     def non_embedding(self) -> int:
-        """Return the size of the blocks and the last norm, the same whether tied or not."""
+        """Return the size of the blocks and the last norm."""
         return self.attention + self.feed_forward + self.norms
 
 
@@ -98,7 +97,7 @@ def train_flops_per_token(config: GPTConfig, length: int) -> int:
 
 
 class Peak(NamedTuple):
-    """What NVIDIA states for the GPUs whose whole name, as torch gives it, fits the pattern."""
+    """NVIDIA's published peak for GPUs with a full name, in torch, that matches the pattern."""
 
     name: str
     flops: float
@@ -111,10 +110,9 @@ _AMPERE = (
 )
 _ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
 
-# FLOP/s of dense bf16 matmuls that sum in fp32. Where the page states the rate with sparsity
-# only, it is halved. The T4 has no bf16: its rate is fp16's. Only whole names are in the table,
-# since a laptop's or a cut-down chip's name often begins with the desktop's, and a MIG slice's
-# with the whole GPU's.
+# FLOP/s of dense bf16 matmuls with sums in fp32. Rates published only with sparsity are halved. The
+# T4 has no bf16: the rate is fp16's. The table has full names only, because the name of a laptop
+# chip or a cut-down chip often begins with the desktop chip's, and a MIG slice's with the GPU's.
 DATASHEET = (
     Peak(r"NVIDIA B200", 2250e12, f"{_PAGE}/hgx/"),
     Peak(r"NVIDIA H200", 1979e12 / 2, f"{_PAGE}/h200/"),
@@ -133,7 +131,7 @@ DATASHEET = (
 
 
 def datasheet_peak(device_name: str) -> float | None:
-    """Return the stated bf16 FLOP/s of a GPU by its name in torch; None for one not listed."""
+    """Return the published bf16 FLOP/s of a GPU by its name in torch; None if not listed."""
     peaks = [peak.flops for peak in DATASHEET if re.fullmatch(peak.name, device_name)]
     assert len(peaks) <= 1
     return peaks[0] if peaks else None
@@ -141,11 +139,11 @@ def datasheet_peak(device_name: str) -> float | None:
 
 @torch.no_grad()
 def measured_peak(device: str, precision: Precision, seconds: float = 0.5) -> float:
-    """Return the FLOP/s of the fastest matmul found in about `seconds`, under torch's settings.
+    """Return the FLOP/s of the fastest matmul within about `seconds`, under torch's settings.
 
-    A step of training cannot do better, which cannot be said of a datasheet's rate: that one
-    holds at a clock that few GPUs keep. It takes up to 400 MB on a GPU in bf16, twice that in
-    fp32, and 50 MB on a CPU, and draws nothing from the global random state.
+    The figure is a real bound for a training step, unlike a datasheet's rate, which assumes a clock
+    that few GPUs sustain. Measuring needs up to 400 MB on a GPU in bf16, twice as much in fp32, and
+    50 MB on a CPU, and does not touch the global random state.
     """
     shapes = CPU_SHAPES if device == "cpu" else GPU_SHAPES
     return max(_matmul_rate(device, precision, shape, seconds / len(shapes)) for shape in shapes)
@@ -156,12 +154,12 @@ def _matmul_rate(
 ) -> float:
     rows, inner, outer = shape
     generator = torch.Generator(device).manual_seed(0)
-    # random numbers, since a GPU clocks higher on constant ones than on any real work
+    # random numbers, because a GPU clocks higher on constants than on real work
     x, weight = (
         torch.randn(size, inner, device=device, dtype=DTYPES[precision], generator=generator)
         for size in (rows, outer)
     )
-    _timed(x, weight)  # the first call sets things up
+    _timed(x, weight)  # warm up
     best = _timed(x, weight)
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:

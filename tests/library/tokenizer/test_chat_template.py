@@ -138,7 +138,7 @@ def test_a_template_is_read_wherever_a_folder_holds_it(tmp_path: Path) -> None:
         assert found is not None
         assert found.source == expected
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": named[:1]})
-    with pytest.raises(ValueError, match=r"chat templates are tool; allowed are one alone"):
+    with pytest.raises(ValueError, match=r"chat templates are tool; allowed is a single template"):
         Template.read(tmp_path)
     write_text(tmp_path / "chat_template.jinja", CHATTY)
     found = Template.read(tmp_path)
@@ -189,8 +189,11 @@ def test_what_a_template_refuses_is_said_in_a_sentence(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{{ messages | length }}{{ messages[-1].content }}", "in another way than the prompt"),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "writes no end after an answer"),
+        ("{{ messages | length }}{{ messages[-1].content }}", "differently from the prompt alone"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "writes no stop token after an answer",
+        ),
     ],
 )
 def test_a_template_that_no_answer_can_be_learned_from_is_refused(

@@ -1,6 +1,6 @@
 import pytest
 
-from gptmill.tokenizer.chat_template import Template, fit
+from gptmill.tokenizer.chat_template import Template, fit_conversation
 from tests.support.tiny import tiny_tokenizer
 
 PLAIN = Template("{%- for m in messages -%}{{ m['role'][0] + m['content'] }}{%- endfor -%}")
@@ -15,7 +15,7 @@ def talk(*said: str) -> list[dict[str, str]]:
 
 def kept(messages: list[dict[str, str]], longest: int) -> tuple[str, int]:
     tokenizer = tiny_tokenizer()
-    ids, left_out = fit(messages, PLAIN, tokenizer, longest=longest)
+    ids, left_out = fit_conversation(messages, PLAIN, tokenizer, longest=longest)
     assert len(ids) <= longest
     return tokenizer.decode(ids), left_out
 

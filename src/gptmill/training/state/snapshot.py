@@ -1,7 +1,7 @@
-"""A training at one step, turned into tensors on the CPU and back.
+"""Snapshots of a training: from model and optimizer to tensors on the CPU, and back.
 
-Every rank calls these functions. Unsharded, the first rank holds all tensors and the others their
-shapes; sharded, each rank holds its shards.
+Every rank calls these functions. Unsharded, the first rank holds all tensors and the rest only
+shapes; sharded, each rank holds shards.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,17 +19,17 @@ from gptmill.training.state.store import State, StepRows
 
 @dataclass
 class Snapshot:
-    """Everything that a training resumes from."""
+    """Everything needed to resume a training."""
 
     progress: Progress
     model: Mapping[str, Tensor]
     """The trainable parameters by name."""
     optimizer: Mapping[str, Tensor]
-    """The moments, each by its parameter's name and its own."""
+    """The moments by PARAMETER.MOMENT."""
     best: Mapping[str, Tensor]
-    """The parameters of the best evaluation; empty where the last ones are kept."""
+    """The parameters of the best evaluation; empty if the last parameters are kept."""
     norms: list[float]
-    """The gradient norms that the guard compares with."""
+    """The gradient norms for the guard's median."""
     rows: StepRows = field(default_factory=list)
     earlier: State | None = None
     """The state of the last evaluation, for a rollback."""
@@ -48,7 +48,7 @@ class Snapshot:
 
     @classmethod
     def from_state(cls, state: State) -> "Snapshot":
-        """Return the snapshot that `to_state` turned into `state`."""
+        """Return the snapshot of a state, the inverse of `to_state`."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in state.tensors.items():
             part, rest = name.split("/", 1)
@@ -71,7 +71,7 @@ class Snapshot:
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that require gradients, by name."""
+    """Yield the trainable parameters by name."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
@@ -81,7 +81,7 @@ def parameters_to_cpu(model: nn.Module, world: World) -> dict[str, Tensor]:
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], world: World) -> None:
-    """Write tensors of `parameters_to_cpu` into the model."""
+    """Copy tensors of `parameters_to_cpu` to the model."""
     with torch.no_grad():
         for name, parameter in trainable(model):
             parameter.copy_(world.to_device_like(tensors[name], parameter))
@@ -95,7 +95,7 @@ def moments_to_cpu(optimizer: Optimizer, world: World) -> dict[str, Tensor]:
 def load_moments(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], model: nn.Module, world: World
 ) -> None:
-    """Load tensors of `moments_to_cpu`, each to the device of its parameter."""
+    """Load tensors of `moments_to_cpu`, each on the device of the parameter."""
     parameters = dict(trainable(model))
     optimizer.load(
         {
