@@ -10,7 +10,7 @@ import torch
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.device import Device, Precision, pick
-from gptmill.generation.decoder import Batch, Row, generate
+from gptmill.generation.decoder import DecodingBatch, DecodingSequence, generate
 from gptmill.generation.quantization import quantize
 from gptmill.model.gpt import GPT
 from gptmill.training.state.store import StateStore
@@ -91,10 +91,10 @@ def test_a_compiled_step_chooses_the_same_ids(device: str) -> None:
     expected = generate(babbler(16), PROMPTS, greedy(20), stop_ids=(), seed=7)
     model = babbler(16).to(device)
     rows = [
-        Row.begin(prompt, greedy(20), stop_ids=(), seed=7, index=index)
+        DecodingSequence.begin(prompt, greedy(20), stop_ids=(), seed=7, index=index)
         for index, prompt in enumerate(PROMPTS)
     ]
-    Batch(model, 3, 16, compiled=True).run(rows)
+    DecodingBatch(model, 3, 16, compiled=True).run(rows)
     assert [row.new_ids for row in rows] == expected
 
 

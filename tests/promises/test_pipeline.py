@@ -30,7 +30,7 @@ def lock(project: Project) -> dict[str, str]:
 
 
 def test_every_stage_runs_once_and_shows_its_figure(project: Project, first: str) -> None:
-    assert set(lock(project)) == {f"artifacts/{stage}" for stage in stages()}
+    assert set(lock(project)) == {path for stage in stages().values() for path in stage["outs"]}
     assert "ran tokenize, sample, pretrain" in first
     assert "step 12/12" in first  # a stage's output is live in the flow's log
 
@@ -65,7 +65,8 @@ def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first
     for stage in stages():
         tags = project.tags(runs[stage]["id"])
         assert tags["mlflow.parentRunId"] in parents
-        assert tags[f"dvc.out.artifacts/{stage}"] == hashes[f"artifacts/{stage}"]
+        for path in stages()[stage]["outs"]:
+            assert tags[f"dvc.out.{path}"] == hashes[path]
     assert project.tags(parents[0])["stage.pretrain"] == f"ran:{runs['pretrain']['id']}"
 
 

@@ -260,8 +260,8 @@ def test_a_batch_with_fewer_windows_than_processes_is_refused(project: Project) 
     project.params({"pretrain": {"batch_tokens": 1024}})
     assert done.returncode != 0
     assert (
-        "params.yaml: pretrain.batch_tokens is 256, 1 windows of 256, but 2 processes share them: "
-        "raise it to at least 512, or lower pretrain.devices"
+        "params.yaml: pretrain.batch_tokens is 256, 1 windows of 256 for 2 processes: "
+        "raise the value to at least 512, or lower pretrain.devices"
     ) in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 

@@ -335,7 +335,7 @@ def test_fresh_begins_anew_and_so_does_a_small_loss(
     again.send(signal.SIGKILL, group=True)
     again.end()
     assert again.steps()[0] == 1
-    assert f"of training ({step} steps), before this changed: pretrain" in again.text()
+    assert f"of training ({step} steps), because of changes: pretrain" in again.text()
     assert anew.python("-m", "flows", "fresh", "nothing").returncode == 2
 
 
