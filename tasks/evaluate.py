@@ -86,9 +86,9 @@ def samples(params: Evaluate, run: Run) -> str:
     for name in checkpoints:
         model, tokenizer = load_causal_lm(run.input(name)), Tokenizer.from_folder(run.input(name))
         prompts = [tokenizer.encode_prompt(prompt) for prompt in params.prompts]
-        found = generate(
+        answers = generate(
             model, prompts, params.generation, stop_ids={tokenizer.eot_id}, seed=run.seed
         )
-        page = samples_page(params.prompts, [tokenizer.decode(ids) for ids in found])
+        page = samples_page(params.prompts, [tokenizer.decode(ids) for ids in answers])
         pages.append(f"## {name}\n\n{page}" if len(checkpoints) > 1 else page)
     return "\n".join(pages)

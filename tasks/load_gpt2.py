@@ -27,25 +27,25 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
     The names and shapes of all tensors are checked before any tensor is read. Weights without a
     tokenizer get the tokenizer of `tokenize`, GPT-2's.
     """
-    found = import_model(
+    imported = import_model(
         str(run.path(params.weights)),
         run.out,
         otherwise=run.input("tokenize") / "tokenizer",
         classifiers=False,
     )
     run.show("tensors", tensor_table(load_causal_lm(run.out)))
-    files = [{"file": name, "sha256": digest} for name, digest in found.files.items()]
+    files = [{"file": name, "sha256": digest} for name, digest in imported.files.items()]
     run.show("files", pd.DataFrame(files))
-    config = found.config
+    config = imported.config
     metrics: Metrics = {
         "family": config.family,
-        "n_parameters": found.n_parameters,
+        "n_parameters": imported.n_parameters,
         "n_layers": config.n_layers,
         "n_heads": config.n_heads,
         "emb_dim": config.emb_dim,
         "context_length": config.context_length,
     }
-    weights = [path for path in _files(run.path(params.weights)) if path.name in found.files]
+    weights = [path for path in _files(run.path(params.weights)) if path.name in imported.files]
     origins, licence = origins_of(params.weights, run)
     write_origins(run.out / "origins.json", origins)
     stage_card(
@@ -68,8 +68,8 @@ def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
     top, _, below = weights.partition("/")
     if top == "artifacts":
         return read_origins(run.input("tokenize") / "origins.json"), None
-    found = run.origins(below) if top == "data" else []
-    return found, found[0].licence if len(found) == 1 else None
+    origins = run.origins(below) if top == "data" else []
+    return origins, origins[0].licence if len(origins) == 1 else None
 
 
 def _files(source: Path) -> list[Path]:

@@ -5,23 +5,24 @@ from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.text_windows import TextWindows
 from gptmill.device import RuntimeConfig, keep_freed_memory, processes
 from gptmill.files import write_text
 from gptmill.generation.decoder import GenerationConfig, generate
-from gptmill.model.gpt import GPT, SIZES, GPTConfig
+from gptmill.model.gpt import GPT
 from gptmill.model.objectives import LANGUAGE, mean_language_loss
 from gptmill.origins import read_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.training.flops import parameters, train_flops_per_token
 from tasks.frame.run import Inputs, Metrics, Run
-from tasks.frame.stage import Section, stage
+from tasks.frame.stage import stage
 from tasks.shared.cards import stage_card
+from tasks.shared.pretraining import PretrainingSection
 from tasks.shared.report import samples_page
-from tasks.shared.training import TrainingSection, train
+from tasks.shared.training import train
 
 ROWS = 16
 """Windows per forward pass of an evaluation; more need more memory."""
@@ -29,15 +30,7 @@ ROWS = 16
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 
 
-class Shape(Section):
-    """A custom size, in place of a name."""
-
-    emb_dim: int = Field(gt=0)
-    n_layers: int = Field(gt=0)
-    n_heads: int = Field(gt=0)
-
-
-class Pretrain(TrainingSection):
+class Pretrain(PretrainingSection):
     """params.yaml `pretrain:`; the context length is `sample`'s."""
 
     parallel: ClassVar[bool] = True
@@ -45,12 +38,7 @@ class Pretrain(TrainingSection):
     """Processes on a machine: auto takes one per GPU, and one without a GPU."""
     shard: bool
     """Shard weights and optimizer (FSDP) rather than replicate them (DDP)."""
-    shape: str | Shape
-    drop_rate: float = Field(ge=0, lt=1)
-    qkv_bias: bool
-    tie_weights: bool
     steps: int = Field(gt=0)
-    batch_tokens: int = Field(gt=0, description="read in a step: whole windows")
     evaluate_every: int = Field(gt=0, description="steps")
     sample_every: int = Field(ge=0, description="steps; 0: never")
     evaluate_windows: int = Field(gt=0, description="of the validation part, while training")
@@ -58,52 +46,9 @@ class Pretrain(TrainingSection):
     prompts: list[Prompt]
     generation: GenerationConfig
 
-    @model_validator(mode="after")
-    def check_shape(self) -> "Pretrain":
-        """Refuse an unknown name, and a width that the heads do not divide."""
-        if isinstance(self.shape, str) and self.shape not in SIZES:
-            raise ValueError(
-                f"shape is {self.shape!r}; allowed are {', '.join(SIZES)}, or emb_dim, n_layers "
-                "and n_heads of your own"
-            )
-        self.model(vocab_size=1, context_length=1)
-        return self
-
     def processes(self, runtime: RuntimeConfig) -> int:
         """Return the number of training processes on this machine."""
         return processes(runtime, self.devices)
-
-    def batch_size(self, context_length: int, *, ranks: int = 1) -> int:
-        """Return the windows of a step, shared among `ranks`.
-
-        Raises ValueError for a fraction of a window, and for fewer windows than ranks.
-        """
-        windows, rest = divmod(self.batch_tokens, context_length)
-        if rest:
-            raise ValueError(
-                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,} but must be a "
-                f"multiple of sample.windows.max_length, {context_length:,}; the nearest are "
-                f"{max(windows, 1) * context_length:,} and {(windows + 1) * context_length:,}"
-            )
-        if windows < ranks:
-            raise ValueError(
-                f"params.yaml: pretrain.batch_tokens is {self.batch_tokens:,}, {windows} windows "
-                f"of {context_length:,} for {ranks} processes: raise the value to at least "
-                f"{ranks * context_length:,}, or lower pretrain.devices"
-            )
-        return windows
-
-    def model(self, *, vocab_size: int, context_length: int) -> GPTConfig:
-        """Return the config of the model."""
-        shape = SIZES[self.shape]._asdict() if isinstance(self.shape, str) else dict(self.shape)
-        return GPTConfig(
-            **shape,
-            vocab_size=vocab_size,
-            context_length=context_length,
-            drop_rate=self.drop_rate,
-            qkv_bias=self.qkv_bias,
-            tie_weights=self.tie_weights,
-        )
 
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
         """Return the windows of a training batch: their offsets and documents."""

@@ -150,18 +150,20 @@ def _set_environment(processes: int, nodes: int) -> None:
 def _first(failures: Mapping[int, Any], size: int) -> RanksError:
     """Return the first cause: not a rank that was stopped, or lost a peer, as a consequence."""
     sent = (-signal.SIGTERM, 128 + signal.SIGTERM)
-    after = {rank: found.exitcode in (*sent, LOST) for rank, found in failures.items()}
+    after = {rank: failure.exitcode in (*sent, LOST) for rank, failure in failures.items()}
     rank = min(failures, key=lambda rank: after[rank])
-    found = failures[rank]
-    if found.exitcode < 0:
-        return RanksError(f"rank {rank} of {size} {killed_by(-found.exitcode)}", 1)
-    if found.exitcode == LOST:
-        words = f"a rank on another node is gone, see the log of the node ({found.message})"
+    failure = failures[rank]
+    if failure.exitcode < 0:
+        return RanksError(f"rank {rank} of {size} {killed_by(-failure.exitcode)}", 1)
+    if failure.exitcode == LOST:
+        words = f"a rank on another node is gone, see the log of the node ({failure.message})"
         return RanksError(f"rank {rank} of {size}: {words}", 1)
-    words = found.message if Path(found.error_file).exists() else f"exited with {found.exitcode}"
+    words = (
+        failure.message if Path(failure.error_file).exists() else f"exited with {failure.exitcode}"
+    )
     # a mistake of the user concerns all ranks
     return RanksError(
-        words if found.exitcode == 2 else f"rank {rank} of {size}: {words}", found.exitcode
+        words if failure.exitcode == 2 else f"rank {rank} of {size}: {words}", failure.exitcode
     )
 
 

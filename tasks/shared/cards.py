@@ -13,32 +13,31 @@ from gptmill.origins import Origin, read_origins
 from tasks.frame.run import Inputs
 
 CLASSIFIER = (
-    "Telling apart the classes that are named in config.json, in texts like those it was trained "
-    "on.",
-    "Trained on one small labelled set; what lies outside of it gets a class and a probability "
-    "all the same. Look at artifacts/evaluate for its errors and intervals.",
+    "Sorting texts similar to the training set into the classes in config.json.",
+    "Trained on a small labelled set: texts of any different kind get a class and a probability "
+    "too. artifacts/evaluate lists errors and intervals.",
 )
 # summary, intended use, limits
 TEXTS: Mapping[str, tuple[str, str, str]] = {
     "pretrain": (
-        "A GPT trained from random weights on the text of this project's data/text.",
-        "Learning how such a model is made, and a base for fine-tuning.",
-        "It continues text in the manner of what it read, true or not, and follows no "
+        "A GPT trained from random weights on the text in this project's data/text.",
+        "Learning how language models are made, and a base for fine-tuning.",
+        "The model continues text in the style of the training text, true or not, and follows no "
         "instructions.",
     ),
     "load_gpt2": (
-        "The language model that fine-tuning starts from, read from the files below.",
+        "The base model of all fine-tuning, loaded from the files below.",
         "A base for fine-tuning.",
-        "What was not known when its weights were made it does not know; biases of its own "
-        "training data are in it. Weights from a 4-bit file are those after rounding.",
+        "The model knows nothing newer than the training data, and has the biases of the training "
+        "data. Weights from a 4-bit file are rounded.",
     ),
-    "classify": ("A classifier of texts: a head, and the last layers of the base.", *CLASSIFIER),
-    "lora": ("A classifier of texts: low-rank additions, merged into the base.", *CLASSIFIER),
+    "classify": ("A text classifier: a head, and fine-tuned last layers of the base.", *CLASSIFIER),
+    "lora": ("A text classifier: low-rank adapters, merged into the base.", *CLASSIFIER),
     "instruct": (
         "An assistant: the base, fine-tuned on instructions and answers.",
-        "Answering short instructions of the kinds that it was trained on, in its chat template.",
-        "Answers may be false and are not checked; nothing was done to make it safe. Look at "
-        "artifacts/evaluate for how often it is right.",
+        "Answering short instructions of the trained kinds, in the model's chat template.",
+        "Answers may be false and are not checked, and the model had no safety training. "
+        "artifacts/evaluate shows the share of correct answers.",
     ),
 }
 
@@ -78,7 +77,7 @@ def tuned_card(
     stage_card(
         stage,
         folder,
-        read={f"{rows.parent.name}_{rows.name}": rows},
+        read={f"{rows.parent.name}/{rows.name}": rows},
         origins=[
             *read_origins(run.input("load_gpt2") / "origins.json"),
             *read_origins(rows.parent / "origins.json"),

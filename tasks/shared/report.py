@@ -13,18 +13,18 @@ EXACT = ("exact_match", "before_exact_match", "baseline_exact_match")
 
 def figures(tables: Tables) -> Metrics:
     """Return the tables as flat metrics: MODEL_COLUMN, and `instruct_COLUMN` over all kinds."""
-    found: Metrics = {}
+    metrics: Metrics = {}
     for table in (tables["language_model"], tables["classifiers"]):
         for row in table.to_dict("records"):
             model = str(row.pop("model"))
             own = {name: value for name, value in row.items() if not str(name).endswith(model)}
-            found |= {f"{model}_{name}": _number(value) for name, value in own.items()}
+            metrics |= {f"{model}_{name}": _number(value) for name, value in own.items()}
     *kinds, total = tables["assistant"].to_dict("records")
-    found |= {f"instruct_{name}": _number(total[name]) for name in total if name != "kind"}
-    found["instruct_kinds"] = len(kinds)
-    found["instruct_kinds_beaten"] = sum(row["beats"] for row in kinds)
-    found["instruct_kinds_beaten_beyond_interval"] = sum(row["beats_interval"] for row in kinds)
-    return found
+    metrics |= {f"instruct_{name}": _number(total[name]) for name in total if name != "kind"}
+    metrics["instruct_kinds"] = len(kinds)
+    metrics["instruct_kinds_beaten"] = sum(row["beats"] for row in kinds)
+    metrics["instruct_kinds_beaten_beyond_interval"] = sum(row["beats_interval"] for row in kinds)
+    return metrics
 
 
 def report(tables: Tables) -> str:
@@ -43,9 +43,9 @@ def report(tables: Tables) -> str:
             "## Assistant",
             _assistant_sentence(assistant),
             markdown_table(_with_intervals(assistant, EXACT)),
-            "Intervals hold 95 %: Wilson's for accuracy and exact match, a bootstrap over the "
-            "test rows for F1 and AUC. The baseline of a kind of question is its most frequent "
-            "answer in the training part; before is the base, not fine-tuned.\n",
+            "All intervals are 95 % intervals: Wilson's for accuracy and exact match, a bootstrap "
+            "over the test rows for F1 and AUC. The baseline of a kind of question is the most "
+            "frequent answer in the training part; `before` is the base without fine-tuning.\n",
         ]
     )
 
@@ -84,19 +84,19 @@ def _number(value: float) -> float | int:
 def _language_sentence(table: pd.DataFrame) -> str:
     rows = table.set_index("model")
     loss = rows["loss"]
-    said = (
-        f"{loss['pretrain']:.2f} nats a token on {rows['tokens']['pretrain']:,} validation tokens: "
-        f"{_beside(loss['pretrain'], loss['unigram'])} a unigram model, "
+    sentence = (
+        f"{loss['pretrain']:.2f} nats per token on {rows['tokens']['pretrain']:,} validation "
+        f"tokens: {_beside(loss['pretrain'], loss['unigram'])} a unigram model, "
         f"{_beside(loss['pretrain'], loss['bigram'])} a bigram."
     )
     if "load_gpt2" in loss:
         bits = rows["bits_per_byte"]
-        said += (
-            " Fine-tuning starts from another model, load_gpt2, with "
-            f"{bits['load_gpt2']:.3f} bits a byte of the same text (pretrain: "
+        sentence += (
+            " Fine-tuning starts from a separate model, load_gpt2, with "
+            f"{bits['load_gpt2']:.3f} bits per byte on the same text (pretrain: "
             f"{bits['pretrain']:.3f})."
         )
-    return said
+    return sentence
 
 
 def _beside(loss: float, other: float) -> str:
@@ -106,7 +106,7 @@ def _beside(loss: float, other: float) -> str:
 def _classifiers_sentence(table: pd.DataFrame) -> str:
     beating = list(table.loc[table["beats_majority"], "model"])
     return (
-        "More accurate than the majority class, beyond its interval: "
+        "More accurate than the majority class, beyond the interval of the latter: "
         f"{', '.join(beating).replace('_', ' ') or 'none'}."
     )
 
@@ -117,7 +117,7 @@ def _assistant_sentence(table: pd.DataFrame) -> str:
     beyond = list(kinds.loc[kinds["beats_interval"], "kind"])
     return (
         f"More exact answers than the baseline on {len(beaten)} of {len(kinds)} kinds of question "
-        f"({', '.join(beaten) or 'none'}); beyond its interval on {len(beyond)} "
+        f"({', '.join(beaten) or 'none'}); beyond the baseline's interval on {len(beyond)} "
         f"({', '.join(beyond) or 'none'})."
     )
 

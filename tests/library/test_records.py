@@ -55,7 +55,7 @@ def test_an_exported_card_names_the_commit(project: Project) -> None:
     done = project.python("-m", "gptmill", "export", *words)
     assert done.returncode == 0, done.stderr
     text = (project.root / "out" / "README.md").read_text()
-    assert f"Made by gptmill at commit `{head(project)}`, whose dvc.lock records" in text
+    assert f"Made by gptmill at commit `{head(project)}`. The commit's dvc.lock" in text
     inside = (project.root / "artifacts/first/model/README.md").read_text()
     assert "commit" not in inside  # equal inputs, equal bytes
 

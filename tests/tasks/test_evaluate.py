@@ -212,8 +212,9 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     assert samples.startswith("> **The quick**")
     assert samples.count("**") == 4
     report = (run.out / "report.md").read_text(encoding="utf-8")
-    assert f"{metrics['pretrain_loss']:.2f} nats a token" in report
-    assert "on 1 of 2 kinds of question (antonym); beyond its interval on 1 (antonym)" in report
+    assert f"{metrics['pretrain_loss']:.2f} nats per token" in report
+    assert "on 1 of 2 kinds of question (antonym)" in report
+    assert "beyond the baseline's interval on 1 (antonym)" in report
     assert f"{metrics['lora_accuracy']:.3f} (" in report
     assert run.shown["report"] == report
 
@@ -265,7 +266,7 @@ def test_another_base_is_scored_on_the_same_text(root: Path) -> None:
     assert found["load_gpt2_tokens"] == found["pretrain_tokens"]
     assert "load_gpt2_loss" not in expected
     assert "## load_gpt2" in (run.out / "samples.md").read_text(encoding="utf-8")
-    assert "bits a byte of the same text" in (run.out / "report.md").read_text(encoding="utf-8")
+    assert "bits per byte on the same text" in (run.out / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_base_with_another_vocabulary_spends_as_much_as_transformers_says(root: Path) -> None:

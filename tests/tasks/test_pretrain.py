@@ -12,7 +12,8 @@ from gptmill.data.token_file import TokenFile
 from gptmill.data.windows import WindowIndex
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.model.objectives import mean_language_loss
-from tasks.pretrain import Pretrain, Shape, pretrain
+from tasks.pretrain import Pretrain, pretrain
+from tasks.shared.pretraining import Shape
 from tests.support.courses import GUARD, OPTIMIZER, STOPPING
 from tests.support.fakes import FakeRun
 from tests.tasks.test_sample import body as sample_body

@@ -48,7 +48,7 @@ class Card:
     def __post_init__(self) -> None:
         for name in ("name", "summary", "intended_use", "limits"):
             if not getattr(self, name).strip():
-                raise ValueError(f"a card's {name} is empty; allowed is what a reader must know")
+                raise ValueError(f"a card's {name} is empty; allowed is any text")
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -111,8 +111,8 @@ def _use(card: Card) -> str:
     }[card.task]
     return (
         f"## Intended use\n\n{card.intended_use.strip()}\n\n"
-        f"It opens with transformers: `{auto}.from_pretrained(folder)`, and its tokenizer with "
-        "`AutoTokenizer.from_pretrained(folder)`."
+        f"With transformers, load the model by `{auto}.from_pretrained(folder)` and the tokenizer "
+        "by `AutoTokenizer.from_pretrained(folder)`."
     )
 
 
@@ -127,8 +127,8 @@ def _data(card: Card) -> str:
             for one in card.origins
         ]
         parts.append(
-            "All raw data that went into the weights; the hash of several files is that of "
-            "`sha256sum`'s list of them:"
+            "All raw data behind the weights. The hash of several files is the hash of "
+            "`sha256sum`'s list:"
         )
         parts.append(_table(("source", "licence", "attribution", "files", "hash"), rows))
     return "\n\n".join(["## Data", *parts]) if parts else ""
@@ -156,7 +156,7 @@ def name_commit(folder: Path, commit: str) -> None:
     """
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8")
-    named = f"{MADE_BY} at commit `{commit}`, whose dvc.lock records these weights."
+    named = f"{MADE_BY} at commit `{commit}`. The commit's dvc.lock records the weights."
     write_text(path, text.replace(f"{MADE_BY}.", named))
 
 

@@ -57,12 +57,12 @@ def open_gguf(path: Path) -> GgufFile:
     except (ValueError, IndexError, OSError) as error:
         raise ValueError(f"{path} is not a complete GGUF file: {error}") from None
     fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
 
     def take(name: str) -> Taken:
-        return _values(found[name])
+        return _values(tensors[name])
 
-    shapes = {name: tuple(map(int, reversed(t.shape.tolist()))) for name, t in found.items()}
+    shapes = {name: tuple(map(int, reversed(t.shape.tolist()))) for name, t in tensors.items()}
     factors = take(ROPE_FACTORS).tensor if shapes.pop(ROPE_FACTORS, None) else None
     try:
         config = _config(fields, shapes, factors)

@@ -70,7 +70,7 @@ def test_the_commit_and_a_llamas_shape_are_in_it(tmp_path: Path) -> None:
     write_card(tmp_path, replace(CARD, read={}, origins=(), metrics={}, licence=None))
     name_commit(tmp_path, "0123abc")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "Made by gptmill at commit `0123abc`, whose dvc.lock records these weights." in text
+    assert "Made by gptmill at commit `0123abc`. The commit's dvc.lock records the weights." in text
     assert "| key-value heads | 2 |" in text
     assert 'license: "unknown"' in text
     assert "## Data" not in text
