@@ -14,8 +14,8 @@ from tasks.frame.run import Inputs
 
 CLASSIFIER = (
     "Sorting texts similar to the training set into the classes in config.json.",
-    "Trained on a small labelled set: texts of any different kind get a class and a probability "
-    "too. artifacts/evaluate lists errors and intervals.",
+    "Trained on a small labelled set. A text of another kind gets a class and a probability too. "
+    "artifacts/evaluate lists errors and intervals.",
 )
 # summary, intended use, limits
 TEXTS: Mapping[str, tuple[str, str, str]] = {

@@ -43,9 +43,10 @@ def report(tables: Tables) -> str:
             "## Assistant",
             _assistant_sentence(assistant),
             markdown_table(_with_intervals(assistant, EXACT)),
-            "All intervals are 95 % intervals: Wilson's for accuracy and exact match, a bootstrap "
-            "over the test rows for F1 and AUC. The baseline of a kind of question is the most "
-            "frequent answer in the training part; `before` is the base without fine-tuning.\n",
+            "All intervals are 95 % confidence intervals: Wilson's for accuracy and exact match, a "
+            "bootstrap over the test rows for F1 and AUC. The baseline of a kind of question is "
+            "the most frequent answer in the training part; `before` is the base without "
+            "fine-tuning.\n",
         ]
     )
 
@@ -106,7 +107,7 @@ def _beside(loss: float, other: float) -> str:
 def _classifiers_sentence(table: pd.DataFrame) -> str:
     beating = list(table.loc[table["beats_majority"], "model"])
     return (
-        "More accurate than the majority class, beyond the interval of the latter: "
+        "Accuracy above the majority class's confidence interval: "
         f"{', '.join(beating).replace('_', ' ') or 'none'}."
     )
 
@@ -117,8 +118,8 @@ def _assistant_sentence(table: pd.DataFrame) -> str:
     beyond = list(kinds.loc[kinds["beats_interval"], "kind"])
     return (
         f"More exact answers than the baseline on {len(beaten)} of {len(kinds)} kinds of question "
-        f"({', '.join(beaten) or 'none'}); beyond the baseline's interval on {len(beyond)} "
-        f"({', '.join(beyond) or 'none'})."
+        f"({', '.join(beaten) or 'none'}); above the baseline's confidence interval on "
+        f"{len(beyond)} ({', '.join(beyond) or 'none'})."
     )
 
 

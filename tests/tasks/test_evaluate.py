@@ -214,7 +214,7 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     report = (run.out / "report.md").read_text(encoding="utf-8")
     assert f"{metrics['pretrain_loss']:.2f} nats per token" in report
     assert "on 1 of 2 kinds of question (antonym)" in report
-    assert "beyond the baseline's interval on 1 (antonym)" in report
+    assert "above the baseline's confidence interval on 1 (antonym)" in report
     assert f"{metrics['lora_accuracy']:.3f} (" in report
     assert run.shown["report"] == report
 
