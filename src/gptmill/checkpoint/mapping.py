@@ -210,7 +210,7 @@ def read_state(
     present = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
     for slot in present:
         tensor, in_file = tensors.take(names[slot.name])
-        if mapped and in_file and _fits(slot, shapes[slot.ours]) and tensor.dtype == dtype:
+        if mapped and in_file and _fits(slot, shapes) and tensor.dtype == dtype:
             state[slot.ours] = _model_view(tensor, slot.stored)
             continue
         if slot.kind == "value":
@@ -234,13 +234,15 @@ def read_state(
     return state
 
 
-def _fits(slot: Slot, ours: Shape) -> bool:
+def _fits(slot: Slot, shapes: Mapping[str, Shape]) -> bool:
     """Return whether a file tensor can be used in place.
 
-    It must hold all rows of the model tensor, in the model's order.
+    It must hold all rows of a model tensor, in the model's order. Tensors that only files hold
+    (`zeros`, `tied`) are compared and dropped.
     """
-    complete = (slot.start, slot.stop) == (0, ours[0])
-    return complete and slot.kind == "value" and slot.stored != "interleaved"
+    if slot.kind != "value" or slot.stored == "interleaved":
+        return False
+    return (slot.start, slot.stop) == (0, shapes[slot.ours][0])
 
 
 def _model_view(tensor: Tensor, stored: Stored) -> Tensor:
