@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gptmill.files import read_json, write_json
+from gptmill.serving.host_guard import allowed_names
 from tasks.processes.process import end_group
 from tasks.project.environment import ROOT
 from tasks.tracking.runs import (
@@ -29,6 +30,8 @@ from tasks.tracking.runs import (
 )
 
 HOST = "127.0.0.1"
+# This machine, as MLflow's patterns: `[[]` is a bracket.
+LOCAL_NAMES = ("localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*", "[::1]", "[[]::1]:*")
 NOTE = ROOT / ".state" / "servers.json"
 LOGS = ROOT / ".state" / "logs"
 START_SECONDS = 120.0
@@ -132,7 +135,7 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
     }
     if not pages:  # a pipeline run needs no scheduler
         environment["PREFECT__SERVER_EPHEMERAL"] = "1"
-    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command = ["-m", "uvicorn", "--factory", "flows.guarded_prefect:make_app"]
     options = ["--host", HOST, "--port", str(port), "--log-level", "error"]
     with server("prefect", [*command, *options], environment, f"{site}/api/health"):
         yield f"{site}/api"
@@ -152,12 +155,28 @@ def mlflow_server(port: int) -> Iterator[str]:
         "artifacts-destination": str(ARTIFACTS),
         "host": HOST,
         "port": str(port),
+        **_mlflow_names(),
         **settings["options"],
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = ["-m", "mlflow", "server", "--serve-artifacts", *flags]
     with server("mlflow", command, settings["environment"], f"{site}/health"):
         yield site
+
+
+def _mlflow_names() -> dict[str, str]:
+    """Return the options for MLflow's own check of host and origin: the names of host_guard.py.
+
+    MLflow's default list has patterns such as `10.*`, which also match names on the internet.
+    """
+    extra = sorted(allowed_names())
+    names = [*LOCAL_NAMES, *extra, *(f"{name}:*" for name in extra)]
+    origins = [f"{scheme}://{name}" for scheme in ("http", "https") for name in extra]
+    options = {"allowed-hosts": ",".join(names)}
+    if origins:
+        ports = [f"{origin}:*" for origin in origins]
+        options["cors-allowed-origins"] = ",".join([*origins, *ports])
+    return options
 
 
 @contextmanager

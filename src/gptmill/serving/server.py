@@ -11,7 +11,8 @@ import uvicorn
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.serving.app import build
-from gptmill.serving.gate import LOOPBACK_NAMES, Gate
+from gptmill.serving.gate import Gate
+from gptmill.serving.host_guard import LOOPBACK_NAMES, HostGuard, allowed_names
 from gptmill.serving.requests import Limits
 from gptmill.serving.worker import Worker
 
@@ -33,9 +34,11 @@ class Admission:
     def at(cls, host: str, key: str | None) -> Self:
         """Return the admission for a server that listens on `host`.
 
-        On a loopback address, only names of this machine are accepted.
+        On a loopback address, only names of this machine and names in GPTMILL_ALLOWED_HOSTS are
+        accepted.
         """
-        return cls(key=key, hosts=LOOPBACK_NAMES | {host} if is_loopback(host) else None)
+        hosts = LOOPBACK_NAMES | allowed_names() | {host} if is_loopback(host) else None
+        return cls(key=key, hosts=hosts)
 
 
 def is_loopback(host: str) -> bool:
@@ -86,9 +89,10 @@ def run(
     and requests in progress end with an error.
     """
     app = build(generator, worker, limits)
-    gate = Gate(app, key=admission.key, hosts=admission.hosts)
+    gate = Gate(app, key=admission.key)
+    guard = HostGuard(gate, hosts=admission.hosts, check_origin=admission.key is None)
     config = uvicorn.Config(
-        gate,
+        guard,
         log_level="warning",
         access_log=False,
         lifespan="off",
