@@ -8,15 +8,13 @@ hash of each source's files, and a hash of each of the user's own files.
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from flows.dvc.command import cached_file, dvc, run_dvc
 from gptmill.files import md5, sha256
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
@@ -108,7 +106,7 @@ def unsaved(root: Path) -> list[str]:
     return [
         path.relative_to(root).as_posix()
         for path in unknown
-        if not _cache_path(_cache_folder(root), md5(path)).exists()
+        if not cached_file(root, md5(path)).exists()
     ]
 
 
@@ -133,7 +131,7 @@ def restore(root: Path, pin: Pin) -> str:
 
     Returns "" where neither the cache nor the remote has the data.
     """
-    if _cache_path(_cache_folder(root), pin.md5).exists() and _restore_with(root, pin, "checkout"):
+    if cached_file(root, pin.md5).exists() and _restore_with(root, pin, "checkout"):
         return "DVC's cache"
     remotes = dvc(root, "remote", "list").split()
     if remotes and _restore_with(root, pin, "pull"):
@@ -143,38 +141,9 @@ def restore(root: Path, pin: Pin) -> str:
     return ""
 
 
-def dvc(root: Path, *arguments: str) -> str:
-    """Run DVC and return its output.
-
-    Raises ValueError with DVC's last error line where the command fails.
-    """
-    result = _run(root, *arguments)
-    if result.returncode != 0:
-        errors = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
-        reason = (errors or result.stderr.splitlines() or ["no message"])[-1]
-        raise ValueError(f"`dvc {' '.join(arguments)}` failed: {reason}")
-    return result.stdout
-
-
 def _restore_with(root: Path, pin: Pin, command: str) -> bool:
-    result = _run(root, command, "--quiet", "--force", "data.dvc")
+    result = run_dvc(root, command, "--quiet", "--force", "data.dvc")
     return result.returncode == 0 and matches(root, pin)
-
-
-def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dvc", *arguments]
-    return subprocess.run(
-        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-
-
-@cache
-def _cache_folder(root: Path) -> Path:
-    return Path(dvc(root, "cache", "dir").strip()) / "files" / "md5"
-
-
-def _cache_path(folder: Path, digest: str) -> Path:
-    return folder / digest[:2] / digest[2:]
 
 
 def listing_hash(hashes: Mapping[str, str]) -> str:

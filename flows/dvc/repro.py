@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.dvc.command import cache_folder, run_dvc
 from flows.dvc.repair import repair
+from flows.dvc.verify import Faults, remove, verify
 from tasks.processes import receipt
 from tasks.processes.process import end_group, killed_by, start_group
 from tasks.project.environment import ROOT
@@ -53,12 +55,52 @@ def repro(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
 ) -> StageOutcome:
-    """Bring a stage up to date; forward output and events.
+    """Bring a stage up to date and verify the outputs; forward output and events.
 
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
-    error), the stage's whole process group is ended first.
+    error), the stage's whole process group is ended first. A damaged output or cached file is
+    removed and made again, and a file missing in DVC's cache is stored again.
     """
     repair()
+    _store_missing(stage, on_line)
+    outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+    if outcome.state == FAILED:
+        return outcome
+    faults = verify(lock()[stage])
+    if faults.damaged or faults.changed:
+        for path in remove(faults):
+            on_line(f"{path} was damaged: the content has a different hash than in dvc.lock")
+        again = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+        if again.state == FAILED or outcome.state != EXECUTED:
+            outcome = again
+        if outcome.state == FAILED:
+            return outcome
+        faults = verify(lock()[stage])
+    if faults:
+        return StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
+    return outcome
+
+
+def _store_missing(stage: str, on_line: Callable[[str], None]) -> None:
+    """Store outputs that DVC's cache lacks, for example since the disk was full.
+
+    DVC itself would run the stage again. A stage with changed inputs is left to DVC.
+    """
+    entry = lock().get(stage)
+    faults = verify(entry) if entry else None
+    if faults and faults.missing and not faults.changed:
+        on_line(f"DVC's cache lacks {len(faults.missing)} files of {stage}: storing them")
+        run_dvc(ROOT, "commit", stage)
+
+
+def _repro(
+    stage: str,
+    *,
+    on_line: Callable[[str], None],
+    on_event: Callable[[dict[str, Any]], None],
+    context: dict[str, str] | None,
+) -> StageOutcome:
+    """Run `dvc repro` of a stage."""
     before = lock().get(stage)
     with tempfile.TemporaryDirectory() as folder:
         reader = receipt.ReceiptReader(Path(folder) / "receipt.jsonl")
@@ -84,6 +126,20 @@ def repro(
     if status != 0:
         return StageOutcome(stage, FAILED, _failure_message(stage, last, events), events)
     return StageOutcome(stage, _state(before, lock().get(stage), events), "", events)
+
+
+def _faults_message(stage: str, faults: Faults) -> str:
+    """Return the error for outputs that DVC could not store or restore."""
+    if faults.missing:
+        return (
+            f"{stage}: DVC could not store {len(faults.missing)} files in its cache, "
+            f"{cache_folder(ROOT)}: is the disk full? Make room and repeat the command; the "
+            "outputs are in artifacts/ and the stage does not run again"
+        )
+    path = (faults.damaged or faults.changed)[0]
+    return (
+        f"{stage}: {path} is damaged again after a repair: check the disk, then repeat the command"
+    )
 
 
 def _forward_events(

@@ -10,10 +10,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 
-from flows.dvc.pins import dvc
+from flows.dvc.command import cache_folder
 from tasks.project.environment import ROOT
 
 REFS = "refs/gptmill/sweeps"
@@ -91,7 +90,7 @@ def prepare(folder: Path, commit_id: str) -> None:
     else:
         remove(folder)
         git("worktree", "add", "--quiet", "--force", "--detach", str(folder), commit_id)
-    config = f"[cache]\n    dir = {_cache_folder()}\n"
+    config = f"[cache]\n    dir = {cache_folder(ROOT)}\n"
     (folder / ".dvc" / "config.local").write_text(config, encoding="utf-8")
 
 
@@ -124,8 +123,3 @@ def _unlock(folder: Path) -> None:
     """
     path = git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder)
     Path(path).unlink(missing_ok=True)
-
-
-@cache
-def _cache_folder() -> str:
-    return dvc(ROOT, "cache", "dir").strip()

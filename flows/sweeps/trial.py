@@ -44,7 +44,7 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
 
     The first failure ends the run.
     """
-    from flows.dvc.pins import dvc
+    from flows.dvc.command import dvc
     from flows.dvc.repair import repair
     from flows.dvc.repro import FAILED, repro
     from tasks.project.graph import ancestors

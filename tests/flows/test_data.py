@@ -20,6 +20,7 @@ import pytest
 from flows.commands.data import data
 from flows.commands.data.data import make_data, read_table
 from flows.dvc import pins
+from flows.dvc.command import dvc
 from gptmill.records import content_hash
 from gptmill.sources import build
 from gptmill.sources.fetch import fetch
@@ -122,8 +123,8 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     assert "data/ is restored from DVC's cache: 4 files" in capsys.readouterr().out
     assert contents(root) == made
 
-    pins.dvc(root, "remote", "add", "--default", "store", str(tmp_path / "store"))
-    pins.dvc(root, "push", "data.dvc")
+    dvc(root, "remote", "add", "--default", "store", str(tmp_path / "store"))
+    dvc(root, "push", "data.dvc")
     shutil.rmtree(root / ".dvc" / "cache")
     shutil.rmtree(root / "data")
     make(root)
@@ -223,7 +224,7 @@ def test_work_in_data_is_not_lost(root: Path) -> None:
 def test_what_dvc_alone_took_in_is_noticed(root: Path) -> None:
     make(root)
     (root / "data" / "text" / "books" / "one.txt").write_text("Changed.", encoding="utf-8")
-    pins.dvc(root, "add", "data")
+    dvc(root, "add", "data")
     message = r"data/text/books/one\.txt: content differs from data/manifest/"
     with pytest.raises(ValueError, match=message):
         make(root)

@@ -1,0 +1,123 @@
+"""Damaged and missing files of artifacts/ and of DVC's cache, with real DVC."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.project import Project, copy_tree
+
+GRAPH = """
+stages:
+  first: {cmd: echo first >> runs && cp given one, deps: [given], outs: [one]}
+  second:
+    cmd: echo second >> runs && mkdir -p two && cp one two/a && echo b$(cat one) > two/b
+    deps: [one]
+    outs: [two]
+"""
+REPRO = """
+import json, sys
+from flows.dvc import repro
+lines = []
+outcome = repro.repro(sys.argv[1], on_line=lines.append)
+print(json.dumps({"state": outcome.state, "message": outcome.message, "lines": lines}))
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Return a project of two stages that have run, each line of `runs` being one of them."""
+    project = copy_tree(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(GRAPH)
+    (tmp_path / "given").write_text("1\n")
+    for stage in ("first", "second"):
+        assert repro(project, stage)["message"] == ""
+    assert runs(project) == ["first", "second"]
+    return project
+
+
+def repro(project: Project, stage: str) -> dict[str, Any]:
+    """Run `flows.dvc.repro` in the project, and return the outcome."""
+    done = project.python("-c", REPRO, stage, extra={"PYTHONPATH": "src:."})
+    assert done.returncode == 0, done.stderr
+    outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return outcome
+
+
+def runs(project: Project) -> list[str]:
+    return (project.root / "runs").read_text().split()
+
+
+def cached(project: Project, content: str) -> Path:
+    digest = hashlib.md5(content.encode()).hexdigest()
+    return project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+
+
+def flip(path: Path) -> None:
+    """Change a byte of a file; the mode stays."""
+    mode = path.stat().st_mode
+    path.chmod(0o644)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    path.chmod(mode)
+
+
+def test_nothing_is_said_of_intact_files(project: Project) -> None:
+    for stage in ("first", "second"):
+        assert repro(project, stage) == {"state": "unchanged", "message": "", "lines": []}
+    shutil.rmtree(project.root / "two")
+    assert repro(project, "second")["lines"] == []
+    assert (project.root / "two/a").read_text() == "1\n"
+    assert runs(project) == ["first", "second"]
+
+
+@pytest.mark.parametrize("also_the_output", [False, True])
+def test_a_damaged_cache_is_named_and_made_again(
+    project: Project, *, also_the_output: bool
+) -> None:
+    damaged = cached(project, "b1\n")
+    flip(damaged)
+    if also_the_output:
+        shutil.rmtree(project.root / "two")
+    outcome = repro(project, "second")
+    assert any(str(damaged) in line and "damaged" in line for line in outcome["lines"])
+    assert outcome["message"] == ""
+    assert (project.root / "two/b").read_text() == damaged.read_text() == "b1\n"
+    assert repro(project, "second") == {"state": "unchanged", "message": "", "lines": []}
+
+
+def test_a_damaged_listing_is_made_again(project: Project) -> None:
+    (listing,) = project.root.glob(".dvc/cache/files/md5/*/*.dir")
+    flip(listing)
+    outcome = repro(project, "second")
+    assert any(str(listing) in line for line in outcome["lines"])
+    assert outcome["message"] == ""
+    assert json.loads(listing.read_bytes())
+    assert repro(project, "second")["lines"] == []
+
+
+def test_what_the_cache_lacks_is_stored_without_a_run(project: Project) -> None:
+    for content in ("1\n", "b1\n"):
+        cached(project, content).unlink()
+    outcome = repro(project, "second")
+    assert "lacks 2 files" in outcome["lines"][0]
+    assert outcome["message"] == ""
+    assert cached(project, "b1\n").read_text() == "b1\n"
+    assert runs(project) == ["first", "second"]
+
+
+def test_a_cache_that_cannot_be_filled_fails_the_stage_and_loses_nothing(project: Project) -> None:
+    folder = cached(project, "b2\n").parent
+    folder.symlink_to("/proc")  # as on a full disk: no file can be stored
+    (project.root / "given").write_text("2\n")
+    assert repro(project, "first")["message"] == ""
+    outcome = repro(project, "second")
+    assert outcome["state"] == "failed", outcome
+    assert "could not store 1 files in its cache" in outcome["message"]
+    assert "is the disk full?" in outcome["message"]
+    folder.unlink()
+    assert repro(project, "second")["message"] == ""
+    assert cached(project, "b2\n").read_text() == (project.root / "two/b").read_text() == "b2\n"
+    assert runs(project) == ["first", "second", "first", "second"]
