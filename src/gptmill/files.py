@@ -5,6 +5,7 @@ under its real name, even if the writer dies.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -46,7 +47,20 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, table: "pd.DataFrame") -> None:
     """Write a table without index, floats in shortest exact form."""
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    rows = _Rows()
+    table.to_csv(rows, index=False, lineterminator="\r\n")
+    write_text(path, rows.getvalue())
+
+
+class _Rows(io.StringIO):
+    """Ends each row in a newline.
+
+    The csv module quotes a cell with a carriage return only if the row's end has one too; without
+    quotes, readers take the rest of the cell for a new row. The module writes a row per call.
+    """
+
+    def write(self, row: str, /) -> int:
+        return super().write(row.removesuffix("\r\n") + "\n")
 
 
 def read_json(path: Path) -> Any:

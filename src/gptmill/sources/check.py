@@ -6,7 +6,7 @@ Data unusable for a stage is found before the data is pinned.
 from collections.abc import Callable
 from pathlib import Path
 
-from gptmill.data.splits import read_instructions, read_labelled
+from gptmill.data.splits import read_instructions, read_labelled, trim_label
 from gptmill.formats.importing import check_model
 from gptmill.sources.archive import visible_files
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def _each(suffix: str, check: Callable[[Path], object]) -> Callable[[Path], None
 
 
 def _check_labelled(path: Path) -> None:
-    labels = sorted(set(read_labelled(path)["label"]))
+    labels = sorted(set(map(trim_label, read_labelled(path)["label"])))
     if len(labels) < 2:
         raise ValueError(f"{path} has one label ({labels[0]}); a classifier needs two or more")
 

@@ -125,6 +125,15 @@ def test_reading_keeps_texts_as_they_are(tmp_path: Path):
         (b'label,text\nham,"hi\nham,there\n', "not CSV"),
         (b"label,text\nham,ol\xe9\n", "not UTF-8 text (line 2)"),
         (b"PK\x03\x04\0\0", "not UTF-8 text (line 1)"),
+        (b"label,text\n", "has a header but no rows"),
+        (b"label,text,label\nham,hi,spam\n", "has 2 columns label"),
+        (b"text,label,text\nham,hi,spam\n", "has 2 columns text"),
+        ("label,text\n\u200b\u00a0,hi\n".encode(), "row 1 has an empty label"),
+        (b"label,text\n1,hi\n1.0,ho\n", "the labels '1' and '1.0', which differ only in"),
+        (b"label,text\nspam,hi\nSpam ,ho\n", "the labels 'spam' and 'Spam'"),
+        ("label,text\nspam,hi\nsp\u200bam,ho\n".encode(), "which differ only in case, spaces"),
+        ("label,text\nno spam,hi\nno\u00a0spam,ho\n".encode(), "which differ only in"),
+        ("label,text\n\u00e9,hi\ne\u0301,ho\n".encode(), "which differ only in"),
     ],
 )
 def test_what_is_not_a_labelled_file_is_named(tmp_path: Path, content: bytes, message: str):
@@ -132,6 +141,22 @@ def test_what_is_not_a_labelled_file_is_named(tmp_path: Path, content: bytes, me
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_labelled(path)
+
+
+def test_labels_are_trimmed_and_counted(tmp_path: Path):
+    path = tmp_path / "some.csv"
+    odd = ["spam", "spam ", "\u00a0spam", "spam\u200b", "\ufeffspam\t"]
+    rows = [f"{odd[n % 5]},win {n}" for n in range(50)] + [f"ham,see you {n}" for n in range(50)]
+    path.write_text("\n".join(["label,text", *rows]) + "\n", encoding="utf-8")
+    split = split_labelled(read_labelled(path), LABELLED, seed=1)
+    assert {label for part in split.parts.values() for label in part["label"]} == {"ham", "spam"}
+    assert split.counts["trimmed_labels"] == 40
+
+
+def test_a_cell_may_be_as_long_as_a_book(tmp_path: Path):
+    path = tmp_path / "some.csv"
+    path.write_text(f"label,text\nham,{'x' * 300_000}\n")
+    assert len(read_labelled(path)["text"][0]) == 300_000
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
@@ -170,6 +195,9 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
         ('[{"instruction": "a", "output": " "}]', "row 1 has no output"),
         ('[{"instruction": "", "output": "b"}]', "row 1 has no instruction"),
         ('[{"instruction": "a", "output": 4}]', "row 1: output must be text, not 4"),
+        ('[{"instruction": "a", "output": "b", "output": "c"}]', "two values for 'output'"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"instruction": "a\\ud800", "output": "b"}]', "row 1: instruction has half a surrogate"),
     ],
 )
 def test_what_is_not_an_instruction_file_is_named(tmp_path: Path, content: str, message: str):
