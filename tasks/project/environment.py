@@ -34,8 +34,33 @@ QUIET = {
 }
 
 
+# Set by git in hooks: they would turn every git command, in tests and in worktrees too, to the
+# repository of the hook.
+OF_A_HOOK = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_COMMON_DIR",
+    "GIT_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_NAMESPACE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_PREFIX",
+    "GIT_WORK_TREE",
+)
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
 def set_environment() -> None:
-    """Set unset variables, and put this interpreter's tools first on PATH."""
+    """Set unset variables, and put this interpreter's tools first on PATH.
+
+    Git works in this repository also below a hook of another, and no proxy stands before the
+    servers of this machine.
+    """
+    for name in OF_A_HOOK:
+        os.environ.pop(name, None)
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
+        if "*" not in hosts:
+            os.environ[name] = ",".join([*hosts, *(h for h in LOOPBACK if h not in hosts)])
     folders = {
         "PREFECT_HOME": str(ROOT / ".state" / "prefect"),
         # DVC's default is a folder writable by every user of the machine

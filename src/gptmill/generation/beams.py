@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from gptmill.generation.cached_batch import CachedBatch, CachedSequence
-from gptmill.generation.sampling import GenerationConfig, penalised
+from gptmill.generation.sampling import GenerationConfig, check_finite, penalised
 from gptmill.model.gpt import GPT
 
 Candidate = tuple[float, int, int]  # log probability so far, beam, id
@@ -58,7 +58,9 @@ def _likeliest_extensions(
     n_kept: int,
 ) -> list[Candidate]:
     """Return the likeliest one-id extensions of all beams, best first."""
-    logprobs = batch.next_logits().log_softmax(-1)  # (B, V)
+    logits = batch.next_logits()
+    check_finite(logits)
+    logprobs = logits.log_softmax(-1)  # (B, V)
     if config.repetition_penalty != 1:
         logprobs = torch.stack(
             [

@@ -16,6 +16,9 @@ from torch import Tensor
 
 LIKELIEST = 1024  # ids sorted first for top-p; all ids are sorted where 1024 ids hold too little
 
+REPETITION_PENALTIES = (0.01, 100.0)
+"""The least and the largest penalty: beyond them logits overflow."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
@@ -53,9 +56,11 @@ class GenerationConfig:
             raise ValueError(f"top_p is {self.top_p} but must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p} but must be from 0 to 1")
-        if not 0 < self.repetition_penalty < math.inf:
+        least, most = REPETITION_PENALTIES
+        if not least <= self.repetition_penalty <= most:
             raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty} but must be above 0 (1 is off)"
+                f"repetition_penalty is {self.repetition_penalty} but must be from {least} to "
+                f"{most:g} (1 is off)"
             )
         if self.beams < 1:
             raise ValueError(f"beams is {self.beams} but must be at least 1")
@@ -78,11 +83,21 @@ def choose(
 
     Each row has a separate config, collection of seen ids and random stream.
     """
+    check_finite(logits)
     if all(config.temperature == 0 and config.repetition_penalty == 1 for config in configs):
         return logits.argmax(-1).tolist()
     return [
         _choose_id(*row) for row in zip(logits.float().cpu(), configs, seen, draws, strict=True)
     ]
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise ValueError for logits that are not numbers: no id would be more than an accident."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError(
+            "the model's logits are not finite numbers: weights are damaged, or too large for "
+            "their float type; check the weights with `gptmill score`"
+        )
 
 
 def _choose_id(

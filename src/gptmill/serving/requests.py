@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
+from gptmill.generation.sampling import REPETITION_PENALTIES
 from gptmill.serving.errors import ApiError
 
 COMPLETION_TOKENS = 16  # the API's default for max_tokens in a completion request
@@ -105,7 +106,9 @@ class _BaseRequest(_Checked):
     # not in OpenAI's API; the names are common among servers of open models
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(
+        None, ge=REPETITION_PENALTIES[0], le=REPETITION_PENALTIES[1]
+    )
 
 
 class ChatRequest(_BaseRequest):
@@ -175,7 +178,7 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     if not isinstance(content, dict):
         raise ApiError(400, "the body is not a JSON object")
     for name, neutral in NOT_OFFERED.items():
-        if name in content and content.pop(name) not in neutral:
+        if name in content and not _is_neutral(content.pop(name), neutral):
             message = f"{name} is not supported by this server; omit the parameter"
             raise ApiError(400, message, code="unsupported_parameter", param=name)
     parameters = {name: value for name, value in content.items() if name not in WITHOUT_EFFECT}
@@ -183,6 +186,11 @@ def parse(body: bytes, kind: type[Request]) -> Request:
         return kind.model_validate(parameters)
     except ValidationError as error:
         raise _validation_error(error) from None
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Return whether a value is neutral; 0 is not False: `logprobs: 0` asks for probabilities."""
+    return any(value == one and isinstance(value, bool) is isinstance(one, bool) for one in neutral)
 
 
 def chat_work(request: ChatRequest, generator: TextGenerator, limits: Limits) -> Work:

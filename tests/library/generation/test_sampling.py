@@ -120,6 +120,25 @@ def test_rows_of_one_batch_have_configs_of_their_own() -> None:
     assert choose(logits, configs, seen, [torch.Generator()] * 3) == [3, 3, 7]
 
 
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-5, 1.0, 1e300])
+def test_the_most_extreme_settings_choose_an_id(penalty: float, temperature: float) -> None:
+    logits = 1000 * torch.randn(1, 50, generator=torch.Generator().manual_seed(2))
+    extreme = config(repetition_penalty=penalty, temperature=temperature)
+    (chosen,) = choose(logits, [extreme], [range(25)], [torch.Generator().manual_seed(3)])
+    assert 0 <= chosen < 50
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_damaged_weights_are_named(value: float, temperature: float) -> None:
+    logits = torch.zeros(2, 5)
+    logits[1, 3] = value
+    settings = [config(temperature=temperature)] * 2
+    with pytest.raises(ValueError, match="logits are not finite numbers"):
+        choose(logits, settings, [[], []], [torch.Generator()] * 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -131,6 +150,8 @@ def test_rows_of_one_batch_have_configs_of_their_own() -> None:
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": 1e-300}, "must be from 0.01 to 100"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
         ({"beams": 0}, "beams is 0"),
         ({"beams": 2}, "beams is 2 and temperature 1.0"),
         ({"length_penalty": float("inf")}, "length_penalty is inf"),
