@@ -5,12 +5,15 @@ Without a terminal a plain line is due every few seconds.
 
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 PLAIN_INTERVAL = 5.0  # seconds between plain lines
+RECENT = 30.0  # seconds whose steps give the estimate of the time left
+BELIEVABLE = 3.0  # seconds of steps before an estimate is shown
 
 
 @dataclass
@@ -18,7 +21,8 @@ class Meter:
     """Progress meter of a stage. Reporting only: a meter cannot change an artifact."""
 
     label: str
-    started: float = field(default_factory=time.monotonic)
+    marks: deque[tuple[float, int]] = field(default_factory=deque)
+    """The times of the last steps: the first step of a process is slow, and does not count."""
     shown: float = 0.0
     bar: Progress | None = None
     task: TaskID | None = None
@@ -29,11 +33,24 @@ class Meter:
             self._draw(step, steps, text)
             return None
         now = time.monotonic()
+        remaining = self._remaining(now, step, steps)
         if step < steps and now - self.shown < PLAIN_INTERVAL:
             return None
         self.shown = now
-        remaining = (now - self.started) / max(step, 1) * (steps - step)
-        return f"step {step}/{steps}  {text}  {duration(remaining)} left"
+        left = "" if remaining is None else f"  {duration(remaining)} left"
+        return f"step {step}/{steps}  {text}{left}"
+
+    def _remaining(self, now: float, step: int, steps: int) -> float | None:
+        """Return the seconds left by the last steps, or None while there are too few."""
+        if self.marks and step <= self.marks[-1][1]:  # undone steps
+            self.marks.clear()
+        self.marks.append((now, step))
+        while len(self.marks) > 2 and now - self.marks[1][0] > RECENT:
+            self.marks.popleft()
+        begun, first = self.marks[0]
+        if now - begun < BELIEVABLE:
+            return None
+        return (now - begun) / (step - first) * (steps - step)
 
     def close(self) -> None:
         """Stop the bar and free the terminal for lines of text."""
