@@ -76,7 +76,7 @@ bench-generation: $(ENV)  ## run only the generation half of `bench`
 	@PYTHONPATH=src:. python benchmarks/generation.py
 
 # one process per core, four at most; the tests of a file stay together, since they share fixtures
-SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile
+SIDE_BY_SIDE := -n logical --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 
 test: $(ENV)  ## run the tests
 	@python -m pytest $(SIDE_BY_SIDE)

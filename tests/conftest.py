@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from tasks.project.environment import set_environment
 
 set_environment()
@@ -14,3 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit
 # that: the tests that press Ctrl-C would then wait for ever. A handler does not survive exec.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: "promises" not in item.path.parts)

@@ -13,18 +13,28 @@ from pathlib import Path
 
 from gptmill.files import md5
 
-IGNORED = ("__pycache__", "*.pyc", "*.partial")
+IGNORED = (
+    "__pycache__",
+    "*.pyc",
+    "*.partial",
+    # written by file managers and Jupyter into any folder that is opened
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    ".ipynb_checkpoints",
+)
 """Names of ignored files and folders; .dvcignore lists the same names for DVC."""
 
 
 def files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, sorted, without ignored files."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not any(map(_is_ignored, path.relative_to(folder).parts)):
+        if path.is_file() and not any(map(is_ignored, path.relative_to(folder).parts)):
             yield path
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Return whether files and folders with this name are ignored."""
     return any(fnmatch(name, pattern) for pattern in IGNORED)
 
 

@@ -60,9 +60,12 @@ def test_an_exported_card_names_the_commit(project: Project) -> None:
     assert "commit" not in inside  # equal inputs, equal bytes
 
 
+LITTER = (".DS_Store", "a/Thumbs.db", "a/desktop.ini", "a/.ipynb_checkpoints/c-checkpoint.py")
+
+
 def test_a_folder_s_hash_is_dvc_s_whatever_lies_beside_its_files(project: Project) -> None:
     folder = project.root / "code"
-    for name in ("b.py", "a/c.py", "a/__pycache__/c.pyc", "d.pyc", "a/.e.py.partial"):
+    for name in ("b.py", "a/c.py", "a/__pycache__/c.pyc", "d.pyc", "a/.e.py.partial", *LITTER):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
     (project.root / ".dvcignore").write_bytes((ROOT / ".dvcignore").read_bytes())

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptmill.records import files_below
+
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -27,7 +29,7 @@ def read_documents(folder: Path) -> list[Document]:
     files of every operating system. Raises ValueError, naming the file, if a file is empty,
     binary or not UTF-8, and if the folder has no .txt file.
     """
-    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+    paths = [path for path in files_below(folder) if path.suffix == ".txt"]
     if not paths:
         raise ValueError(f"{folder} has no .txt file: add UTF-8 .txt files, a document per file")
     return [Document(path.relative_to(folder).as_posix(), _read(path)) for path in paths]

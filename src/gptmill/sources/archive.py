@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from gptmill.records import is_ignored
+
 DEBIAN = b"!<arch>\ndebian-binary"
 
 
@@ -58,13 +60,17 @@ def is_debian(path: Path) -> bool:
 def visible_files(folder: Path) -> list[Path]:
     """Return the files below a folder in sorted order.
 
-    Files and folders with a leading dot are left out.
+    Files and folders with a leading dot, and ignored names (records.py), are left out.
     """
     paths = []
     for top, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [Path(top, name) for name in files if not name.startswith(".")]
+        folders[:] = sorted(filter(_is_visible, folders))
+        paths += [Path(top, name) for name in filter(_is_visible, files)]
     return sorted(paths)
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and not is_ignored(name)
 
 
 def _from_folder(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
