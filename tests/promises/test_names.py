@@ -30,6 +30,18 @@ def test_modules_stages_and_sections_have_the_same_names() -> None:
     assert modules("tasks") == set(stages()) == set(params()) - SHARED
 
 
+@pytest.mark.parametrize(
+    ("top", "most"), [("src", 12), ("tasks", 12), ("flows", 12), ("tests", 15)]
+)
+def test_folders_can_be_taken_in_at_a_glance(top: str, most: int) -> None:
+    for folder in (ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())):
+        files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+        folders = [path for path in folder.iterdir() if any(path.rglob("*.py"))]
+        assert len(files) <= most, folder
+        assert len(folders) <= most, folder
+        assert not [name for name in files if name.startswith("_") and name != "__main__.py"]
+
+
 def test_every_stage_has_a_test_file() -> None:
     files = {
         path.stem.removeprefix("test_") for path in (ROOT / "tests" / "tasks").glob("test_*.py")
@@ -84,6 +96,30 @@ def test_ancestors_come_before_in_the_file() -> None:
     order = list(stages())
     for name in order:
         assert all(order.index(before) < order.index(name) for before in ancestors(name))
+
+
+@pytest.mark.parametrize(
+    ("kind", "stale"),
+    [
+        ("labelled", {"split", "lora", "classify", "evaluate"}),
+        ("instructions", {"split", "instruct", "evaluate"}),
+        ("text", set(stages()) - {"split"}),
+    ],
+)
+def test_a_new_file_stales_what_reads_it_and_no_more(kind: str, stale: set[str]) -> None:
+    changed = {f"data/{kind}", f"data/manifest/{kind}.json"}
+    of_other_kinds = {"labelled": "instructions", "instructions": "labelled"}.get(kind)
+    found = set()
+    for name, stage in stages().items():  # in an order in which a stage comes after its inputs
+        if any(_lies_in(dep, changed) for dep in stage["deps"]):
+            found.add(name)
+            # the other kind's rows come out of split as they were
+            changed |= {out for out in stage["outs"] if out != f"artifacts/split/{of_other_kinds}"}
+    assert found == stale
+
+
+def _lies_in(path: str, folders: set[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def test_the_folder_mlflow_does_not_shadow_the_package() -> None:
