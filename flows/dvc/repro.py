@@ -16,7 +16,7 @@ from typing import Any
 
 from flows.dvc.command import cache_folder, run_dvc
 from flows.dvc.repair import repair
-from flows.dvc.verify import Faults, remove, verify
+from flows.dvc.verify import Faults, verify
 from tasks.processes import receipt
 from tasks.processes.process import end_group, killed_by, start_group
 from tasks.project.environment import ROOT
@@ -58,37 +58,36 @@ def repro(
     """Bring a stage up to date and verify the outputs; forward output and events.
 
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
-    error), the stage's whole process group is ended first. A damaged output or cached file is
-    removed and made again, and a file missing in DVC's cache is stored again.
+    error), the stage's whole process group is ended first. A damaged file in DVC's cache is removed
+    and made again, and a missing one is stored again.
     """
     repair()
-    _store_missing(stage, on_line)
+    _mend_cache(stage, on_line)
     outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
     if outcome.state == FAILED:
         return outcome
     faults = verify(lock()[stage])
-    if faults.damaged or faults.changed:
-        for path in remove(faults):
-            on_line(f"{path} was damaged: the content has a different hash than in dvc.lock")
-        again = _repro(stage, on_line=on_line, on_event=on_event, context=context)
-        if again.state == FAILED or outcome.state != EXECUTED:
-            outcome = again
-        if outcome.state == FAILED:
-            return outcome
-        faults = verify(lock()[stage])
     if faults:
         return StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
     return outcome
 
 
-def _store_missing(stage: str, on_line: Callable[[str], None]) -> None:
-    """Store outputs that DVC's cache lacks, for example since the disk was full.
+def _mend_cache(stage: str, on_line: Callable[[str], None]) -> None:
+    """Remove damaged files from DVC's cache, and store intact outputs that the cache lacks.
 
-    DVC itself would run the stage again. A stage with changed inputs is left to DVC.
+    DVC itself would restore damaged files, and run a stage again whose outputs the cache lacks, for
+    example since the disk was full. A stage with changed inputs is left to DVC.
     """
     entry = lock().get(stage)
-    faults = verify(entry) if entry else None
-    if faults and faults.missing and not faults.changed:
+    if not entry:
+        return
+    faults = verify(entry)
+    for path in faults.damaged:
+        path.unlink()
+        on_line(f"{path} was damaged: the content has a different hash than the name; removed")
+    if faults.damaged:
+        faults = verify(entry)
+    if faults.missing and not faults.changed:
         on_line(f"DVC's cache lacks {len(faults.missing)} files of {stage}: storing them")
         run_dvc(ROOT, "commit", stage)
 
@@ -138,7 +137,8 @@ def _faults_message(stage: str, faults: Faults) -> str:
         )
     path = (faults.damaged or faults.changed)[0]
     return (
-        f"{stage}: {path} is damaged again after a repair: check the disk, then repeat the command"
+        f"{stage}: {path} differs from dvc.lock right after DVC wrote it: check the disk, then "
+        "repeat the command"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from flows.dvc.command import cached_file
 from gptmill.files import md5, write_json
+from gptmill.records import content_hash
 from tasks.project.environment import ROOT
 
 FOLDER = ".dir"  # the end of DVC's hash of a folder
@@ -30,7 +31,7 @@ class Faults:
     missing: list[Path] = field(default_factory=list)
     """Cached files that do not exist."""
     changed: list[Path] = field(default_factory=list)
-    """Files of outputs that differ from dvc.lock, or do not exist."""
+    """Files or folders of outputs that differ from dvc.lock, or do not exist."""
 
     def __bool__(self) -> bool:
         return bool(self.damaged or self.missing or self.changed)
@@ -50,18 +51,13 @@ def verify(entry: dict[str, Any], root: Path = ROOT) -> Faults:
     return faults
 
 
-def remove(faults: Faults) -> list[Path]:
-    """Remove damaged cached files and changed outputs, for DVC to replace; return their paths."""
-    paths = [*faults.damaged, *(path for path in faults.changed if path.exists())]
-    for path in paths:
-        path.unlink()
-    return paths
-
-
 def _files(
     root: Path, out: dict[str, Any], known: "_Known", faults: Faults
 ) -> Iterator[tuple[Path, str]]:
-    """Yield the files of an output with their hashes; a folder's are listed in the cache."""
+    """Yield the files of an output with their hashes; a folder's are listed in the cache.
+
+    Without the list, the folder is compared as a whole, and no file is yielded.
+    """
     output, digest = root / out["path"], str(out["md5"])
     if not digest.endswith(FOLDER):
         yield output, digest
@@ -70,6 +66,8 @@ def _files(
     if _check_cached(listing, digest.removesuffix(FOLDER), known, faults):
         for file in json.loads(listing.read_bytes()):
             yield output / file["relpath"], file["md5"]
+    elif not output.is_dir() or content_hash(output) != digest:
+        faults.changed.append(output)
 
 
 def _check_cached(path: Path, digest: str, known: "_Known", faults: Faults) -> bool:

@@ -95,7 +95,24 @@ def test_a_damaged_listing_is_made_again(project: Project) -> None:
     assert any(str(listing) in line for line in outcome["lines"])
     assert outcome["message"] == ""
     assert json.loads(listing.read_bytes())
+    assert runs(project) == ["first", "second"]
     assert repro(project, "second")["lines"] == []
+
+
+def test_a_clone_without_outputs_runs_them_and_nothing_is_said(project: Project) -> None:
+    shutil.rmtree(project.root / ".dvc/cache")
+    shutil.rmtree(project.root / "two")
+    lines = repro(project, "second")["lines"]
+    assert not [line for line in lines if "cache lacks" in line or "damaged" in line]
+    assert runs(project) == ["first", "second", "second"]
+
+
+def test_a_lost_list_of_files_is_stored_without_a_run(project: Project) -> None:
+    (listing,) = project.root.glob(".dvc/cache/files/md5/*/*.dir")
+    listing.unlink()
+    assert repro(project, "second")["message"] == ""
+    assert json.loads(listing.read_bytes())
+    assert runs(project) == ["first", "second"]
 
 
 def test_what_the_cache_lacks_is_stored_without_a_run(project: Project) -> None:
