@@ -1,8 +1,10 @@
 """Label texts with a classifier.
 
-Prints a line per text: the label, the probability of each class, and the text. With --json,
-prints a list with an object {"text", "label", "probabilities"} per text, in the order of the
-arguments.
+Prints a line per text: the label, the probability of each class, and the text, separated by tabs;
+labels and texts with tabs or ends of lines are quoted as JSON. With --json, prints a list with an
+object {"text", "label", "probabilities"} per text, in the order given. If TEXT is -, each line of
+standard input is a text; --file reads lines, the column `text` of a .csv, or the field `text` of
+each line of a .jsonl.
 """
 
 import argparse
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from gptmill.cli import folders, options
 from gptmill.cli.frame import note, show
+from gptmill.cli.texts import one_line, read_texts
 
 HELP = "label texts with a classifier"
 
@@ -17,7 +20,10 @@ HELP = "label texts with a classifier"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and the texts."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="a classifier's folder")
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text to label")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="a text to label; -: the lines of standard input"
+    )
+    parser.add_argument("--file", type=Path, help="texts: lines, .csv with `text`, or .jsonl")
     parser.add_argument(
         "--device", choices=options.DEVICES, default="cpu", help="device to run on (cpu)"
     )
@@ -26,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Load the classifier, label the texts and print the labels."""
-    texts = [options.utf8(text, "TEXT") for text in arguments.texts]
+    texts = read_texts(arguments.texts, arguments.file)
     folders.check_model(arguments.model, "classifier")
 
     from gptmill.checkpoint.checkpoint import load_classifier
@@ -55,5 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
         show(results)
         return
     for text, row in zip(texts, probabilities, strict=True):
-        listed = "  ".join(f"{name} {p:.4f}" for name, p in zip(names, row, strict=True))
-        print(f"{names[row.argmax()]}\t{listed}\t{options.printable(text)}")
+        cells = [one_line(name) for name in names]
+        listed = "  ".join(f"{cell} {p:.4f}" for cell, p in zip(cells, row, strict=True))
+        print(f"{cells[row.argmax()]}\t{listed}\t{options.printable(one_line(text))}")

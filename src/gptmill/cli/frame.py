@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-SHARED = ("frame", "folders", "options")  # modules of this folder that are not verbs
+SHARED = ("frame", "folders", "options", "texts")  # modules of this folder that are not verbs
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,9 +1,10 @@
 """Continue a prompt.
 
 Prints the continuation during decoding, without the prompt. With --json, prints a single object
-{"text", "ids", "tokens_per_second"} at the end: the continuation, the new ids, and the number of
-new ids per second from the start of reading the prompt to the last id. If PROMPT is -, the prompt
-is read from standard input.
+{"text", "ids", "tokens_per_second", "prompt_tokens", "dropped_tokens"} at the end: the
+continuation, the new ids, the number of new ids per second from the start of reading the prompt to
+the last id, the ids of the prompt, and how many of these the model did not read, since the prompt
+is longer than the context. If PROMPT is -, the prompt is read from standard input.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptmill.cli import folders, options
-from gptmill.cli.frame import show
+from gptmill.cli.frame import note, show
 
 if TYPE_CHECKING:
     from gptmill.generation.completion import Delta
@@ -52,6 +53,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     generator = options.generator(arguments)
     ids = generator.tokenizer.encode_prompt(prompt)
+    context = generator.context_length
+    n_dropped = max(0, len(ids) - context)
+    if n_dropped:
+        note(
+            f"the prompt has {len(ids):,} tokens and the model reads {context:,}: the first "
+            f"{n_dropped:,} are dropped"
+        )
+    elif len(ids) + config.max_new_tokens > context:
+        note(
+            f"{len(ids):,} tokens of prompt and {config.max_new_tokens:,} new ones are more than "
+            f"the {context:,} that the model reads: the oldest are dropped on the way"
+        )
     start = time.perf_counter()
     deltas: list[Delta] = []
     for delta in generator.stream(ids, config, stops=stops, seed=arguments.seed):
@@ -63,6 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
     new_ids = [delta.id for delta in deltas if delta.id is not None]
     if arguments.json:
         text = "".join(delta.text for delta in deltas)
-        show({"text": text, "ids": new_ids, "tokens_per_second": len(new_ids) / seconds})
+        show(
+            {
+                "text": text,
+                "ids": new_ids,
+                "tokens_per_second": len(new_ids) / seconds,
+                "prompt_tokens": len(ids),
+                "dropped_tokens": n_dropped,
+            }
+        )
     elif sys.stdout.isatty():
         print()

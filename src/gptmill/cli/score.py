@@ -1,4 +1,4 @@
-"""Measure how well a model predicts a text file (UTF-8).
+"""Measure how well a model predicts a text file (UTF-8, read as training text is read).
 
 A window of N tokens slides over the text by STRIDE tokens. Every token but the first is predicted
 exactly once: a window counts only predictions not made by an earlier window. Prints the loss
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gptmill.cli import folders, options
 from gptmill.cli.frame import show
+from gptmill.cli.texts import read_file
 
 HELP = "how well a model predicts a text file: loss, perplexity, bits per byte"
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Read the file, measure the model and print the metrics."""
     folders.check_model(arguments.model, "language model")
-    text = _read(arguments.file)
+    text = read_file(arguments.file)
 
     from gptmill.evaluation import perplexity
 
@@ -51,12 +52,3 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         for name, value in metrics.items():
             print(f"{name.replace('_', ' '):14} {value}")
-
-
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; a text file is needed")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None

@@ -109,6 +109,12 @@ def test_no_verb_imports_an_orchestrator(models: Path) -> None:
         (["score", "lm", "text.txt", "--context-length", "65"], "context_length is 65"),
         (["classify", "lm", "x"], "holds a language model, not a classifier"),
         (["classify", "classifier", "x", ""], "text 2 of 2 is empty"),
+        (["classify", "classifier"], "TEXT has no text: give at least one"),
+        (["classify", "classifier", "x", "--file", "text.txt"], "either --file or TEXT"),
+        (["classify", "classifier", "--file", "gone.txt"], "gone.txt: No such file"),
+        (["classify", "classifier", "--file", "a.csv"], "a.csv needs one column text; the first"),
+        (["classify", "classifier", "--file", "a.jsonl"], "a.jsonl, line 1 is not JSON"),
+        (["classify", "classifier", "--file", "b.jsonl"], "b.jsonl, line 2 has no text"),
         (["export", "lm", "classifier", "--format", "hf"], "classifier exists already"),
         (["export", "lm", "no/where", "--format", "hf"], "no does not exist"),
         (["export", "lm", "out", "--format", "onnx"], "--format: invalid choice: 'onnx'"),
@@ -119,6 +125,9 @@ def test_no_verb_imports_an_orchestrator(models: Path) -> None:
 def test_a_users_mistake_is_one_sentence(models: Path, words: list[Any], message: str) -> None:
     (models / "short.txt").write_text("x", encoding="utf-8")
     (models / "latin1.txt").write_bytes(b"caf\xe9 caf\xe9")
+    (models / "a.csv").write_text("label,message\nham,x\n", encoding="utf-8")
+    (models / "a.jsonl").write_text("{\n", encoding="utf-8")
+    (models / "b.jsonl").write_text('{"text": "x"}\n{"texts": "x"}\n', encoding="utf-8")
     assert message in mistake(*map(os.fsdecode, words), cwd=models)
 
 
@@ -137,7 +146,8 @@ def test_a_model_and_a_tokenizer_that_do_not_belong_together(models: Path, tmp_p
 
 
 def test_a_full_disk_and_a_reader_that_leaves(models: Path) -> None:
-    for words in (["generate", "lm", "x"], ["generate", "lm", "x", "--json"]):
+    few = ["generate", "lm", "x", "--max-new-tokens", "9"]
+    for words in (few, [*few, "--json"]):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
                 command(*words),
@@ -216,7 +226,8 @@ def test_generate_gives_what_the_library_generates(models: Path) -> None:
     drawn = ["--temperature", "0.8", "--top-k", "50", "--top-p", "0.95", "--seed", "7"]
     words = ["generate", models / "lm", "The quick", "--max-new-tokens", "12", *drawn]
     found = answer(*words)
-    assert list(found) == ["text", "ids", "tokens_per_second"]
+    assert list(found)[:3] == ["text", "ids", "tokens_per_second"]
+    assert (found["prompt_tokens"], found["dropped_tokens"]) == (len(ids), 0)
     assert found["ids"] == expected
     assert found["text"] == tokenizer.decode(expected)
     assert found["tokens_per_second"] > 0
@@ -290,6 +301,46 @@ def test_classify_gives_what_the_library_predicts(models: Path) -> None:
     done = gptmill("classify", models / "classifier", *texts)
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [r["label"] for r in found]
     assert "1 of 3 texts are longer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("some.txt", "\ufeffYou have won\r\n\r\nSee you\tat lunch\r\n"),
+        ("some.csv", "label,text\nspam,You have won\nham,See you\tat lunch\n"),
+        ("some.jsonl", '{"text": "You have won"}\n\n"See you\\tat lunch"\n'),
+        ("-", "You have won\nSee you\tat lunch"),
+    ],
+)
+def test_classify_reads_lines_tables_and_standard_input(
+    models: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    texts = ["You have won", "See you\tat lunch"]
+    expected = answer("classify", models / "classifier", *texts)
+    if name == "-":
+        words, stdin = ["-"], content
+    else:
+        (tmp_path / name).write_bytes(content.encode())
+        words, stdin = ["--file", str(tmp_path / name)], ""
+    assert answer("classify", models / "classifier", *words, stdin=stdin) == expected
+    lines = gptmill("classify", models / "classifier", *words, stdin=stdin).stdout.splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["You have won", '"See you\\tat lunch"']
+
+
+def test_a_dropped_prompt_is_told(models: Path) -> None:
+    words = ["generate", models / "lm", "The quick " * 100, "--max-new-tokens", "3"]
+    found = answer(*words)
+    context = load_causal_lm(models / "lm").config.context_length
+    assert found["dropped_tokens"] == found["prompt_tokens"] - context > 0
+    assert f"the first {found['dropped_tokens']:,} are dropped" in gptmill(*words).stderr
+    words = ["generate", models / "lm", "The", "--max-new-tokens", str(context)]
+    assert "dropped on the way" in gptmill(*words).stderr
+
+
+def test_score_reads_a_file_as_training_does(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"\xef\xbb\xbf" + TINY_TEXT.replace("\n", "\r\n").encode())
+    expected = answer("score", models / "lm", models / "text.txt")
+    assert answer("score", models / "lm", tmp_path / "text.txt") == expected
 
 
 # ---- chat
