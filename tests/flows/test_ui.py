@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.browser import FOUND, browser
 from tests.support.project import Project, copy_tree
 
 
@@ -168,6 +169,46 @@ def test_web_sockets_are_checked_too(
     connection.request("GET", "/api/events/in", headers=handshake)
     assert connection.getresponse().status == expected
     connection.close()
+
+
+POST = """
+return fetch(arguments[0], {method: "POST", mode: arguments[1], headers: arguments[2],
+  body: JSON.stringify({name: arguments[3]})}).then((r) => r.status, (e) => String(e))
+"""
+JSON_TYPE = {"Content-Type": "application/json"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in FOUND, reason="chromium and chromedriver are not installed")
+def test_no_page_of_another_site_makes_a_flow_in_a_real_browser(
+    ui: str, ports: dict[str, str], tmp_path: Path
+) -> None:
+    port, other = ports["GPTMILL_PREFECT_PORT"], free_port()
+    flows = f"http://127.0.0.1:{port}/api/flows/"
+    (tmp_path / "index.html").write_text("<!doctype html>a page", encoding="utf-8")
+    pages = ["python", "-m", "http.server", str(other), "--bind", "127.0.0.1"]
+    with (
+        subprocess.Popen(pages, cwd=tmp_path, stderr=subprocess.DEVNULL) as process,
+        browser(tmp_path / "browser", names="evil.example") as window,
+    ):
+        # a page of another site, and of another program on this machine
+        for host in ("evil.example", "localhost"):
+            window.open(f"http://{host}:{other}/")
+            assert window.run("return document.body.innerText") == "a page"
+            window.run(POST, flows, "no-cors", {}, f"sent by {host}")
+            window.run(POST, flows, "cors", JSON_TYPE, f"asked by {host}")
+        # the name of another site that points at this machine
+        window.open(f"http://evil.example:{port}/")
+        assert "is not a name of this server" in window.run("return document.body.innerText")
+        foreign = f"http://evil.example:{port}/api/flows/"
+        assert window.run(POST, foreign, "cors", JSON_TYPE, "rebound") == 403
+        # Prefect's own page
+        window.open(f"http://127.0.0.1:{port}/")
+        assert window.run(POST, flows, "cors", JSON_TYPE, "own") == 201
+        process.terminate()
+    names = {flow["name"] for flow in post(f"{flows}filter", {"limit": 200})}
+    assert "own" in names
+    assert not [name for name in names if name == "rebound" or " by " in name]
 
 
 def test_a_second_ui_says_that_one_is_up(ui: str, project: Project, ports: dict[str, str]) -> None:

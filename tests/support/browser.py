@@ -81,8 +81,11 @@ class Browser:
 
 
 @contextmanager
-def browser(folder: Path, *, dark: bool = False) -> Iterator[Browser]:
-    """Open a window with a profile of its own; it and its driver end with the block."""
+def browser(folder: Path, *, dark: bool = False, names: str = "") -> Iterator[Browser]:
+    """Open a window with a profile of its own; it and its driver end with the block.
+
+    `names` are hosts that the browser is to find on this machine.
+    """
     program, driver = FOUND
     assert program is not None
     assert driver is not None
@@ -94,7 +97,9 @@ def browser(folder: Path, *, dark: bool = False) -> Iterator[Browser]:
             lines = iter(process.stdout.readline, "")
             line = next(line for line in lines if "started successfully on port" in line)
             port = line.rstrip().rstrip(".").rsplit(" ", 1)[1]
-            asked = {"capabilities": {"alwaysMatch": _wishes(program, folder, dark=dark)}}
+            asked = {
+                "capabilities": {"alwaysMatch": _wishes(program, folder, dark=dark, names=names)}
+            }
             found = httpx.post(
                 f"http://127.0.0.1:{port}/session", json=asked, timeout=PATIENCE
             ).json()
@@ -108,7 +113,7 @@ def browser(folder: Path, *, dark: bool = False) -> Iterator[Browser]:
             process.terminate()
 
 
-def _wishes(program: str, folder: Path, *, dark: bool) -> dict[str, Any]:
+def _wishes(program: str, folder: Path, *, dark: bool, names: str) -> dict[str, Any]:
     words = [
         "--headless=new",
         "--no-sandbox",
@@ -117,6 +122,7 @@ def _wishes(program: str, folder: Path, *, dark: bool) -> dict[str, Any]:
         "--window-size=900,760",
         f"--user-data-dir={folder / 'profile'}",
         *(["--force-dark-mode"] if dark else []),
+        *([f"--host-resolver-rules=MAP {names} 127.0.0.1"] if names else []),
     ]
     return {
         "browserName": "chrome",
