@@ -5,9 +5,11 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +180,18 @@ return fetch(arguments[0], {method: "POST", mode: arguments[1], headers: argumen
 JSON_TYPE = {"Content-Type": "application/json"}
 
 
+@contextmanager
+def serving_pages(folder: Path, port: int) -> Iterator[None]:
+    """Serve the files of a folder, as another program on this machine would."""
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(None in FOUND, reason="chromium and chromedriver are not installed")
 def test_no_page_of_another_site_makes_a_flow_in_a_real_browser(
@@ -186,9 +200,8 @@ def test_no_page_of_another_site_makes_a_flow_in_a_real_browser(
     port, other = ports["GPTMILL_PREFECT_PORT"], free_port()
     flows = f"http://127.0.0.1:{port}/api/flows/"
     (tmp_path / "index.html").write_text("<!doctype html>a page", encoding="utf-8")
-    pages = ["python", "-m", "http.server", str(other), "--bind", "127.0.0.1"]
     with (
-        subprocess.Popen(pages, cwd=tmp_path, stderr=subprocess.DEVNULL) as process,
+        serving_pages(tmp_path, other),
         browser(tmp_path / "browser", names="evil.example") as window,
     ):
         # a page of another site, and of another program on this machine
@@ -205,7 +218,6 @@ def test_no_page_of_another_site_makes_a_flow_in_a_real_browser(
         # Prefect's own page
         window.open(f"http://127.0.0.1:{port}/")
         assert window.run(POST, flows, "cors", JSON_TYPE, "own") == 201
-        process.terminate()
     names = {flow["name"] for flow in post(f"{flows}filter", {"limit": 200})}
     assert "own" in names
     assert not [name for name in names if name == "rebound" or " by " in name]
