@@ -27,16 +27,22 @@ print(json.dumps({"state": outcome.state, "message": outcome.message, "lines": l
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a project of two stages that have run, each line of `runs` being one of them."""
-    project = copy_tree(tmp_path)
-    (tmp_path / "dvc.yaml").write_text(GRAPH)
-    (tmp_path / "given").write_text("1\n")
+    project = copy_tree(tmp_path_factory.mktemp("finished"))
+    (project.root / "dvc.yaml").write_text(GRAPH)
+    (project.root / "given").write_text("1\n")
     for stage in ("first", "second"):
         assert repro(project, stage)["message"] == ""
     assert runs(project) == ["first", "second"]
-    return project
+    return project.root
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Project:
+    """Return a copy of the finished project."""
+    return Project(shutil.copytree(finished, tmp_path / "project", symlinks=True))
 
 
 def repro(project: Project, stage: str) -> dict[str, Any]:
