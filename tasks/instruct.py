@@ -4,8 +4,10 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import torch
 from pydantic import Field
 
+from gptmill.checkpoint.adapter import save_adapter
 from gptmill.checkpoint.checkpoint import load_causal_lm, read_config, save_causal_lm
 from gptmill.data.batching import RowOrder, by_length
 from gptmill.data.splits import PARTS
@@ -16,6 +18,7 @@ from gptmill.finetuning.instructions import (
     encode_rows,
     read_template,
 )
+from gptmill.model.lora import LoRAConfig, add_lora, merge
 from gptmill.model.objectives import LANGUAGE, mean_language_loss
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.training.flops import train_flops_per_token
@@ -24,10 +27,13 @@ from tasks.frame.stage import stage
 from tasks.shared.cards import tuned_card
 from tasks.shared.training import TrainingSection, train
 
+BASE = "artifacts/load_gpt2"  # as the adapter names it: its place in the project
+
 
 class Instruct(TrainingSection):
     """params.yaml `instruct:`."""
 
+    adapter: LoRAConfig | None = Field(description="null: train all weights")
     mask_prompt: bool = Field(description="learn answers alone, not the prompts before them")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
@@ -46,11 +52,12 @@ class Instruct(TrainingSection):
 
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
-    """Fine-tune the whole model on instructions and answers, then answer the test part.
+    """Fine-tune the model, or an adapter, on instructions, then answer the test part.
 
-    The model also answers before fine-tuning: the difference is the value of fine-tuning.
+    The model also answers before fine-tuning: the difference is the value of fine-tuning. An
+    adapter is saved in the folder `adapter` and merged into the saved weights.
     """
-    folder = run.input("load_gpt2")
+    folder = run.path(BASE)
     model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
     split = run.input("split/instructions")
@@ -74,6 +81,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     ]
     answer = partial(answers, max_new_tokens=params.max_new_tokens)
     before = answer(model, records["test"], tokenizer, template)
+    if params.adapter is not None:
+        add_lora(model, params.adapter, generator=torch.Generator().manual_seed(run.seed))
     trained = train(
         run,
         model,
@@ -85,6 +94,9 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         flops_per_token=flops,
     )
 
+    if params.adapter is not None:
+        save_adapter(run.out / "adapter", model, params.adapter, base=BASE)
+        merge(model)
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
     after = answer(model, records["test"], tokenizer, template)
     given = [

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.files import read_json, write_json
@@ -59,6 +61,23 @@ def test_the_base_s_template_is_trained_in_asked_in_and_saved(tmp_path: Path, ch
     given = [row["answer"] for row in read_json(run.out / "answers.json")]
     model = load_causal_lm(run.out)
     assert answers(model, RECORDS, ours, template, max_new_tokens=4) == given
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's
+@pytest.mark.parametrize("chatty", [True, False])
+def test_the_adapter_on_the_base_is_the_merged_assistant(tmp_path: Path, chatty: bool) -> None:
+    run = project(tmp_path, chatty=chatty)
+    every = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ("c_attn", "c_proj", "c_fc")}
+    adapted = Instruct(**{**PARAMS.model_dump(), "adapter": every, "epochs": 2})
+    instruct.body(adapted, run)
+    merged = AutoModelForCausalLM.from_pretrained(run.out).eval()
+    base = AutoModelForCausalLM.from_pretrained(run.input("load_gpt2")).eval()
+    ids = torch.tensor([[1, 7, 9, 30, 2]])
+    with torch.no_grad():
+        before = base(ids).logits
+        on_base = PeftModel.from_pretrained(base, run.out / "adapter").eval()(ids).logits
+        assert torch.allclose(on_base, merged(ids).logits, atol=1e-5)
+        assert not torch.allclose(on_base, before, atol=1e-3)
 
 
 def test_the_ledger_reads_the_rows_that_were_trained(tmp_path: Path) -> None:
