@@ -63,6 +63,8 @@ def test_a_base_is_taken_and_given_back(tree: Project) -> None:
     assert again.stdout == message
     back = tree.python("-m", "flows", "base", "pretrain")
     assert back.returncode == 0, back.stderr
+    assert "sources.toml: smollm2 is disabled" in back.stdout
+    assert "smollm2" not in enabled(tree.root)
     assert content(tree.root) == before
 
 

@@ -1,9 +1,9 @@
 """`make base BASE=x`: select the base weights of configs/bases/x.yaml.
 
-The command writes the file's params into params.yaml and enables the file's source in
-sources.toml. Every later run then fine-tunes from the selected weights, because params.yaml and
-sources.toml alone decide, however the run is started. `make pipeline BASE=x` selects the base
-first.
+The command writes the file's params into params.yaml, enables the file's source in sources.toml
+and disables the sources of all other bases. Every later run then fine-tunes from the selected
+weights, because params.yaml and sources.toml alone decide, however the run is started.
+`make pipeline BASE=x` selects the base first.
 """
 
 import json
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> int:
         text = " ".join(arguments) or "nothing"
         raise ValueError(f"BASE must be one of {', '.join(names())}; given: {text}")
     base = read(arguments[0])
-    table = _with_source(base.source) if base.source else None
+    table, switched = _with_sources(base.source)
     path = ROOT / "params.yaml"
     before = path.read_text(encoding="utf-8")
     after = edited(before, base.params)
-    if table is not None:
+    if switched:
         write_text(ROOT / "sources.toml", table)
-        print(f"sources.toml: {base.source} is enabled")
+        print(f"sources.toml: {', '.join(switched)}")
     if after != before:
         write_text(path, after)
         print(f"params.yaml: {shown(_changed(base.params))}")
@@ -80,6 +80,12 @@ def read(name: str) -> Base:
     return base
 
 
+def read_source(name: str) -> str:
+    """Return the source that a base file names, empty for none."""
+    content = graph.read_yaml(ROOT / f"configs/bases/{name}.yaml")
+    return str(content.get("source") or "") if isinstance(content, dict) else ""
+
+
 def _changed(changes: Changes) -> Changes:
     """Return the changes that differ from params.yaml.
 
@@ -100,10 +106,10 @@ def _changed(changes: Changes) -> Changes:
     }
 
 
-def _with_source(name: str) -> str | None:
-    """Return sources.toml's text with a source enabled.
+def _with_sources(name: str | None) -> tuple[str, list[str]]:
+    """Return sources.toml's text with a base's source enabled, and a line for each change.
 
-    Returns None where the source is enabled already.
+    The sources of all other bases are disabled.
     """
     path = ROOT / "sources.toml"
     try:
@@ -114,10 +120,13 @@ def _with_source(name: str) -> str | None:
         ) from None
     except TOMLKitError as error:
         raise ValueError(f"sources.toml: {error}") from None
-    rows = [row for row in table.get("source", []) if row.get("name") == name]
-    if not rows:
+    rows = {row.get("name"): row for row in table.get("source", [])}
+    if name is not None and name not in rows:
         raise ValueError(f"sources.toml has no source {name}, required by the base")
-    if rows[0].get("enabled", True):
-        return None
-    rows[0]["enabled"] = True
-    return tomlkit.dumps(table)
+    switched = []
+    for source in sorted({read_source(base) for base in names()} & set(rows)):
+        enabled = source == name
+        if rows[source].get("enabled", True) != enabled:
+            rows[source]["enabled"] = enabled
+            switched.append(f"{source} is {'enabled' if enabled else 'disabled'}")
+    return tomlkit.dumps(table), switched
