@@ -14,9 +14,8 @@ from prefect.artifacts import (
 )
 
 from flows.dvc.repro import StageOutcome
+from flows.results import main_figure, metrics_of, shown
 from flows.servers import mlflow_address
-from gptmill.files import read_json
-from tasks.project.environment import ROOT
 from tasks.project.graph import locked_outputs, stages
 from tasks.tracking import runs
 
@@ -59,26 +58,6 @@ class ProgressPage:
             self.id = artifact_id
         else:
             update_progress_artifact(self.id, percent, description=event["text"])
-
-
-def metrics_of(stage: str) -> dict[str, Any]:
-    """Load a stage's metrics.json, or return an empty dict."""
-    path = ROOT / "artifacts" / stage / "metrics.json"
-    return dict(read_json(path)) if path.exists() else {}
-
-
-def main_figure(stage: str) -> str:
-    """Return a stage's main figure as text, `validation_loss 5.812`."""
-    name = stages()[stage]["meta"]["main"]
-    value = metrics_of(stage).get(name)
-    return "" if value is None else f"{name} {shown(value)}"
-
-
-def shown(value: object) -> str:
-    """Format a figure for a person to read."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def stage_page(outcome: StageOutcome, *, seconds: float) -> None:

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from flows import pages
 from flows.dvc.repro import EXECUTED, FAILED, StageOutcome, repro
+from flows.results import main_figure
 from gptmill.files import read_json, write_json
 from gptmill.records import content_hash
 from tasks.processes.progress import duration
@@ -78,13 +79,10 @@ def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) 
     """
     stage = outcome.stage
     if outcome.state == FAILED:
-        start = outcome.first("start")
-        if start:
-            runs.close_killed(start["run"], outcome.message)
         rows.append(StageRow(stage, FAILED, seconds, outcome.message))
         return Failed(message=outcome.message)
     pages.stage_page(outcome, seconds=seconds)
-    figure = pages.main_figure(stage)
+    figure = main_figure(stage)
     ran = outcome.state == EXECUTED
     rows.append(StageRow(stage, "ran" if ran else "cached", seconds, figure))
     if ran:

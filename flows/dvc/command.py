@@ -1,9 +1,11 @@
-"""DVC's commands, and the place of its cached files."""
+"""DVC's commands."""
 
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
+
+from tasks.processes.process import leashed
+from tasks.project.environment import ROOT
 
 
 def dvc(root: Path, *arguments: str) -> str:
@@ -20,19 +22,16 @@ def dvc(root: Path, *arguments: str) -> str:
 
 
 def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run DVC in `root`; return the status and the output."""
-    command = [sys.executable, "-m", "dvc", *arguments]
+    """Run DVC in the project at `root`; return the status and the output.
+
+    DVC ends with this process, and waits while a second DVC holds the project's lock.
+    """
+    command = ["-m", "dvc", "--cd", str(root), "--wait-for-lock", *arguments]
     return subprocess.run(
-        command, cwd=root, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        leashed([sys.executable, *command]),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-
-
-@cache
-def cache_folder(root: Path) -> Path:
-    """Return DVC's cache folder, which any of DVC's config files may set."""
-    return Path(dvc(root, "cache", "dir").strip())
-
-
-def cached_file(root: Path, digest: str) -> Path:
-    """Return the path of the cached file with an MD5; the file may be missing."""
-    return cache_folder(root) / "files" / "md5" / digest[:2] / digest[2:]

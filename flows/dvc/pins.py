@@ -14,11 +14,12 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.dvc.command import cached_file, dvc, run_dvc
+from flows.dvc.command import dvc, run_dvc
 from gptmill.files import md5, sha256
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
 from gptmill.sources.archive import visible_files
+from tasks.project.cache import cached_file
 
 META = "made_from"
 

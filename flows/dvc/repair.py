@@ -11,7 +11,6 @@ record, and the last commit has a complete dvc.lock, from which `repro` continue
 listed in the truncated dvc.lock are in the cache, and the run cache maps them to their stages.
 """
 
-import configparser
 import json
 import re
 import subprocess
@@ -27,6 +26,7 @@ from ruamel.yaml.error import YAMLError
 
 from gptmill.files import write_bytes
 from tasks.processes import locks
+from tasks.project.cache import cache_folder
 from tasks.project.environment import ROOT
 
 LOCK_TIMEOUT_S = 3.0  # seconds for a running DVC to finish its write
@@ -160,19 +160,5 @@ def _repair_runs(root: Path) -> None:
 
 
 def _empty_run_folders(root: Path) -> list[Path]:
-    folders = (_cache_folder(root) / "runs").glob("??/*/")
+    folders = (cache_folder(root) / "runs").glob("??/*/")
     return [folder for folder in folders if not any(folder.iterdir())]
-
-
-def _cache_folder(root: Path) -> Path:
-    """Return DVC's cache folder, read from DVC's config files.
-
-    Asking DVC itself takes half a second.
-    """
-    folder = root / ".dvc" / "cache"
-    for name in ("config", "config.local"):
-        settings = configparser.ConfigParser(interpolation=None)
-        settings.read(root / ".dvc" / name, encoding="utf-8")
-        if settings.has_option("cache", "dir"):
-            folder = root / ".dvc" / settings.get("cache", "dir")
-    return folder

@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dvc.command import cache_folder, run_dvc
+from flows.dvc.command import run_dvc
 from flows.dvc.repair import repair
 from flows.dvc.verify import Faults, verify
-from tasks.processes import receipt
+from tasks.processes import locks, receipt
 from tasks.processes.process import end_group, killed_by, start_group
+from tasks.project.cache import cache_folder
 from tasks.project.environment import ROOT
 from tasks.project.graph import lock
+from tasks.tracking import runs
 
 KILLED_BY = re.compile(r"exited with -(\d+)")
 # DVC's own lines and git hints after each stage; the flow's table reports them once
@@ -30,6 +32,9 @@ CHATTER = re.compile(
     r"|Use `dvc push`|Data and pipelines are up to date|'data\.dvc' didn't change"
     r"|Stage '\w+' didn't change|Stage '\w+' is cached)"
 )
+FAILURE = "ERROR: failed to reproduce"  # repeats the stage's own message
+BUSY = "it is being blocked by"
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 
 EXECUTED, RESTORED, UNCHANGED, FAILED = "ran", "restored", "unchanged", "failed"
 
@@ -64,11 +69,15 @@ def repro(
     repair()
     _mend_cache(stage, on_line)
     outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
-    if outcome.state == FAILED:
-        return outcome
-    faults = verify(lock()[stage])
+    while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
+        locks.wait_for_dvc(on_line)
+        outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+    faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults:
-        return StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
+        outcome = StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
+    start = outcome.first("start")
+    if outcome.state == FAILED and start:
+        runs.close_killed(start["run"], outcome.message)
     return outcome
 
 
@@ -105,6 +114,7 @@ def _repro(
         reader = receipt.ReceiptReader(Path(folder) / "receipt.jsonl")
         words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         variables = {**(context or {}), receipt.VARIABLE: str(reader.path)}
+        variables[locks.HELD] = str(ROOT)
         process = start_group(words, folder=ROOT, variables=variables)
         events: list[dict[str, Any]] = []
         last = ""
@@ -112,8 +122,9 @@ def _repro(
         try:
             for line in process.stdout:
                 if not CHATTER.match(line):
-                    on_line(line.rstrip())
                     last = line.strip() + "\n" + last[:2000]
+                    if not line.startswith(FAILURE):
+                        on_line(line.rstrip())
                 _forward_events(reader, events, on_event)
             status = process.wait()
         except BaseException:
@@ -123,7 +134,8 @@ def _repro(
             process.stdout.close()
         _forward_events(reader, events, on_event)
     if status != 0:
-        return StageOutcome(stage, FAILED, _failure_message(stage, last, events), events)
+        message = _failure_message(stage, status, last, events)
+        return StageOutcome(stage, FAILED, message, events)
     return StageOutcome(stage, _state(before, lock().get(stage), events), "", events)
 
 
@@ -163,15 +175,25 @@ def _state(before: Any, after: Any, events: list[dict[str, Any]]) -> str:
     return UNCHANGED if before == after else RESTORED
 
 
-def _failure_message(stage: str, last: str, events: list[dict[str, Any]]) -> str:
+def _failure_message(stage: str, status: int, last: str, events: list[dict[str, Any]]) -> str:
     """Return the stage's own error message, or the killing signal.
 
-    A signal can leave a stage no time for a message.
+    A signal can leave a stage no time for a message, and a stage under a killed DVC knows only
+    its own signal.
     """
+    if status < 0:
+        return f"{stage}: DVC, which runs the stage, {killed_by(-status)}"
     message = next((event["message"] for event in events if event["event"] == "error"), None)
     if message:
         return str(message)
+    if BUSY in last:
+        return f"{stage} is busy, {BUSY} a second DVC"
     match = KILLED_BY.search(last)
     if match:
         return f"{stage} {killed_by(int(match[1]))}"
+    if NO_SPACE.search(last):
+        return (
+            f"{stage}: the disk with DVC's cache, {cache_folder(ROOT)}, is full: make room and "
+            "repeat the command"
+        )
     return next((line for line in last.splitlines() if line), f"dvc could not run {stage}")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.dvc.command import cached_file
 from gptmill.files import md5, write_json
 from gptmill.records import content_hash
+from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
 
 FOLDER = ".dir"  # the end of DVC's hash of a folder

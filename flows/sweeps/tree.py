@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from flows.dvc.command import cache_folder
+from tasks.project.cache import cache_folder
 from tasks.project.environment import ROOT
 
 REFS = "refs/gptmill/sweeps"

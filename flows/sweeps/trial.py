@@ -48,7 +48,6 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
     from flows.dvc.repair import repair
     from flows.dvc.repro import FAILED, repro
     from tasks.project.graph import ancestors
-    from tasks.tracking import runs
 
     repair()
     if (ROOT / "data.dvc").exists():
@@ -59,9 +58,6 @@ def bring_up_to_date(stage: str) -> dict[str, Any]:
         outcome = repro(name, on_line=lambda line: print(line, flush=True))
         states[name] = outcome.state
         if outcome.state == FAILED:
-            start = outcome.first("start")
-            if start:
-                runs.close_killed(start["run"], outcome.message)
             return {"failed": name, "message": outcome.message, "states": states}
     return {"failed": None, "message": "", "states": states}
 

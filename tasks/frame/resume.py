@@ -21,6 +21,7 @@ from gptmill.training.state.store import StateStore, progress
 from tasks.processes.locks import take
 from tasks.processes.progress import duration
 from tasks.project import graph
+from tasks.project.cache import cached_file, cached_runs
 from tasks.project.environment import ROOT
 from tasks.tracking.runs import flatten
 
@@ -152,14 +153,14 @@ def _in_run_cache(name: str) -> bool:
 
     DVC records the run before it caches the outputs: killed in between, only the record exists.
     """
-    notes = (ROOT / ".dvc/cache/runs" / name[:2] / name).glob("?" * 64)
+    notes = cached_runs(ROOT, name).glob("?" * 64)
     return any(
         all(_in_cache(out["md5"]) for out in graph.read_yaml(note)["outs"]) for note in notes
     )
 
 
 def _in_cache(value: str) -> bool:
-    path = ROOT / ".dvc/cache/files/md5" / value[:2] / value[2:]
+    path = cached_file(ROOT, value)
     if not (path.exists() and value.endswith(".dir")):
         return path.exists()
     return all(_in_cache(entry["md5"]) for entry in read_json(path))

@@ -22,6 +22,7 @@ from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
 from tasks.frame.run import Follower, Metrics, Run
+from tasks.processes import locks
 from tasks.processes.receipt import tell
 from tasks.project import graph
 from tasks.project.environment import ROOT
@@ -132,6 +133,7 @@ def _follow(stage: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
 
 def _lead(job: Job, world: World) -> None:
     """Execute a stage as the process that reports and writes."""
+    locks.keep_project(job.name)
     resume.claim(job.name)
     training = resume.training(job.name, job.entry, job.inputs)
     resume.clean()

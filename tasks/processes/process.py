@@ -108,6 +108,11 @@ def watch_parent(parent: int, interval: float = 1.0) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def leashed(command: list[str]) -> list[str]:
+    """Return the command under the leash: it ends with this process, in the project's folder."""
+    return [sys.executable, "-m", "tasks.processes.leash", *command]
+
+
 def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str]) -> Popen[str]:
     """Start `python WORDS` as a process group tied to this process.
 
@@ -115,7 +120,7 @@ def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str])
     group with `end_group`.
     """
     return subprocess.Popen(
-        [sys.executable, "-m", "tasks.processes.leash", sys.executable, *words],
+        leashed([sys.executable, *words]),
         cwd=folder,
         env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from ruamel.yaml.error import YAMLError
 from gptmill.files import md5, read_json, sha256
 from gptmill.origins import MANIFEST, manifest_of
 from gptmill.records import content_hash, files_below
+from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
@@ -110,6 +111,12 @@ def stages() -> dict[str, dict[str, Any]]:
     return graph
 
 
+def forget() -> None:
+    """Load dvc.yaml and params.yaml again at their next use."""
+    params.cache_clear()
+    stages.cache_clear()
+
+
 def one_stage(words: list[str]) -> str:
     """Return the stage named by a command's words.
 
@@ -206,7 +213,7 @@ def _first_difference(folder: Path, recorded: str) -> str | None:
 
     None if no file differs, if `folder` is a file, or if the cache has no listing.
     """
-    listing = ROOT / ".dvc/cache/files/md5" / recorded[:2] / recorded[2:]
+    listing = cached_file(ROOT, recorded)
     if not (folder.is_dir() and listing.exists()):
         return None
     cached = {entry["relpath"]: entry["md5"] for entry in read_json(listing)}

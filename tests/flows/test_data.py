@@ -1,7 +1,6 @@
 """`make data` in a small project of its own: pinned, brought back, changed, refused, resumed."""
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -334,18 +333,6 @@ def test_a_wrong_table_stops_before_any_work(root: Path, monkeypatch: pytest.Mon
         data.main([])
     with pytest.raises(ValueError, match="takes no arguments"):
         data.main(["--force"])
-
-
-def test_a_second_run_at_once_is_turned_away(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(data, "ROOT", root)
-    (root / ".state").mkdir()
-    with (root / ".state" / "data.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
-        assert data.main([]) == 1
-    assert "`make data` is already running" in capsys.readouterr().err
-    assert data.main([]) == 0
 
 
 WAIT = """

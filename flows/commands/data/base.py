@@ -15,6 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 from flows.sweeps.file import refusal
 from flows.sweeps.params import Changes, edited, shown
 from gptmill.files import write_text
+from tasks.processes import locks
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import validated
@@ -39,7 +40,14 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         text = " ".join(arguments) or "nothing"
         raise ValueError(f"BASE must be one of {', '.join(names())}; given: {text}")
-    base = read(arguments[0])
+    with locks.project(f"make base BASE={arguments[0]}"):
+        select(arguments[0])
+    return 0
+
+
+def select(name: str) -> None:
+    """Write a base's params into params.yaml, and switch the bases' sources in sources.toml."""
+    base = read(name)
     table, switched = _with_sources(base.source)
     path = ROOT / "params.yaml"
     before = path.read_text(encoding="utf-8")
@@ -50,8 +58,7 @@ def main(arguments: list[str]) -> int:
     if after != before:
         write_text(path, after)
         print(f"params.yaml: {shown(_changed(base.params))}")
-    print(f"the base is {arguments[0]}: run `make pipeline` to update the stages that use the base")
-    return 0
+    print(f"the base is {name}: run `make pipeline` to update the stages that use the base")
 
 
 def names() -> list[str]:

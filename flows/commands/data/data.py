@@ -7,7 +7,6 @@ downloads.
 """
 
 import errno
-import fcntl
 import http.client
 import lzma
 import shutil
@@ -18,8 +17,7 @@ import time
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.dvc import pins
@@ -39,6 +37,7 @@ from gptmill.sources.build import (
 )
 from gptmill.sources.fetch import fetch, is_kept
 from gptmill.sources.table import Place, Source, parse, table_key
+from tasks.processes import locks
 from tasks.project.environment import ROOT
 
 SHOWN = 40  # changed files listed by name
@@ -67,7 +66,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("`make data` takes no arguments: sources.toml lists the data to fetch")
     sources = read_table(ROOT / "sources.toml")
     try:
-        with one_at_a_time(ROOT):
+        with locks.project("make data", root=ROOT):
             make_data(ROOT, sources)
     except OSError as error:
         full = "the disk is full: free some space, then run `make data` again to continue"
@@ -315,20 +314,3 @@ def size_of(path: Path) -> str:
     """Return the size of a file or folder in MB."""
     files = visible_files(path) if path.is_dir() else [path]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
-
-
-@contextmanager
-def one_at_a_time(root: Path) -> Iterator[None]:
-    """Hold the lock that prevents two runs at once.
-
-    The kernel frees the lock when the process dies.
-    """
-    (root / ".state").mkdir(exist_ok=True)
-    with (root / ".state" / "data.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                "`make data` is already running in this folder; wait for the end of the run"
-            ) from None
-        yield

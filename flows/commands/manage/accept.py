@@ -6,12 +6,11 @@ outputs under the new code without running the stage. An interrupted training co
 the new code in the same way.
 """
 
-import subprocess
-import sys
-
+from flows.dvc.command import dvc
 from flows.dvc.repair import repair
 from gptmill.records import content_hash
 from tasks.frame import resume
+from tasks.processes import locks
 from tasks.project.environment import ROOT
 from tasks.project.graph import check_inputs, locked_outputs, one_stage, stages
 
@@ -19,20 +18,25 @@ from tasks.project.graph import check_inputs, locked_outputs, one_stage, stages
 def main(arguments: list[str]) -> int:
     """Record a stage's outputs under its present code and params."""
     stage = one_stage(arguments)
+    with locks.project(f"make accept STAGE={stage}"):
+        accept(stage)
+    return 0
+
+
+def accept(stage: str) -> None:
+    """Record the outputs, or let an unfinished training resume, under the present code."""
     repair()
     resume.claim(stage)
     resume.clean()  # a training with finished outputs is not a training to resume
     adopted = resume.adopt(resume.training(stage, stages()[stage], check_inputs(stage)))
     if adopted is not None:
         print(adopted)
-        return 0
+        return
     recorded = locked_outputs(stage)
     if not recorded:
         raise ValueError(f"dvc.lock has no record of {stage}: run `make {stage}` first")
     for path, value in recorded.items():
         if not (ROOT / path).exists() or content_hash(ROOT / path) != value:
             raise ValueError(f"{path} differs from dvc.lock: run `make {stage}` to rebuild {path}")
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "commit", "--force", stage]
-    subprocess.run(command, cwd=ROOT, check=True)
+    dvc(ROOT, "commit", "--force", stage)
     print(f"{stage}: outputs unchanged, recorded under the present code and params")
-    return 0

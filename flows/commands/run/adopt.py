@@ -6,11 +6,12 @@ that the sweep file `set`s for its trials only (fewer steps, for example) are no
 stage must then still be run.
 """
 
-from flows.commands.run.sweep import alone, named
+from flows.commands.run.sweep import named
 from flows.dvc.repro import FAILED, repro
 from flows.sweeps.params import edited, shown
 from flows.sweeps.search import best, open_study, params_of
 from gptmill.files import write_text
+from tasks.processes import locks
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.tracking.models import log_adopted
@@ -18,6 +19,12 @@ from tasks.tracking.models import log_adopted
 
 def main(arguments: list[str]) -> int:
     """Adopt the best trial of a sweep."""
+    with locks.project("make adopt"):
+        return adopt(arguments)
+
+
+def adopt(arguments: list[str]) -> int:
+    """Write the best params and restore the outputs; return the exit status."""
     sweep = named(arguments)
     words = f" FILE={arguments[0]}" if arguments else ""
     if not (sweep.folder / "study.db").exists():
@@ -25,8 +32,7 @@ def main(arguments: list[str]) -> int:
             f"{sweep.stem} has no trials with the present code, data and params: "
             f"run `make sweep{words}` first"
         )
-    with alone():
-        trials = open_study(sweep).trials
+    trials = open_study(sweep).trials
     top = best(sweep.search, trials)
     if top is None:
         raise ValueError(
@@ -49,8 +55,7 @@ def main(arguments: list[str]) -> int:
             "`make pipeline` trains with your own values of params.yaml"
         )
         return 0
-    graph.params.cache_clear()
-    graph.stages.cache_clear()
+    graph.forget()
     for stage in sweep.search.stages:
         outcome = repro(stage, on_line=lambda line: print(f"  {line}", flush=True))
         print(f"{stage}: {outcome.state}{f', {outcome.message}' if outcome.message else ''}")

@@ -1,28 +1,42 @@
 """`make STAGE`: check the inputs, then update the stage.
 
 DVC's `--single-item` accepts inputs without a check; `make STAGE` raises an error for stale
-inputs.
+inputs. The stage runs as in a pipeline run, with the same repairs, checks and messages.
 """
 
 import json
-import os
-import subprocess
 import sys
 
+from flows.dvc.command import dvc
 from flows.dvc.repair import repair
+from flows.dvc.repro import FAILED, repro
+from flows.results import result_lines
+from tasks.processes import locks
 from tasks.project.environment import ROOT
-from tasks.project.graph import ancestors, check_inputs, one_stage
+from tasks.project.graph import ancestors, check_inputs, forget, one_stage
 
 
 def main(arguments: list[str]) -> int:
-    """Check the inputs, then run the stage in the foreground."""
+    """Check the inputs, update the stage, print the result."""
     stage = one_stage(arguments)
-    repair()
-    check_inputs(stage)
-    _check_fresh(stage)
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
-    os.chdir(ROOT)
-    os.execv(sys.executable, command)
+    printed: list[str] = []
+
+    def on_line(line: str) -> None:
+        print(line, flush=True)
+        printed.append(line)
+
+    with locks.project(f"make {stage}"):
+        forget()  # while this command waited, another one may have written params.yaml
+        repair()
+        check_inputs(stage)
+        _check_fresh(stage)
+        outcome = repro(stage, on_line=on_line)
+    if outcome.state == FAILED:
+        if outcome.message.splitlines()[0] not in printed:
+            print(outcome.message, file=sys.stderr)
+        return 1
+    print("\n".join(result_lines(stage, outcome.state)))
+    return 0
 
 
 def _check_fresh(stage: str) -> None:
@@ -33,15 +47,8 @@ def _check_fresh(stage: str) -> None:
     upstream = ancestors(stage)
     if not upstream:
         return
-    result = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", *upstream],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode != 0:
-        raise ValueError(f"dvc status: {result.stderr.strip()}")
-    stale = [name for name in upstream if name in json.loads(result.stdout)]
+    status = json.loads(dvc(ROOT, "status", "--json", *upstream))
+    stale = [name for name in upstream if name in status]
     if stale:
         also = f" (and {', '.join(stale[1:])})" if stale[1:] else ""
         raise ValueError(

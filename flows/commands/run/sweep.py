@@ -6,8 +6,6 @@ at which its stage can resume, and the result equals the result of a sweep witho
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from flows.sweeps.params import Changes, as_yaml, edited, shown
 from flows.sweeps.record import Record, print_table
 from flows.sweeps.search import best, open_study, params_of, record, suggest
 from gptmill.files import read_json, write_json
-from tasks.processes.locks import take
+from tasks.processes import locks
 from tasks.processes.process import end_group, start_group
 from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
@@ -198,19 +196,6 @@ def named(arguments: list[str]) -> Sweep:
     return read(arguments[0] if arguments else FILE)
 
 
-@contextmanager
-def alone() -> Iterator[None]:
-    """Prevent a second sweep of this project during the block.
-
-    Each trial takes the whole machine.
-    """
-    lock = take(SWEEPS / "lock", patience=0)
-    if lock is None:
-        raise ValueError("`make sweep` is already running in this project")
-    with lock:
-        yield
-
-
 def announce(sweep: Sweep) -> None:
     """Announce a sweep, and the reason for a new sweep.
 
@@ -237,7 +222,7 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     sweep = named(arguments)
     tree.check_repository()
-    with alone():
+    with locks.project("make sweep"):
         announce(sweep)
         sweep.folder.mkdir(parents=True, exist_ok=True)
         write_json(sweep.folder / "sweep.json", sweep.facts)
