@@ -83,7 +83,7 @@ def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
 
 def run_address(run: str) -> str:
     """Return the address of a run's page in MLflow."""
-    return f"{mlflow_address()}/#/experiments/{runs.connect()}/runs/{run}"
+    return f"{mlflow_address()}/#/experiments/{runs.experiment()}/runs/{run}"
 
 
 def _links(outcome: StageOutcome, run: str | None) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from mlflow import MlflowClient
 from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -31,6 +30,7 @@ from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
 from tasks.project.graph import locked_outputs, stages, upstream
 from tasks.tracking import runs
+from tasks.tracking.record import SIGNAL_S, RunRecord
 
 ALIVE = ROOT / ".state" / "flows"
 
@@ -99,18 +99,17 @@ def _run_name() -> str:
 def pipeline() -> State[None]:
     """Run stale stages, from raw text to classifier and assistant."""
     started = time.monotonic()
-    runs.close_dead_runs(runs.connect())
     parent = _open_parent()
     try:
         with _alive():
-            rows = _run_stages(parent)
+            rows = _run_stages(parent.id)
         _record(parent, rows)
         create_markdown_artifact(_as_markdown(rows), key="pipeline", description=summary(rows))
     except BaseException:
-        MlflowClient().set_terminated(parent, "KILLED")
+        parent.end("KILLED", patience=SIGNAL_S)
         raise
     failed = rows[-1].state == FAILED
-    MlflowClient().set_terminated(parent, "FAILED" if failed else "FINISHED")
+    parent.end("FAILED" if failed else "FINISHED")
     print_table(rows, time.monotonic() - started)
     return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
 
@@ -132,28 +131,22 @@ def _run_stages(parent: str) -> list[StageRow]:
     return rows
 
 
-def _open_parent() -> str:
+def _open_parent() -> RunRecord:
     """Open the parent MLflow run of the stages' runs."""
-    tags = {
-        "mlflow.runName": flow_run.name or "pipeline",
-        "prefect.flow_run_id": flow_run.id or "",
-        "stage": "pipeline",
-        runs.PROCESS_TAG: runs.this_process(),
-        **runs.git_tags(),
-    }
-    return str(MlflowClient().create_run(runs.connect(), tags=tags).info.run_id)
+    tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline"}
+    return RunRecord(flow_run.name or "pipeline", tags=tags)
 
 
-def _record(parent: str, rows: list[StageRow]) -> None:
+def _record(parent: RunRecord, rows: list[StageRow]) -> None:
     """Link each stage's MLflow run, and tag dvc.lock's hash.
 
     Runs made by an earlier pipeline run are linked, too.
     """
     for row in rows:
         run = runs.maker(locked_outputs(row.stage))
-        MlflowClient().set_tag(parent, f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
+        parent.tag(f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
     if (ROOT / "dvc.lock").exists():
-        MlflowClient().set_tag(parent, "dvc.lock", content_hash(ROOT / "dvc.lock"))
+        parent.tag("dvc.lock", content_hash(ROOT / "dvc.lock"))
 
 
 @contextmanager

@@ -22,12 +22,8 @@ from gptmill.files import read_json, write_json
 from gptmill.serving.host_guard import allowed_names
 from tasks.processes.process import end_group
 from tasks.project.environment import ROOT
-from tasks.tracking.runs import (
-    ARTIFACTS,
-    STORE,
-    is_dead,
-    this_process,
-)
+from tasks.tracking.runs import is_dead, this_process
+from tasks.tracking.store import ARTIFACTS, STORE
 
 HOST = "127.0.0.1"
 # This machine, as MLflow's patterns: `[[]` is a bracket.

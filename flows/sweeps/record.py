@@ -24,6 +24,7 @@ from flows.sweeps.file import Range, Search, Sweep
 from flows.sweeps.params import Changes, encoded, short_names
 from flows.sweeps.search import best, params_of
 from tasks.tracking import runs
+from tasks.tracking.store import connect
 
 SWEEP_TAG = "sweep"
 TRIAL_TAG = "sweep.trial"
@@ -47,7 +48,7 @@ class Record:
 
         A sweep that was stopped continues its earlier run; a new sweep gets a new run.
         """
-        experiment = runs.connect()
+        experiment = connect()
         runs.close_dead_runs(experiment)
         query = f"tags.`{SWEEP_TAG}` = '{sweep.name}' and tags.`stage` = 'sweep'"
         run = _reopen_or_create(experiment, query, {"mlflow.runName": sweep.name, "stage": "sweep"})

@@ -169,6 +169,7 @@ def _first(failures: Mapping[int, Any], size: int) -> RanksError:
 
 def _close_run() -> None:
     """Close the stage's MLflow run after the first rank was killed."""
-    from tasks.tracking.runs import close_dead_runs, connect
+    from tasks.tracking.runs import close_dead_runs
+    from tasks.tracking.store import connect
 
     close_dead_runs(connect())

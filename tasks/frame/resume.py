@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,8 +73,8 @@ class Training:
     @property
     def run(self) -> str | None:
         """Return the MLflow run of the training; None before the first state."""
-        note = self.folder / NOTE
-        return read_json(note)["run"] if note.exists() and progress(self.folder) else None
+        note = read_note(self.folder / NOTE)
+        return str(note["run"]) if note and "run" in note and progress(self.folder) else None
 
     def store(self, config: ResumeConfig, run: str) -> StateStore:
         """Open the states, and note their training and MLflow run."""
@@ -178,7 +179,7 @@ def others(current: Training, config: ResumeConfig) -> Iterator[str]:
         saved = progress(folder)
         if saved is not None:
             lost = f"{duration(saved.seconds)} of training ({saved.step:,} steps)"
-            changes = "; ".join(differences(read_json(folder / NOTE), current))
+            changes = "; ".join(differences(read_note(folder / NOTE), current))
             if saved.seconds > 60 * config.protect_minutes:
                 raise ValueError(
                     f"{stage}: {lost} would be lost, because of changes: {changes}. Revert the "
@@ -189,8 +190,34 @@ def others(current: Training, config: ResumeConfig) -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def differences(note: Mapping[str, Any], now: Training) -> list[str]:
-    """Return the files, params and command that differ between a note's training and `now`."""
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Load a JSON mapping of .state; an unreadable file is reported and counts as none."""
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path)
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    else:
+        if isinstance(content, dict):
+            return content
+        reason = f"{path} holds no mapping"
+    print(f"{reason}; the file is not used", file=sys.stderr, flush=True)
+    return None
+
+
+def differences(note: Mapping[str, Any] | None, now: Training) -> list[str]:
+    """Return the files, params and command that differ between a note's training and `now`.
+
+    A note that is missing, or that holds other content than `Training.note` writes, names none.
+    """
+    try:
+        return _differences(note or {}, now)
+    except (KeyError, TypeError, AttributeError):
+        return [f"unknown, since {NOTE} beside the state is missing or damaged"]
+
+
+def _differences(note: Mapping[str, Any], now: Training) -> list[str]:
     before = note["entry"]
     changes = [name for name in ("cmd", "outs") if before[name] != now.entry[name]]
     old, new = ({dep["path"]: dep["md5"] for dep in entry["deps"]} for entry in (before, now.entry))
@@ -236,7 +263,8 @@ def adopt(current: Training) -> str | None:
     saved, folder = max(earlier, key=lambda pair: pair[0].seconds)
     shutil.rmtree(current.folder, ignore_errors=True)
     folder.rename(current.folder)
-    current.note(read_json(current.folder / NOTE)["run"])
+    note = read_note(current.folder / NOTE) or {}
+    current.note(str(note.get("run", "")))
     return f"{current.stage}: resumes from step {saved.step:,}, trained before the change"
 
 

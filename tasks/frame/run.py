@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,14 @@ from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
 from tasks.frame import resume
+from tasks.frame.resume import read_note
 from tasks.processes.progress import Meter
 from tasks.processes.receipt import tell
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import checked
-from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE, StageRun
+from tasks.tracking.record import StageRun
+from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE
 
 if TYPE_CHECKING:
     from tasks.tracking.models import ServedKind
@@ -78,6 +80,7 @@ class Run(Inputs):
         self._recorded = tracking
         self._meter = Meter(training.stage)
         self._device: Device | None = None
+        self._model: tuple[ServedKind, Path] | None = None
 
     @property
     def _tracking(self) -> StageRun:
@@ -115,7 +118,19 @@ class Run(Inputs):
         path = self._training.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
-        self._tracking.mlflow.log_artifact(str(path), str(Path(name).parent))
+        self._tracking.file(path, str(Path(name).parent))
+
+    def once(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return `compute()`, kept as JSON beside the state for a resumed run of the stage.
+
+        A damaged file counts as none. The state's key determines the value, as it does the state.
+        """
+        path = self._training.folder / f"{name}.json"
+        kept = read_note(path)
+        if kept is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, kept := {name: compute()})
+        return kept[name]
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""
@@ -142,6 +157,9 @@ class Run(Inputs):
         before this process started, is recorded if missing, but not shown.
         """
         costs = costs or {}
+        news = self._tracking.news()
+        if news is not None:
+            self.log(news)
         self._tracking.metrics(figures, step)
         self._tracking.metrics(costs, step, once=True)
         if replayed:
@@ -158,32 +176,33 @@ class Run(Inputs):
         """Put a table or markdown on the run's pages in Prefect and MLflow."""
         text = content if isinstance(content, str) else markdown_table(content)
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-        self._tracking.mlflow.log_text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
+        self._tracking.text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
         tell("show", title=title, text=text)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Log a plot to the MLflow run; artifacts hold no pixels."""
-        self._tracking.mlflow.log_figure(figure, f"plots/{name}.png")
+        self._tracking.figure(figure, f"plots/{name}.png")
         tell("figure", name=name)
 
     def log_model(self, kind: "ServedKind", folder: Path) -> None:
-        """Log a checkpoint folder as a model that MLflow loads and serves.
+        """Have a folder of the output logged as a model that MLflow loads and serves.
 
         Trials of a sweep log none: `make adopt` logs the model of the best trial.
         """
-        from tasks.tracking.models import log_model
-
         if SWEEP_VARIABLE in os.environ:
             self.tag(MODEL_TAG, kind)
-            return
+        else:
+            self._model = (kind, folder.relative_to(self.out))
 
-        if self._tracking.continued:
-            self._tracking.forget_models(self.name)
-        log_model(kind, folder, name=self.name)
+    def finish(self, out: Path) -> None:
+        """Log the model from the finished output folder."""
+        if self._model is not None:
+            kind, place = self._model
+            self._tracking.model(kind, out / place, name=self.name)
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Record the final figures of the stage."""
-        self._tracking.metrics(figures, 0, now=True)
+        self._tracking.metrics(figures, 0)
 
     def close(self) -> None:
         """Finish the progress line in the terminal."""

@@ -27,7 +27,7 @@ from tasks.processes.receipt import tell
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import checked
-from tasks.tracking.runs import StageRun
+from tasks.tracking.record import SIGNAL_S, StageRun
 
 
 class Section(BaseModel):
@@ -146,7 +146,9 @@ def _lead(job: Job, world: World) -> None:
         tracking.params({**job.params.model_dump(), "seed": checked(int, "seed")})
         tracking.inputs(job.inputs)
         tracking.tag("dvc.stage_key", training.key)
-        metrics = _produce(job, Run(tracking, training, runtime=job.runtime, world=world))
+        run = Run(tracking, training, runtime=job.runtime, world=world)
+        metrics = _produce(job, run)
+        run.finish(job.out)
         tracking.outputs({path: content_hash(ROOT / path) for path in job.entry["outs"]})
     except BaseException as error:
         # a launcher that ends this rank because of another must not cut off the record
@@ -160,10 +162,10 @@ def _lead(job: Job, world: World) -> None:
 def _end(tracking: StageRun, error: BaseException) -> None:
     """Close the run of an unfinished stage."""
     if isinstance(error, Exception):
-        tracking.mlflow.log_text(traceback.format_exc(), "error.txt")
+        tracking.text(traceback.format_exc(), "error.txt")
         tracking.end("FAILED", str(error))
     else:
-        tracking.end("KILLED", str(error) or type(error).__name__)
+        tracking.end("KILLED", str(error) or type(error).__name__, patience=SIGNAL_S)
 
 
 def _produce(job: Job, run: Run) -> Metrics:

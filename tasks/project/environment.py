@@ -10,6 +10,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+
+def project_of(tree: Path) -> Path:
+    """Return the project of which `tree` is a temporary copy, otherwise `tree`.
+
+    `dvc exp run --temp` and `--queue` work in copies below `.dvc/tmp/exps`, a sweep's trials in
+    worktrees below `.state/sweeps`. Records of runs must outlive the copies.
+    """
+    for folder in reversed(tree.parents):
+        if any(tree.is_relative_to(folder / below) for below in (".dvc/tmp/exps", ".state/sweeps")):
+            return folder
+    return tree
+
+
+HOME = project_of(ROOT)
+
 QUIET = {
     # no tool sends telemetry; mlflow accepts only the word "true"
     "DO_NOT_TRACK": "true",
@@ -31,6 +46,9 @@ QUIET = {
     "PREFECT_CLI_PROMPT": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # notice an absent server within seconds: by default mlflow tries for many minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 
 

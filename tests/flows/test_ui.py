@@ -249,7 +249,7 @@ def test_serve_without_a_server_says_what_to_start(tmp_path: Path) -> None:
 
 def test_four_processes_open_a_fresh_store_together(tmp_path: Path) -> None:
     project = copy_tree(tmp_path)
-    code = "from tasks.tracking.runs import connect; print(connect())"
+    code = "from tasks.tracking.store import connect; print(connect())"
     processes = [project.start("python", "-c", code) for _ in range(4)]
     answers = {process.communicate(timeout=120)[0].split()[-1] for process in processes}
     assert {process.returncode for process in processes} == {0}
@@ -259,12 +259,12 @@ def test_four_processes_open_a_fresh_store_together(tmp_path: Path) -> None:
 def test_a_dead_process_s_run_is_closed_by_the_next(tmp_path: Path) -> None:
     project = copy_tree(tmp_path)
     code = (
-        "import os; from tasks.tracking.runs import *; import mlflow; e = connect();"
+        "import os, mlflow; from tasks.tracking.runs import *; e = store.connect();"
         "mlflow.start_run(experiment_id=e, run_name='x', tags={PROCESS_TAG: this_process()});"
         "os.kill(os.getpid(), 9)"
     )
     assert project.python("-c", code).returncode == -9
     assert [run["status"] for run in project.runs()] == ["RUNNING"]
-    code = "from tasks.tracking.runs import *; close_dead_runs(connect())"
+    code = "from tasks.tracking.runs import *; close_dead_runs(store.connect())"
     assert project.python("-c", code).returncode == 0
     assert [run["status"] for run in project.runs()] == ["KILLED"]

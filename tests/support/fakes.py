@@ -1,6 +1,6 @@
 """Stand-ins: what a stage's body needs of a run, on folders of its own and with no tracking."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gptmill.device import Device, RuntimeConfig, pick
@@ -52,6 +52,9 @@ class FakeRun:
 
     def save_beside_state(self, name: str, content: object) -> None:
         self.kept[name] = content
+
+    def once(self, name: str, compute: Callable[[], object]) -> object:
+        return compute()
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value

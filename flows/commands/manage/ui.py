@@ -12,7 +12,8 @@ from flows.servers import (
     prefect_server,
     running_prefect,
 )
-from tasks.tracking.runs import close_dead_runs, connect
+from tasks.tracking.runs import close_dead_runs
+from tasks.tracking.store import connect
 
 
 def main(arguments: list[str]) -> int:

@@ -25,6 +25,7 @@ from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
 from tasks.project.graph import stages
 from tasks.tracking import runs
+from tasks.tracking.store import tracking_uri
 
 SWEEPS = ROOT / ".state" / "sweeps"
 # seconds for a trial to close its records; the trial's own stage has 20 of these seconds
@@ -181,7 +182,7 @@ def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
     """
     sweep, trial = under
     return {
-        "MLFLOW_TRACKING_URI": runs.tracking_uri(),
+        "MLFLOW_TRACKING_URI": tracking_uri(),
         runs.SWEEP_VARIABLE: sweep,
         runs.PARENT_VARIABLE: trial,
         runs.FLOW_VARIABLE: runs.this_process(),
