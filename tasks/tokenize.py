@@ -7,6 +7,7 @@ from gptmill.data.documents import Document, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import write_json
 from gptmill.origins import write_origins
+from gptmill.tokenizer.bpe_engines import EncodingError, Ids
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -29,7 +30,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     for part, chosen in (("train", train), ("validation", validation)):
         tokens = TokenFile.write(
             run.out / f"{part}.bin",
-            tokenizer.encode_batch([document.text for document in chosen]),
+            encode(tokenizer, chosen),
             names=[document.name for document in chosen],
             separator=tokenizer.eot_id,
             vocab_size=tokenizer.n_vocab,
@@ -42,6 +43,14 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     write_origins(run.out / "origins.json", run.origins("text"))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
+
+
+def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Ids]:
+    """Return the ids of each document; name the file of a text that cannot be encoded."""
+    try:
+        return tokenizer.encode_batch([document.text for document in documents])
+    except EncodingError as error:
+        raise ValueError(f"data/text/{documents[error.index].name}: {error}") from None
 
 
 CONTEXT_LENGTH = 1024

@@ -7,6 +7,7 @@ from gptmill.data.documents import read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import read_json
 from gptmill.origins import read_origins
+from gptmill.tokenizer import bpe_engines
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.tokenize import Tokenize, tokenize
 from tests.support.fakes import FakeRun
@@ -98,3 +99,10 @@ def test_bad_text_stops_before_anything_is_written(project):
 def test_the_fraction_leaves_both_parts_something(fraction):
     with pytest.raises(ValidationError):
         Tokenize(validation_fraction=fraction)
+
+
+def test_a_text_beyond_the_library_is_named_by_its_file(project, monkeypatch):
+    monkeypatch.setattr(bpe_engines, "STRIDE", 10**9)  # a run that is not cut makes tiktoken panic
+    (project / "data" / "text" / "07.txt").write_text(f"a{' ' * 1_100_000}b", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"data/text/07\.txt: the tokenizer cannot split the text"):
+        body(project)

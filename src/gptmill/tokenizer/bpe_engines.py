@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +26,15 @@ from gptmill.tokenizer.vocabulary import END_OF_TEXT, gpt2_tokens, unspell
 
 Ids = npt.NDArray[np.uint32]
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# Unicode's property White_Space, which is `\s` in the patterns; Python's `\s` has four more.
+BLANKS = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+STRIDE = 100_000  # tiktoken's stack holds a million blanks
+
+
+class EncodingError(ValueError):
+    """A text that the library cannot encode; `index` is its place in a batch."""
+
+    index = 0
 
 
 class Engine(Protocol):
@@ -64,15 +75,17 @@ class TiktokenEngine:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens in the text are plain text."""
-        return self.encoding.encode_ordinary(text)
+        with _named_failure():
+            return list(chain.from_iterable(map(self.encoding.encode_ordinary, _parts(text))))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text, on all cores: tiktoken releases Python's lock."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self._encode_to_numpy, texts))
+        return _on_all_cores(self._encode_to_numpy, texts)
 
     def _encode_to_numpy(self, text: str) -> Ids:
-        return self.encoding.encode_to_numpy(text, disallowed_special=())
+        with _named_failure():
+            parts = [self.encoding.encode_to_numpy(p, disallowed_special=()) for p in _parts(text)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Return the text of ids; invalid UTF-8 becomes replacement characters."""
@@ -102,7 +115,13 @@ class TokenizersEngine:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens in the text are plain text."""
-        return list(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        with _named_failure():
+            return list(self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+    def encode_with_special(self, text: str) -> list[int]:
+        """Return the ids of a text with its special tokens, between prefix and suffix."""
+        with _named_failure():
+            return list(self.tokenizer.encode(text).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Return the ids of each text, on all cores: tokenizers releases Python's lock.
@@ -110,8 +129,7 @@ class TokenizersEngine:
         The threads are Python's: after the library has started its own threads, it prints warnings
         in every forked process.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return [np.array(ids, dtype=np.uint32) for ids in pool.map(self.encode, texts)]
+        return _on_all_cores(lambda text: np.array(self.encode(text), dtype=np.uint32), texts)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Return the text of ids; invalid UTF-8 becomes replacement characters."""
@@ -133,6 +151,46 @@ class TokenizersEngine:
             literal = index in added and "ByteLevel" in decoders
             bytes_of[index] = token.encode() if literal else _bytes(token, decoders)
         return bytes_of
+
+
+def _on_all_cores(encode: Callable[[str], Ids], texts: Sequence[str]) -> list[Ids]:
+    """Encode each text; an EncodingError has the index of its text."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        encoded = [pool.submit(encode, text) for text in texts]
+        for index, future in enumerate(encoded):
+            if isinstance(error := future.exception(), EncodingError):
+                error.index = index
+        return [future.result() for future in encoded]
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text, so that no part has a long run of blanks before another character.
+
+    tiktoken panics on such a run. GPT-2's pattern keeps the last blank of a run for the next word:
+    a cut before that blank changes no id. A look at every STRIDE-th character misses no long run.
+    """
+    cuts, place = [0], STRIDE
+    while place < len(text):
+        blanks = BLANKS.match(text, place)
+        assert blanks is not None
+        if place < blanks.end() < len(text):
+            cuts.append(blanks.end() - 1)
+        place = blanks.end() + STRIDE
+    return [text[start:end] for start, end in pairwise([*cuts, len(text)])]
+
+
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    """Raise EncodingError where a library fails, as tokenizers does on ten million blanks."""
+    try:
+        yield
+    except BaseException as error:  # the panic has no class to import, and is no Exception
+        if type(error).__name__ not in ("PanicException", "ValueError"):
+            raise
+        raise EncodingError(
+            f"the tokenizer cannot split the text ({error}); break runs of more than a million "
+            "characters of one kind, such as spaces"
+        ) from None
 
 
 def _bytes(token: str, decoders: set[str]) -> bytes:

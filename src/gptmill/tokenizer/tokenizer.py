@@ -132,7 +132,7 @@ class Tokenizer:
         They equal the ids of Hugging Face's tokenizer.
         """
         if isinstance(self._engine, TokenizersEngine):
-            return list(self._engine.tokenizer.encode(text).ids)
+            return self._engine.encode_with_special(text)
         ids: list[int] = []
         for part, is_special in self.parts(text):
             ids.extend([self.special_ids[part]] if is_special else self.encode(part))
