@@ -8,7 +8,7 @@ hash of each source's files, and a hash of each of the user's own files.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def made_here(root: Path) -> dict[str, str]:
 
 def raw_files(root: Path) -> dict[str, Path]:
     """Return the files of data/ by path, without the manifest."""
-    paths = visible_files(root / "data")
+    paths = visible_files(root / "data") if (root / "data").is_dir() else []
     files = {path.relative_to(root / "data").as_posix(): path for path in paths}
     return {name: path for name, path in files.items() if not name.startswith(f"{MANIFEST}/")}
 
@@ -153,12 +153,3 @@ def listing_hash(hashes: Mapping[str, str]) -> str:
     The hash is short enough for a line of YAML: 32 hex digits.
     """
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def own_hash(path: Path) -> str:
-    """Return a single hash of a user's file or folder.
-
-    The hash of a folder covers all visible files.
-    """
-    files: Iterable[Path] = visible_files(path) if path.is_dir() else [path]
-    return listing_hash({file.relative_to(path).as_posix(): sha256(file) for file in files})

@@ -71,8 +71,8 @@ def root(empty_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     root = tmp_path / "project"
     shutil.copytree(empty_repository, root)
     (root / "books").mkdir()
-    (root / "books" / "One.md").write_text("One.\r\n", encoding="utf-8")
-    (root / "books" / "Two.txt").write_text("Two.", encoding="utf-8")
+    (root / "books" / "one.txt").write_text("One.\r\n", encoding="utf-8")
+    (root / "books" / "two.txt").write_text("Two.\n", encoding="utf-8")
     tiny_bpe(root / "bpe")
     (root / "sources.toml").write_text(TABLE, encoding="utf-8")
     return root
@@ -146,8 +146,8 @@ def test_an_edit_of_the_table_is_pinned_and_told_file_by_file(
     make(root)
     before = read_pin(root)
     (root / "mail.csv").write_text("label,text\nham,hi\nspam,FREE\n", encoding="utf-8")
-    (root / "books" / "One.md").unlink()
-    (root / "books" / "Two.txt").write_text("Two!", encoding="utf-8")
+    (root / "books" / "one.txt").unlink()
+    (root / "books" / "two.txt").write_text("Two!\n", encoding="utf-8")
     (root / "sources.toml").write_text(TABLE + LABELLED, encoding="utf-8")
     capsys.readouterr()
     make(root)
@@ -163,7 +163,7 @@ def test_a_changed_file_of_ones_own_is_pinned_and_a_missing_one_is_not_missed(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(root)
-    (root / "books" / "Two.txt").write_text("Two!", encoding="utf-8")
+    (root / "books" / "two.txt").write_text("Two!\n", encoding="utf-8")
     make(root)
     assert "changed  text/books/two.txt" in capsys.readouterr().out
     made = contents(root)
@@ -230,8 +230,8 @@ def test_what_dvc_alone_took_in_is_noticed(root: Path) -> None:
 
 
 BAD = {
-    "empty.txt": ("text", b" \n", "is empty; a document must have text"),
-    "binary.txt": ("text", b"a\0b", "is binary, not text"),
+    "empty.txt": ("text", b" \n", "is empty; add text or remove the file"),
+    "binary.txt": ("text", b"a\0b", "is not plain text: NUL byte at offset 1"),
     "latin.txt": ("text", b"one\ncaf\xe9", r"is not UTF-8 text \(line 2\)"),
     "page.html": ("text", b"<p>", r"is not a \.txt file"),
     "columns.csv": ("labelled", b"text,class\na,b\n", "has no column label"),
@@ -335,6 +335,29 @@ def test_a_wrong_table_stops_before_any_work(root: Path, monkeypatch: pytest.Mon
         data.main(["--force"])
 
 
+def test_files_that_change_while_they_are_read_are_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(members: dict[str, bytes]) -> dict[str, bytes]:
+        with (root / "books" / "one.txt").open("a", encoding="utf-8") as file:
+            file.write("More.")
+        return dict(members)
+
+    with monkeypatch.context() as writing:
+        writing.setattr(build, "MAKERS", {**build.MAKERS, "documents": write})
+        with pytest.raises(ValueError, match=r"^books changed while `make data` read the files"):
+            make(root)
+    assert not (root / "data").exists()
+    make(root)
+    assert contents(root)["text/books/one.txt"] == b"One.\nMore."
+
+
+def test_a_pipe_among_the_users_files_is_named(root: Path) -> None:
+    os.mkfifo(root / "books" / "pipe")
+    with pytest.raises(ValueError, match="books/pipe is a pipe, socket or device, not a file"):
+        make(root)
+
+
 WAIT = """
 import sys, time
 from pathlib import Path
@@ -353,7 +376,7 @@ data.make_data(Path.cwd(), data.read_table(Path("sources.toml")))
 def test_a_killed_run_leaves_nothing_half(root: Path) -> None:
     make(root)
     made = contents(root)
-    (root / "books" / "Two.txt").write_text("Two!", encoding="utf-8")
+    (root / "books" / "two.txt").write_text("Two!\n", encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     with subprocess.Popen([sys.executable, "-c", WAIT], cwd=root, env=environment) as process:
         while not (root / "waiting").exists():

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows.dvc import pins
+from flows.dvc import own, pins
 from flows.dvc.pins import MadeFrom, Pin
 from flows.dvc.repair import repair
 from gptmill.files import atomic_folder
@@ -107,6 +107,7 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     although the table was not edited, and where data/ holds work that would be lost.
     """
     repair(root)
+    read = own.states(own.own_files(root, sources))
     pin, origin = pins.read_pin(root), origin_now(root, sources)
     edited = pin is None or pin.origin is None or origin.edited_since(pin.origin)
     if pin and not edited and pins.matches(root, pin):
@@ -120,12 +121,14 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
     before = pins.made_here(root)
     with atomic_folder(root / ".state" / "data") as folder:
         hashes = build(root, sources, folder)
+        own.refuse_changed(read, own.states(own.own_files(root, sources)))
         if pin and not edited:
             refuse_other_bytes(pin, folder, hashes)
     take(root)
     pinned = pin.origin.own if pin and pin.origin else {}
-    own = {place.at["path"]: pinned.get(place.at["path"], "") for place in own_places(sources)}
-    pins.write_pin(root, MadeFrom(origin.table, hashes, own | dict(origin.own)))
+    paths = {place.at["path"]: "" for place in own.own_places(sources)}
+    known = {path: pinned.get(path, "") for path in paths} | dict(origin.own)
+    pins.write_pin(root, MadeFrom(origin.table, hashes, known))
     print(f"data/ is built: {summary(root)}")
     if edited:
         report_changes(root, pin, before)
@@ -136,17 +139,7 @@ def origin_now(root: Path, sources: Sequence[Source]) -> MadeFrom:
 
     The user's own files are hashed where present on this machine.
     """
-    paths = {
-        place.at["path"]: root / Path(place.at["path"]).expanduser()
-        for place in own_places(sources)
-    }
-    own = {name: pins.own_hash(path) for name, path in paths.items() if path.exists()}
-    return MadeFrom(table_key(sources), {}, own)
-
-
-def own_places(sources: Sequence[Source]) -> list[Place]:
-    """Return the places with a path on this machine."""
-    return [place for source in sources for place in source.places if place.kind == "path"]
+    return MadeFrom(table_key(sources), {}, own.hashes(own.own_files(root, sources)))
 
 
 def build(root: Path, sources: Sequence[Source], folder: Path) -> dict[str, str]:
@@ -211,7 +204,8 @@ def obtain(root: Path, source: Source) -> Made:
         note = "downloaded before" if is_downloaded else f"{seconds:.1f} s"
         note = "on this machine" if place.kind == "path" else note
         print(
-            f"{source.name}: {place}, {size_of(fetched)}, {note}: {count(len(files))}", flush=True
+            f"{source.name}: {place}, {size_of(place, fetched)}, {note}: {count(len(files))}",
+            flush=True,
         )
         return files
     raise ValueError(
@@ -310,7 +304,7 @@ def count(files: int) -> str:
     return f"{files} file{'' if files == 1 else 's'}"
 
 
-def size_of(path: Path) -> str:
-    """Return the size of a file or folder in MB."""
-    files = visible_files(path) if path.is_dir() else [path]
+def size_of(place: Place, fetched: Path) -> str:
+    """Return the size of a place's files in MB."""
+    files = visible_files(fetched, place.members or ("*",)) if fetched.is_dir() else [fetched]
     return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"

@@ -25,14 +25,44 @@ class Document:
 def read_documents(folder: Path) -> list[Document]:
     """Read every .txt file below `folder`, sorted by name.
 
-    Line ends become newlines and byte order marks are removed, to get the same text from
-    files of every operating system. Raises ValueError, naming the file, if a file is empty,
-    binary or not UTF-8, and if the folder has no .txt file.
+    Raises ValueError, naming the file, if a file has no text, and if the folder has no .txt file.
     """
     paths = [path for path in files_below(folder) if path.suffix == ".txt"]
     if not paths:
         raise ValueError(f"{folder} has no .txt file: add UTF-8 .txt files, a document per file")
-    return [Document(path.relative_to(folder).as_posix(), _read(path)) for path in paths]
+    return [Document(path.relative_to(folder).as_posix(), read_document(path)) for path in paths]
+
+
+def read_document(path: Path) -> str:
+    """Read a text file; raise ValueError for an empty file and as `decode_text` does."""
+    text = decode_text(path.read_bytes(), path)
+    if not text.strip():
+        raise ValueError(f"{path} is empty; add text or remove the file")
+    return text
+
+
+def decode_text(content: bytes, name: object) -> str:
+    r"""Return a file's text without byte order mark, with a newline at each line end.
+
+    Files of every operating system get the same text: `\r\n` and a lone `\r` become newlines,
+    and all other characters stay. Raises ValueError with `name` for a file that is binary or not
+    UTF-8.
+    """
+    if b"\0" in content:
+        offset = content.index(0)
+        raise ValueError(
+            f"{name} is not plain text: NUL byte at offset {offset}; save the file as UTF-8 text "
+            "or remove it"
+        )
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{name} is not UTF-8 text (line {line}): byte 0x{content[error.start]:02x} at offset "
+            f"{error.start}; convert the file, for example with `iconv -f latin1 -t utf-8`"
+        ) from None
+    return text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def split_documents(
@@ -66,28 +96,6 @@ def split_documents(
         if position <= last
     ]
     return train, validation
-
-
-def _read(path: Path) -> str:
-    content = path.read_bytes()
-    if b"\0" in content:
-        raise ValueError(
-            f"{path} is not plain text: NUL byte at offset {content.index(0)}; save the file as "
-            "UTF-8 text or remove it"
-        )
-    # invalid bytes decode to lone surrogates, impossible in valid UTF-8
-    text = content.decode("utf-8", errors="surrogateescape")
-    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
-    if invalid is not None:
-        offset = len(text[:invalid].encode("utf-8"))
-        raise ValueError(
-            f"{path} is not UTF-8: byte 0x{content[offset]:02x} at offset {offset}; convert "
-            f"the file, for example with `iconv -f latin1 -t utf-8`, or remove it"
-        )
-    text = text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
-    if not text.strip():
-        raise ValueError(f"{path} is empty: add text or remove the file")
-    return text
 
 
 def _hash_position(text: str) -> float:

@@ -57,16 +57,43 @@ def is_debian(path: Path) -> bool:
         return file.read(len(DEBIAN)) == DEBIAN
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Return the files below a folder in sorted order.
+def visible_files(folder: Path, patterns: Sequence[str] = ("*",)) -> list[Path]:
+    """Return the files below a folder with matching names, in sorted order.
 
-    Files and folders with a leading dot, and ignored names (records.py), are left out.
+    Files and folders with a leading dot, and ignored names (records.py), are left out. Links are
+    followed. Raises ValueError naming a link without a target, a folder that links reach twice,
+    and a pipe, socket or device, which could be read for ever; raises OSError for an unreadable
+    folder.
     """
     paths = []
-    for top, folders, files in os.walk(folder):
-        folders[:] = sorted(filter(_is_visible, folders))
+    folders: dict[tuple[int, int], Path] = {}
+    for top, names, files in os.walk(folder, onerror=_raise, followlinks=True):
+        status = Path(top).stat()
+        first = folders.setdefault((status.st_dev, status.st_ino), Path(top))
+        if first != Path(top):
+            raise ValueError(f"{top} is a link to the folder {first}; remove the link")
+        names[:] = sorted(filter(_is_visible, names))
         paths += [Path(top, name) for name in filter(_is_visible, files)]
-    return sorted(paths)
+    matching = [path for path in paths if wanted(path.relative_to(folder).as_posix(), patterns)]
+    for path in matching:
+        check_readable(path)
+    return sorted(matching)
+
+
+def check_readable(path: Path) -> None:
+    """Raise ValueError unless a path leads to a file or folder."""
+    if path.is_file() or path.is_dir():
+        return
+    if path.exists():
+        raise ValueError(f"{path} is a pipe, socket or device, not a file; remove it")
+    if path.is_symlink():
+        target = path.readlink()
+        raise ValueError(f"{path} is a link to {target}, which does not exist; remove the link")
+    raise ValueError(f"{path} does not exist")
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_visible(name: str) -> bool:
@@ -74,8 +101,8 @@ def _is_visible(name: str) -> bool:
 
 
 def _from_folder(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
-    names = {file.relative_to(path).as_posix(): file for file in visible_files(path)}
-    return {name: file.read_bytes() for name, file in names.items() if wanted(name, patterns)}
+    files = visible_files(path, patterns)
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 def _from_zip(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:

@@ -5,14 +5,15 @@ The hash of each file is checked and recorded.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gptmill.files import sha256, write_bytes, write_json
+from gptmill.files import sha256, write_json
 from gptmill.origins import manifest_of
-from gptmill.sources.archive import check_found, read_members, visible_files, wanted
+from gptmill.sources.archive import check_found, read_members, visible_files
 from gptmill.sources.bpe import bpe_files
 from gptmill.sources.exercises import exercises
 from gptmill.sources.questions import questions
@@ -58,7 +59,8 @@ def make_files(source: Source, place: Place, fetched: Path) -> Made:
 def add_files(folder: Path, target: str, made: Made) -> list[str]:
     """Write the files below `folder/target` and return the paths.
 
-    The paths are relative to `folder`. If two sources write the same JSON file, the lists are
+    `folder` is a folder in the making: the caller flushes it to disk as a whole. The paths are
+    relative to `folder`. If two sources write the same JSON file, the lists are
     joined in the table's order; for every file without a JSON list, a second source raises
     ValueError.
     """
@@ -67,9 +69,9 @@ def add_files(folder: Path, target: str, made: Made) -> list[str]:
         path = folder / target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            write_bytes(path, _joined(path, content, f"{target}/{name}"))
-        elif isinstance(content, bytes):
-            write_bytes(path, content)
+            content = _joined(path, content, f"{target}/{name}")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
         else:
             shutil.copyfile(content, path)
         paths.append(path.relative_to(folder).as_posix())
@@ -109,9 +111,18 @@ def file_name(place: Place) -> str:
 
 
 def _members(place: Place, fetched: Path) -> dict[str, bytes]:
-    if place.members or fetched.is_dir():
-        return read_members(fetched, place.members or ("*",))
-    return {file_name(place): fetched.read_bytes()}
+    """Return the content of a place's files by name.
+
+    A folder gives paths below the folder, whatever else the folder holds; names from an archive
+    lose the folders common to all members.
+    """
+    if not (place.members or fetched.is_dir()):
+        return {file_name(place): fetched.read_bytes()}
+    members = read_members(fetched, place.members or ("*",))
+    if fetched.is_dir():
+        return members
+    common = os.path.commonpath([f"/{PurePosixPath(name).parent}" for name in members])
+    return {os.path.relpath(f"/{name}", common): members[name] for name in members}
 
 
 def _copies(place: Place, fetched: Path) -> Made:
@@ -120,18 +131,21 @@ def _copies(place: Place, fetched: Path) -> Made:
     Large files (weights) are returned as paths: copied later, never read whole.
     """
     if fetched.is_dir():
-        paths = {path.relative_to(fetched).as_posix(): path for path in visible_files(fetched)}
-        check_found(paths, place.members or ("*",), str(place))
-        return {name: paths[name] for name in paths if wanted(name, place.members or ("*",))}
+        patterns = place.members or ("*",)
+        files = {
+            path.relative_to(fetched).as_posix(): path for path in visible_files(fetched, patterns)
+        }
+        check_found(files, patterns, str(place))
+        return dict(files)
     if not place.members:
         return {file_name(place): fetched}
     members = read_members(fetched, place.members)
-    files: Made = {PurePosixPath(name).name: content for name, content in members.items()}
-    if len(files) < len(members):
+    copies: Made = {PurePosixPath(name).name: content for name, content in members.items()}
+    if len(copies) < len(members):
         raise ValueError(
             f"{place} has two members with the same file name; list fewer members in the table"
         )
-    return files
+    return copies
 
 
 def digest(content: bytes | Path) -> str:

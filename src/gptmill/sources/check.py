@@ -6,6 +6,7 @@ Data unusable for a stage is found before the data is pinned.
 from collections.abc import Callable
 from pathlib import Path
 
+from gptmill.data.documents import read_document
 from gptmill.data.splits import read_instructions, read_labelled, trim_label
 from gptmill.formats.importing import check_model
 from gptmill.sources.archive import visible_files
@@ -24,27 +25,13 @@ def check_files(folder: Path) -> None:
     checks: dict[str, Callable[[Path], object]] = {
         "instructions": _each(".json", read_instructions),
         "labelled": _each(".csv", _check_labelled),
-        "text": _each(DOCUMENT, check_document),
+        "text": _each(DOCUMENT, read_document),
         "bpe": _check_vocabulary,
         "weights": _check_weights,
     }
     for name, check in checks.items():
         if (folder / name).is_dir():
             check(folder / name)
-
-
-def check_document(path: Path) -> None:
-    """Raise ValueError for an empty, binary or non-UTF-8 text file."""
-    content = path.read_bytes()
-    text = content.decode("utf-8", errors="surrogateescape")
-    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
-    if "\0" in text:
-        raise ValueError(f"{path} is binary, not text: the file has a zero byte")
-    if invalid is not None:
-        line = text.count("\n", 0, invalid) + 1
-        raise ValueError(f"{path} is not UTF-8 text (line {line}); save the file as UTF-8")
-    if not text.strip():
-        raise ValueError(f"{path} is empty; a document must have text")
 
 
 def _each(suffix: str, check: Callable[[Path], object]) -> Callable[[Path], None]:

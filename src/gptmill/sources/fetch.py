@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gptmill.files import sha256
+from gptmill.sources.archive import check_readable
 from gptmill.sources.table import Place
 
 CHUNK = 1 << 20
@@ -94,11 +95,10 @@ def is_kept(place: Place, downloads: Path) -> bool:
 def own_path(place: Place, root: Path) -> Path:
     """Return a user's own file or folder.
 
-    Raises ValueError if the path does not exist.
+    Raises ValueError if the path does not lead to a file or folder.
     """
     path = root / Path(place.at["path"]).expanduser()
-    if not path.exists():
-        raise ValueError(f"{path} does not exist")
+    check_readable(path)
     return path
 
 

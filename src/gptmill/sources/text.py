@@ -2,54 +2,52 @@
 
 import ast
 import gzip
+import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from gptmill.data.documents import decode_text
+
 GZIP = b"\x1f\x8b"
-NOT_UTF8 = re.compile("[\udc80-\udcff]")  # code points of `surrogateescape` for undecodable bytes
+PLAIN_NAME = re.compile(r"[a-z0-9_]{1,100}\.txt")
+HASH_DIGITS = 12  # a hundred thousand names without letters stay apart
 SUPPLIED_WORDS = re.compile(r"[\[\]]")
 
 
 def documents(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return each member as a document, in normalised UTF-8.
+    """Return each member as a document in UTF-8.
 
-    A document has no byte order mark, and lines end in a newline. Gzipped members are
-    unpacked. Folders common to all members are left out of the names.
+    Gzipped members are unpacked. `decode_text` names all changes to a text.
     """
-    shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in members])
-    files = {}
-    for name, content in members.items():
-        text = gzip.decompress(content) if content.startswith(GZIP) else content
-        file_name = document_name(os.path.relpath(name, shared))
-        if file_name in files:
-            raise ValueError(
-                f"{name} and a second member would both be {file_name}; rename a member"
-            )
-        files[file_name] = _document(name, text)
-    return files
+    return {document_name(name): _document(name, content) for name, content in members.items()}
 
 
 def document_name(member: str) -> str:
-    """Return a document's file name, without the edition (`_gut`).
+    """Return a document's file name, a function of the member's path alone.
 
-    The name consists of letters, digits and `_`, and ends in .txt.
+    A short name of small letters, digits and `_` stays. Every other path gives such a name, cut,
+    with a hash of the path: names that differ only in case, accents, signs or folders stay apart.
     """
-    path = PurePosixPath(member)
-    stem = "_".join([*path.parts[:-1], path.name.removesuffix(".gz")])
-    stem = stem.removesuffix(PurePosixPath(stem).suffix).removesuffix("_gut")
-    return (re.sub(r"[\W_]+", "_", stem).strip("_").lower() or "document") + ".txt"
+    if PLAIN_NAME.fullmatch(member):
+        return member
+    path = PurePosixPath(member.removesuffix(".gz"))
+    words = short_name("_".join([*path.parts[:-1], path.stem]))
+    digest = hashlib.sha256(os.fsencode(member)).hexdigest()
+    return f"{words}-{digest[:HASH_DIGITS]}.txt"
+
+
+def short_name(words: str) -> str:
+    """Return words as a file name of at most 40 letters, digits and `_`."""
+    letters = unicodedata.normalize("NFC", words).lower()
+    return re.sub(r"[\W_]+", "_", letters)[:40].strip("_") or "document"
 
 
 def _document(name: str, content: bytes) -> bytes:
-    text = content.decode("utf-8-sig", errors="surrogateescape")
-    invalid = NOT_UTF8.search(text)
-    if invalid:
-        line = text.count("\n", 0, invalid.start()) + 1
-        raise ValueError(f"{name} is not UTF-8 text (line {line}); save the file as UTF-8")
-    lines = [line.rstrip() for line in text.splitlines()]
-    return ("\n".join(lines).strip("\n") + "\n").encode()
+    text = gzip.decompress(content) if content.startswith(GZIP) else content
+    return decode_text(text, name).encode()
 
 
 def kjv_books(members: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -69,8 +67,8 @@ def kjv_books(members: Mapping[str, bytes]) -> dict[str, bytes]:
     for number, (name, title) in enumerate(zip(names, titles, strict=True), start=1):
         start = min(offset for verse, offset in starts.items() if verse // 1_000_000 == number)
         end = max(offset for verse, offset in ends.items() if verse // 1_000_000 == number)
-        body = f"{title}\n\n" + SUPPLIED_WORDS.sub("", text[start:end])
-        books[document_name(f"{number:02d}_{name}")] = _document(name, body.encode())
+        body = SUPPLIED_WORDS.sub("", text[start:end])
+        books[f"{number:02d}_{short_name(name)}.txt"] = f"{title}\n\n{body}\n".encode()
     return books
 
 

@@ -23,7 +23,7 @@ def test_a_text_is_the_same_whichever_system_wrote_it(tmp_path):
 
 
 def test_any_unicode_survives(tmp_path):
-    text = "na\u00efve \u65e5\u672c\u8a9e \U0001f600 \u2028"
+    text = " na\u00efve \u65e5\u672c\u8a9e \U0001f600 \u2028\u2029\x85\f\v\x1c\x1d\x1e \t\n\n "
     put(tmp_path, a=text.encode())
     assert read_documents(tmp_path)[0].text == text
 
@@ -35,9 +35,12 @@ def test_any_unicode_survives(tmp_path):
         (b" \n\t", r"bad\.txt is empty"),
         (b"text\0more", r"bad\.txt is not plain text: NUL byte at offset 4"),
         ("text".encode("utf-16"), r"bad\.txt is not plain text"),
-        (b"caf\xc3\xa9 caf\xe9", r"bad\.txt is not UTF-8: byte 0xe9 at offset 9"),
-        (b"cut \xe2\x82", r"bad\.txt is not UTF-8: byte 0xe2 at offset 4"),
-        (b"\xed\xb2\x80 a lone surrogate", r"bad\.txt is not UTF-8: byte 0xed at offset 0"),
+        (b"caf\xc3\xa9 caf\xe9", r"bad\.txt is not UTF-8 text \(line 1\): byte 0xe9 at offset 9"),
+        (b"cut \xe2\x82", r"bad\.txt is not UTF-8 text \(line 1\): byte 0xe2 at offset 4"),
+        (
+            b"\xed\xb2\x80 a lone surrogate",
+            r"bad\.txt is not UTF-8 text \(line 1\): byte 0xed at offset 0",
+        ),
     ],
 )
 def test_what_is_no_text_is_refused_by_name(tmp_path, content, message):

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import tarfile
@@ -19,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from gptmill.sources.archive import read_members
+from gptmill.sources.archive import read_members, visible_files
 from gptmill.sources.build import MAKES, Made, add_files, make_files
 from gptmill.sources.fetch import fetch
 from gptmill.sources.table import Place, Source, parse, table_key
+from gptmill.sources.text import document_name
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD: dict[str, Any] = {
@@ -205,6 +207,53 @@ def test_no_member_is_written_outside_the_data_folder(tmp_path: Path) -> None:
     found = {path.name for path in (tmp_path / "data" / "text").iterdir()}
     assert found == {"escaped.txt", "escaped2.txt"}
     assert not (tmp_path.parent / "escaped.txt").exists()
+
+
+def test_links_are_followed_and_what_is_no_file_is_named(tmp_path: Path) -> None:
+    books, shelf = tmp_path / "books", tmp_path / "shelf"
+    for folder in (books, shelf):
+        folder.mkdir()
+        (folder / f"{folder.name}.txt").write_bytes(b"one")
+    (books / "linked").symlink_to(shelf)
+    (books / "also.txt").symlink_to(shelf / "shelf.txt")
+    (books / ".DS_Store").write_bytes(b"x")
+    expected = dict.fromkeys(("also.txt", "books.txt", "linked/shelf.txt"), b"one")
+    assert read_members(books, ["*.txt"]) == expected
+
+    def named(message: str, *, patterns: tuple[str, ...] = ("*",)) -> None:
+        with pytest.raises(ValueError, match=message):
+            visible_files(books, patterns)
+
+    odd = books / "odd"
+    odd.symlink_to("nowhere")
+    named(r"books/odd is a link to nowhere, which does not exist")
+    assert read_members(books, ["*.txt"]) == expected, "other files do not count"
+    odd.unlink()
+    odd.symlink_to("odd")
+    named(r"books/odd is a link to odd, which does not exist")
+    odd.unlink()
+    os.mkfifo(odd)
+    named(r"books/odd is a pipe, socket or device, not a file")
+    odd.unlink()
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.path.relpath(odd))
+        named(r"books/odd is a pipe, socket or device, not a file")
+    odd.unlink()
+    odd.symlink_to(books)
+    named(r"books/odd is a link to the folder .*books; remove the link")
+    for path, message in (("/dev/zero", "is a pipe, socket"), ("gone", "gone does not exist")):
+        with pytest.raises(ValueError, match=message):
+            fetch(place(kind="path", path=path), tmp_path, root=tmp_path)
+
+
+def test_an_archives_common_folder_is_left_out_of_names(tmp_path: Path) -> None:
+    at = place(**PIP | {"make": "documents", "members": ["package/*.txt"]})
+    archive = tar_of(tmp_path / "x.tgz", MEMBERS | {"package/sub/a.txt": b"four"})
+    names = set(make_files(source(), at, archive))
+    assert names == {"a.txt", "b.txt", document_name("sub/a.txt")}
+    assert set(make_files(source(), at, tar_of(tmp_path / "y.tgz", {"package/a.txt": b""}))) == {
+        "a.txt"
+    }
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:

@@ -30,22 +30,39 @@ def test_both_vocabulary_files_are_remade_from_ranks_alone(tmp_path: Path) -> No
     assert json.loads(made["encoder.json"]) == json.loads(ids.read_text(encoding="utf-8"))
 
 
-def test_documents_are_utf8_with_one_kind_of_line_end() -> None:
+SIGNS = "\u2028a\u2029b\x85c\fd\ve\x1cf\x1dg\x1eh\u00a0i\x00"[:-1]
+
+
+def test_documents_are_utf8_and_only_line_ends_change() -> None:
     made = documents(
         {
-            "pack/texts/Hamlet_gut.txt": b"\xef\xbb\xbf\r\nTo be,  \r\nor not\r\n\r\n",
-            "pack/texts/sub/old (no notes).txt.gz": gzip.compress("caf\u00e9".encode()),
+            "hamlet.txt": b"\xef\xbb\xbf\r\nTo be,  \r\nor\rnot \t\r\n\r\n ",
+            "sub/old (no notes).txt.gz": gzip.compress("caf\u00e9".encode()),
+            "signs.txt": SIGNS.encode(),
         }
     )
     assert made == {
-        "hamlet.txt": b"To be,\nor not\n",
-        "sub_old_no_notes.txt": "caf\u00e9\n".encode(),
+        "hamlet.txt": b"\nTo be,  \nor\nnot \t\n\n ",
+        "sub_old_no_notes-50256fe0f364.txt": "caf\u00e9".encode(),
+        "signs.txt": SIGNS.encode(),
     }
 
 
-def test_two_documents_never_become_one() -> None:
-    with pytest.raises(ValueError, match=r"would both be a\.txt"):
-        documents({"x/a.txt": b"one", "x/a.md": b"two"})
+ALIKE = [
+    *("v1.2", "v1.3", "v1.txt", "v1", "v1.md", "v1.txt.gz", "V1.txt", "sub/v1.txt", "sub_v1.txt"),
+    *("\U0001f600.txt", "\U0001f601.txt", "document.txt", "---", ".txt", "a-b.txt", "a_b.txt"),
+    *("\u00e9.txt", "e\u0301.txt", "\u00c9.txt", "e.txt", "caf\udce9.txt", "caf\udcea.txt"),
+    *("a" * 250 + ".txt", "a" * 251 + ".txt", "\u65e5" * 83 + ".txt", "b" * 200 + "/" + "c" * 200),
+]
+
+
+def test_every_member_has_a_short_name_of_its_own() -> None:
+    made = documents({name: name.encode(errors="replace") for name in ALIKE})
+    assert len({name.casefold() for name in made}) == len(ALIKE)
+    assert all(len(name.encode()) < 200 and name.endswith(".txt") for name in made)
+    assert {"v1.txt", "sub_v1.txt", "document.txt", "a_b.txt", "e.txt"} < set(made)
+    for name in ALIKE:
+        assert set(documents({name: b"a"})) < set(made), "a function of the path alone"
 
 
 def test_a_document_that_is_not_utf8_is_named_with_its_line() -> None:
