@@ -26,6 +26,7 @@ from flows.dvc.repair import repair
 from gptmill.files import atomic_folder
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
+from gptmill.sources.address import hidden
 from gptmill.sources.archive import visible_files
 from gptmill.sources.build import (
     MAKES,
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
 
 def say_error(text: str) -> None:
     """Print an error message in a single line on stderr."""
-    print(f"make data: {' '.join(text.split())}", file=sys.stderr)
+    print(f"make data: {' '.join(hidden(text).split())}", file=sys.stderr)
 
 
 def read_table(path: Path) -> tuple[Source, ...]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from gptmill.files import sha256, write_json
 from gptmill.origins import manifest_of
@@ -107,7 +108,8 @@ def _manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> dict[str, 
 
 def file_name(place: Place) -> str:
     """Return the name in data/ for a single-file place."""
-    return PurePosixPath(place.at.get("url") or place.at["path"]).name
+    path = urlsplit(place.at["url"]).path if place.kind == "http" else place.at["path"]
+    return PurePosixPath(path).name
 
 
 def _members(place: Place, fetched: Path) -> dict[str, bytes]:

@@ -14,17 +14,16 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from gptmill.files import sha256
+from gptmill.sources.address import hidden, opened
 from gptmill.sources.archive import check_readable
 from gptmill.sources.table import Place
 
 CHUNK = 1 << 20
-TIMEOUT = 30  # seconds without a byte
 NO_NETWORK = re.compile(
     r"resol|connection|unreachable|timed out|timeout|ENOTFOUND|ECONNREFUSED|EAI_AGAIN|proxy"
     r"|from versions: none",
@@ -187,7 +186,7 @@ def _reason(stderr: str) -> str:
 
     For network errors, the reason ends in the question whether the network is down.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    lines = [line.strip() for line in hidden(stderr).splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(npm )?(E:|Err|ERROR|error)", line)]
     reason = (errors or lines or ["no error message"])[0][:300]
     return f"{reason} (is the network down?)" if NO_NETWORK.search(stderr) else reason
@@ -208,8 +207,7 @@ def _from_http(place: Place, cached: Path) -> Path:
     """Download into `<hash>.partial`, resuming an earlier attempt."""
     partial = cached.with_name(f"{cached.name}.partial")
     start = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(place.at["url"], headers={"Range": f"bytes={start}-"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+    with opened(place.at, start=start) as response:
         resumed = response.status == 206
         with partial.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK):

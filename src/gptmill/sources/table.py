@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gptmill.sources.address import hidden
+
 TARGETS = ("bpe", "instructions", "labelled", "text", "weights")
 SOURCE_FIELDS = ("name", "target", "licence", "place")
 SOURCE_OPTIONAL = ("attribution", "enabled", "files")
@@ -26,6 +28,7 @@ FIELDS = {
 }
 PACKAGES = ("pip", "npm", "apt")
 PLACE_OPTIONAL = ("members", "make", "options")
+KIND_OPTIONAL = {"http": ("header",)}
 NUMBERS = ("bytes",)
 
 # No value begins with a dash: pip, npm and apt cannot mistake a value for an option.
@@ -35,8 +38,12 @@ PATTERNS = {
     "file": (re.compile(r"[a-zA-Z0-9][\w.+-]*\.(whl|tar\.gz|zip)"), "a .whl, .tar.gz or .zip file"),
     "sha256": (re.compile(r"[0-9a-f]{64}"), "64 hexadecimal digits"),
     "url": (
-        re.compile(r"https?://[^/\s]+/\S*[^/\s]"),
+        re.compile(r"https?://([^/?#@\s]+@)?[^/?#@\s]+(/+[^/?#@\s]+)+([?#][!-?A-~]*)?"),
         "an http(s) address ending in a file name",
+    ),
+    "header": (
+        re.compile(r"[A-Za-z][A-Za-z0-9-]*: ([A-Za-z]+ )?\$[A-Za-z_][A-Za-z0-9_]*"),
+        "the name of a header and of an environment variable: `Authorization: Bearer $TOKEN`",
     ),
     "path": (re.compile(r".+"), "a file or folder on this machine"),
     "repo": (
@@ -74,7 +81,7 @@ class Place:
             return f"{self.kind} {at['package']}{separator}{at['version']}"
         if self.kind == "hub":
             return f"hub {at['repo']}@{at['revision'][:12]}"
-        return f"{self.kind} {at['url'] if self.kind == 'http' else at['path']}"
+        return f"{self.kind} {hidden(at['url']) if self.kind == 'http' else at['path']}"
 
 
 @dataclass(frozen=True)
@@ -123,9 +130,14 @@ def table_key(sources: Sequence[Source]) -> str:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return a source as plain data, for manifest and hash."""
+    """Return a source as plain data, for manifest and hash, without secrets in addresses."""
     places = [
-        {"kind": place.kind, **place.at, "bytes": place.size, "members": list(place.members)}
+        {
+            "kind": place.kind,
+            **{name: hidden(value) for name, value in place.at.items()},
+            "bytes": place.size,
+            "members": list(place.members),
+        }
         | {"make": place.make, "options": dict(place.options)}
         for place in source.places
     ]
@@ -168,9 +180,10 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
 def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
     if not isinstance(row, dict) or row.get("kind") not in FIELDS:
         kind = row.get("kind") if isinstance(row, dict) else row
-        raise ValueError(f"{where}: kind must be one of {', '.join(FIELDS)}, not {kind!r}")
-    needed = FIELDS[row["kind"]]
-    _check_fields(row, where, ("kind", *needed), PLACE_OPTIONAL)
+        raise ValueError(f"{where}: kind must be one of {', '.join(FIELDS)}, not {_shown(kind)}")
+    needed, extra = FIELDS[row["kind"]], KIND_OPTIONAL.get(row["kind"], ())
+    _check_fields(row, where, ("kind", *needed), (*PLACE_OPTIONAL, *extra))
+    needed = (*needed, *(name for name in extra if name in row))
     for name in needed:
         if name in NUMBERS:
             _check_type(row[name], where, name, int)
@@ -178,7 +191,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
             _check_text(row[name], where, name)
     make, members, options = row.get("make", "copy"), row.get("members", []), row.get("options", {})
     if make not in makers:
-        raise ValueError(f"{where}: make must be one of {', '.join(makers)}, not {make!r}")
+        raise ValueError(f"{where}: make must be one of {', '.join(makers)}, not {_shown(make)}")
     if set(options) != set(makers[make]):
         needs = ", ".join(makers[make]) or "none"
         raise ValueError(
@@ -202,7 +215,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
 
 def _check_fields(row: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} must be a table with {', '.join(needed)}, not {row!r}")
+        raise ValueError(f"{where} must be a table with {', '.join(needed)}, not {_shown(row)}")
     missing = [name for name in needed if name not in row]
     unknown = sorted(set(row) - {*needed, *optional})
     if missing:
@@ -217,11 +230,18 @@ def _check_fields(row: Any, where: str, needed: Sequence[str], optional: Sequenc
 def _check_text(value: Any, where: str, field: str) -> None:
     pattern, meaning = PATTERNS.get(field, (re.compile(r"[^\x00-\x1f]+"), "a line of text"))
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise ValueError(f"{where}: {field} must be {meaning}, not {value!r}")
+        suffix = "" if field == "header" else f", not {_shown(value)}"
+        raise ValueError(f"{where}: {field} must be {meaning}{suffix}")
 
 
 def _check_type(value: Any, where: str, field: str, kind: type) -> None:
     valid = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not valid:
         names = {int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
-        raise ValueError(f"{where}: {field} must be {names.get(kind, 'text')}, not {value!r}")
+        raise ValueError(f"{where}: {field} must be {names.get(kind, 'text')}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value for a message, but no value that may hold a password or a token."""
+    text = repr(value)
+    return "a value that is not shown" if re.search(r"[@?$]|header", text) else text

@@ -1,8 +1,10 @@
 """The table of sources, archives, and fetching: what is wrong stops, naming itself."""
 
+import base64
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import subprocess
 import tarfile
 import threading
 import tomllib
+import traceback
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,10 +23,11 @@ from typing import Any
 
 import pytest
 
+from gptmill.sources.address import hidden
 from gptmill.sources.archive import read_members, visible_files
 from gptmill.sources.build import MAKES, Made, add_files, make_files
 from gptmill.sources.fetch import fetch
-from gptmill.sources.table import Place, Source, parse, table_key
+from gptmill.sources.table import Place, Source, describe, parse, table_key
 from gptmill.sources.text import document_name
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -109,6 +113,11 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
             {"place": [{"kind": "http", "url": "file:///x", "sha256": HASH}]},
             "url must be an http(s) address ending in a file name, not 'file:///x'",
         ),
+        (
+            {"place": [{"kind": "http", "url": "https://h/x", "sha256": HASH, "header": "A: abc"}]},
+            "header must be the name of a header and of an environment variable",
+        ),
+        ({"place": [{"kind": "path", "path": "x", "header": "A: $B"}]}, "unknown field header"),
     ],
 )
 def test_a_wrong_table_names_source_field_and_remedy(changes: Any, message: str) -> None:
@@ -291,9 +300,19 @@ class Handler(BaseHTTPRequestHandler):
 
     cut = 0
     ranges: list[str]
+    asked: list[tuple[str, str]]
 
     def do_GET(self) -> None:
         self.ranges.append(self.headers.get("Range", ""))
+        host, _, port = self.headers["Host"].partition(":")
+        self.asked.append((f"{host}{self.path}", self.headers.get("Authorization", "")))
+        if self.path.startswith("/moved"):
+            other = f"http://localhost:{port}" if "away" in self.path else ""
+            self.send_response(302)
+            self.send_header("Location", f"{other}/books.txt?signed=hidden-4")
+            self.end_headers()
+            return
+        self.path = self.path.partition("?")[0]
         if self.path != "/books.txt":
             self.send_error(404)
             return
@@ -309,7 +328,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    Handler.cut, Handler.ranges = 0, []
+    Handler.cut, Handler.ranges, Handler.asked = 0, [], []
     with HTTPServer(("127.0.0.1", 0), Handler) as served:
         threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{served.server_port}"
@@ -354,6 +373,80 @@ def test_no_server_and_no_file_are_errors(server: str, tmp_path: Path) -> None:
         fetch(http_place("http://127.0.0.1:9"), tmp_path, root=tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         fetch(place(kind="path", path="nowhere"), tmp_path, root=tmp_path)
+
+
+def test_credentials_are_sent_to_their_server_alone(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.rpartition(":")[2]
+    monkeypatch.setenv("BOOKS_TOKEN", "hidden-1")
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    basic = f"Basic {base64.b64encode(b'me:hidden/2').decode()}"
+    at = {"kind": "http", "sha256": digest}
+    header = at | {"url": f"{server}/moved.txt", "header": "Authorization: Bearer $BOOKS_TOKEN"}
+    away = header | {"url": f"{server}/moved-away.txt"}
+    user = at | {"url": f"http://me:hidden%2F2@127.0.0.1:{port}/books.txt?token=hidden-3"}
+    for fields, expected in (
+        (header, ["127.0.0.1/moved.txt Bearer hidden-1", "127.0.0.1/books.txt Bearer hidden-1"]),
+        (away, ["127.0.0.1/moved-away.txt Bearer hidden-1", "localhost/books.txt "]),
+        (user, [f"127.0.0.1/books.txt {basic}"]),
+    ):
+        Handler.asked.clear()
+        fetched = fetch(place(**fields), tmp_path, root=tmp_path)
+        fetched.unlink()
+        asked = [f"{url.partition('?')[0]} {authorization}" for url, authorization in Handler.asked]
+        assert asked == expected
+    assert Handler.asked[0][0].endswith("?token=hidden-3")
+    (tmp_path / "download").write_bytes(CONTENT)
+    assert set(make_files(source(), place(**user), tmp_path / "download")) == {"books.txt"}
+
+
+def test_no_secret_is_shown_or_recorded(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOKS_TOKEN", "s3cret")
+    http = {"kind": "http", "sha256": HASH, "header": "Authorization: Bearer $BOOKS_TOKEN"}
+    bad = f"{server.replace('//', '//me:s3cret@')}/gone.txt?token=s3cret#s3cret"
+    at = place(**http | {"url": bad})
+    written = [str(at), json.dumps(describe(source(place=[http | {"url": bad}])))]
+    assert f"http {server}/gone.txt" in written[0]
+    assert table_key([source(place=[http | {"url": bad}])]) == table_key(
+        [source(place=[http | {"url": f"{server}/gone.txt?token=other"}])]
+    )
+    for url in (bad, bad.replace("gone", "moved"), "http://me:s3cret@127.0.0.1:9/x?s3cret"):
+        with pytest.raises((OSError, ValueError)) as failed:
+            fetch(place(**http | {"url": url}), tmp_path, root=tmp_path)
+        chain = traceback.format_exception(failed.value)
+        written += [line for part in chain for line in part.splitlines() if "Error" in line]
+    for wrong in (
+        *({"url": url} for url in ("//me:s3cret@h/x", "me:s3cret@h/x", "http://me:s3c/ret@h/x?a")),
+        *({"url": "https://h/x", "header": f"{words} s3cret"} for words in ("A:", "A: B $C")),
+        {"url": "https://h/x", "options": "https://me:s3cret@h"},
+        {"url": "https://h/x?s3cret", "kind": "https://me:s3cret@h"},
+    ):
+        with pytest.raises(ValueError, match="source books, place 1") as refused:
+            place(**http | wrong)
+        written.append(str(refused.value))
+    monkeypatch.setenv("BOOKS_TOKEN", "s3cret\nX: y")
+    with pytest.raises(ValueError, match="variable BOOKS_TOKEN may hold printable ASCII") as odd:
+        fetch(at, tmp_path, root=tmp_path)
+    monkeypatch.delenv("BOOKS_TOKEN")
+    with pytest.raises(ValueError, match="needs the environment variable BOOKS_TOKEN; set"):
+        fetch(at, tmp_path, root=tmp_path)
+    assert not [text for text in [*written, str(odd.value)] if re.search("s3c|ret@", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<https://me:pw@h:1/a/b?c=d#e>: no", "<https://h:1/a/b>: no"),
+        ("git+ssh://git@h/x, https://h/y", "git+ssh://h/x, https://h/y"),
+        ("https://me:p/w@h/x https://me:p?w@h/x", "https://(hidden) https://(hidden)"),
+        ("no address? a@b", "no address? a@b"),
+    ],
+)
+def test_secrets_of_addresses_are_hidden_in_any_text(text: str, shown: str) -> None:
+    assert hidden(text) == shown
 
 
 SETUP = "import pathlib; pathlib.Path({mark!r}).touch()\nfrom setuptools import setup; setup()\n"

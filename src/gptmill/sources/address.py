@@ -1,0 +1,84 @@
+"""Addresses of private sources: credentials are sent, but never shown or recorded."""
+
+import base64
+import http.client
+import os
+import re
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import SplitResult, unquote, urlsplit
+
+ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*://)([^\s'\"<>]*)")
+SHOWN = re.compile(r"(?:[^/?#@]*@)?([^/?#@]*(?:/[^?#@]*)?)(?:[?#][^@]*)?")
+TIMEOUT = 30  # seconds without a byte
+
+
+def hidden(text: str) -> str:
+    """Return text whose addresses have no user, password, query or fragment."""
+    return ADDRESS.sub(lambda address: address[1] + _without_secrets(address[2]), text)
+
+
+def _without_secrets(rest: str) -> str:
+    shown = SHOWN.fullmatch(rest)
+    return shown[1] if shown else "(hidden)"  # an @ elsewhere may be part of a password
+
+
+def opened(at: Mapping[str, str], *, start: int) -> Any:
+    """Open the address of an http place from a byte on; return the response.
+
+    The header, and the user and password of the address, go to the server of the address and to no
+    other server that the address leads to. Raises ValueError for an unset variable of the header
+    and OSError for a failure of network or server; no message holds a secret.
+    """
+    url = urlsplit(at["url"])
+    host = url.netloc.rpartition("@")[2]
+    request = urllib.request.Request(url._replace(netloc=host).geturl())
+    request.add_header("Range", f"bytes={start}-")
+    for name, value in _credentials(url, at.get("header", "")).items():
+        request.add_unredirected_header(name, value)
+    try:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    except URLError as error:
+        raise ConnectionError(hidden(str(error))) from None
+    except http.client.InvalidURL:
+        raise ConnectionError("the server leads to an invalid address") from None
+
+
+def _credentials(url: SplitResult, header: str) -> dict[str, str]:
+    if header:
+        name, _, value = header.partition(": ")
+        scheme, _, variable = value.rpartition("$")
+        return {name: scheme + _variable(variable)}
+    if "@" not in url.netloc:
+        return {}
+    pair = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
+
+
+def _variable(name: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ValueError(f"the header needs the environment variable {name}; set the variable")
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"the environment variable {name} may hold printable ASCII alone")
+    return value
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Sends credentials on only where the server stays the same."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and _server(newurl) == _server(req.full_url):
+            for name, value in req.unredirected_hdrs.items():
+                request.add_unredirected_header(name, value)
+        return request
+
+
+def _server(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
