@@ -33,6 +33,8 @@ class TrainingSection(Section, ABC):
     optimizer: OptimizerConfig
     stopping: StoppingConfig
     guard: GuardConfig
+    evaluate_first: bool = False
+    """Evaluate before step 1 too, for a curve from the first weights."""
 
     @abstractmethod
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
@@ -51,6 +53,7 @@ class TrainingSection(Section, ABC):
             stopping=self.stopping,
             guard=self.guard,
             micro_batch=None if micro_batch == "auto" else micro_batch,
+            evaluate_first=self.evaluate_first,
         )
 
 
@@ -77,9 +80,13 @@ class Report:
             "grad_norm": step.grad_norm,
             **(step.evaluation or {}),
         }
+        before = step.before or {}
+        if before:
+            self.run.step(0, self.steps, before, replayed=step.replayed)
         costs = self._costs(step)
         skipped = {} if step.fault is None else {"skipped": 1.0}
         self.run.step(step.step, self.steps, figures | skipped, costs=costs, replayed=step.replayed)
+        figures |= {f"before_{name}": value for name, value in before.items()}
         named = {name.replace("/", "_"): value for name, value in figures.items()}
         fault = step.fault or ""
         data = {"batch_number": step.batch_number, "batch": step.batch}

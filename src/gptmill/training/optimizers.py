@@ -40,6 +40,7 @@ class OptimizerConfig:
     beta_1: float
     beta_2: float
     clip_norm: float
+    """The largest joint norm of all gradients; 0 switches clipping off."""
     muon_momentum: float
 
     def __post_init__(self) -> None:
@@ -63,8 +64,8 @@ class OptimizerConfig:
             raise ValueError(
                 f"weight_decay is {self.weight_decay} but must be 0 or more, and finite"
             )
-        if not self.clip_norm > 0:
-            raise ValueError(f"clip_norm is {self.clip_norm} but must be above 0")
+        if not self.clip_norm >= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm} but must be 0 or more")
 
 
 def learning_rate_at(step: int, *, steps: int, peak: float, config: OptimizerConfig) -> float:
@@ -107,7 +108,7 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig):
-        self._clip_norm = config.clip_norm
+        self._clip_norm = config.clip_norm or math.inf
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         assert self._trained, "nothing to train: no parameter requires a gradient"
         use_muon = config.name == "muon"

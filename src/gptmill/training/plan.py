@@ -45,6 +45,8 @@ class Plan:
     guard: GuardConfig
     micro_batch: int | None
     """Rows per forward pass; None starts with all rows of the step, and halves out of memory."""
+    evaluate_first: bool = False
+    """Evaluate the weights before step 1 too; the result stops and selects nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Step:
     """The result of `evaluate`, on steps with an evaluation."""
     sample: str | None
     """The result of `sample`, on steps with a sample."""
+    before: dict[str, float] | None = None
+    """The result of `evaluate` before step 1, with `evaluate_first`."""
     replayed: bool = False
     """The step comes from a restored state, not from this process."""
 

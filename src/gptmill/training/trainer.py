@@ -85,6 +85,7 @@ class Trainer:
         self._progress = Progress(micro_batch=plan.micro_batch)
         self._guard = Guard(plan.guard)
         self._best: dict[str, Tensor] = {}
+        self._before: dict[str, float] | None = None  # the evaluation before step 1
         self._earlier: State | None = None  # the target of a rollback
         self._restored = False
         self._consistent = True  # weights, moments and progress belong to one step
@@ -139,6 +140,7 @@ class Trainer:
             while not self._is_finished():
                 if self._save_or_stop(signals):
                     return
+                self._evaluate_first()
                 started = time.perf_counter()
                 loaded = self._loader.get(self._progress.step + self._progress.shift)
                 waited = time.perf_counter() - started
@@ -215,7 +217,19 @@ class Trainer:
             "tokens_per_second": loaded.tokens / seconds,
             **figures,
         }
+        if progress.step == 1 and self._before is not None:
+            progress.open["before"] = self._before
         return progress.open
+
+    def _evaluate_first(self) -> None:
+        """Evaluate the weights before step 1 if the plan says so."""
+        if not self.plan.evaluate_first or self._progress.step or self._before is not None:
+            return
+        if self._evaluate is not None:
+            self.model.eval()
+            with torch.no_grad():
+                self._before = self.world.broadcast_object(self._evaluate())
+                self.world.reshard(self.model)
 
     def _close_step(self, row: dict[str, Any]) -> Step:
         """Evaluate and sample where due, and record the step."""

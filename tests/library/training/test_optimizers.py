@@ -145,6 +145,16 @@ def test_adamw_is_torchs_used_by_hand():
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
+def test_a_clip_norm_of_zero_changes_no_gradient():
+    model = untied()
+    optimizer = Optimizer(model, replace(ADAMW, clip_norm=0.0))
+    backward(model, 0)
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+    norm = optimizer.clip()
+    assert norm == nn.utils.get_total_norm(before) > 1
+    assert all(map(torch.equal, before, (parameter.grad for parameter in model.parameters())))
+
+
 def test_muon_is_torchs_used_by_hand_beside_adamw():
     ours, theirs = untied(), untied()
     optimizer = Optimizer(ours, MUON)
@@ -368,7 +378,8 @@ def by_adamw():
         ("weight_decay", -1.0),
         ("beta_1", 1.0),
         ("beta_2", math.nan),
-        ("clip_norm", 0.0),
+        ("clip_norm", -1.0),
+        ("clip_norm", math.nan),
         ("muon_momentum", 1.0),
     ],
 )

@@ -103,6 +103,27 @@ def test_steps_count_up_and_evaluation_comes_when_due():
     assert not model.training
 
 
+@pytest.mark.parametrize("bad", [None, 2])
+def test_an_evaluation_before_the_first_step_changes_no_weight(bad):
+    plain, model = tiny_gpt(), tiny_gpt()
+    plan = {"guard": replace(GUARD, action="rollback", limit=2), "evaluate_every": 8}
+    objective = bad_on(*([] if bad is None else [bad]))
+    run(plain, objective=objective, **plan)
+    first = {"val/loss": 7.0}
+    seen = []
+
+    def evaluate():
+        seen.append((weights_hash(model), model.training, torch.is_grad_enabled()))
+        return dict(first)
+
+    start = weights_hash(model)
+    steps = run(model, objective=objective, evaluate=evaluate, evaluate_first=True, **plan)
+    assert seen == [(start, False, False), (weights_hash(plain), False, False)]
+    assert weights_hash(model) == weights_hash(plain)
+    assert [step.before for step in steps if step.step == 1][-1] == first
+    assert not any(step.before for step in steps if step.step > 1)
+
+
 def test_a_step_depends_on_its_number_and_the_seed_not_on_what_was_drawn_before():
     dropped = tiny_config(drop_rate=0.3)
 
