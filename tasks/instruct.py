@@ -8,7 +8,12 @@ import torch
 from pydantic import Field
 
 from gptmill.checkpoint.adapter import save_adapter
-from gptmill.checkpoint.checkpoint import load_causal_lm, read_config, save_causal_lm
+from gptmill.checkpoint.checkpoint import (
+    load_causal_lm,
+    read_config,
+    save_causal_lm,
+    special_ids,
+)
 from gptmill.data.batching import RowOrder, by_length
 from gptmill.data.splits import PARTS
 from gptmill.files import read_json, write_json
@@ -97,7 +102,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     if params.adapter is not None:
         save_adapter(run.out / "adapter", model, params.adapter, base=BASE)
         merge(model)
-    save_causal_lm(run.out, model, tokenizer, chat_template=template.source)
+    ids = special_ids(tokenizer, sorted(template.stops))
+    save_causal_lm(run.out, model, tokenizer, chat_template=template.source, ids=ids)
     after = answer(model, records["test"], tokenizer, template)
     given = [
         {**record, "before": first, "answer": last}

@@ -1,21 +1,28 @@
-"""Atomic writes: write under a temporary name, then rename.
+"""Atomic writes and checked reads.
 
-A file or folder is complete or absent. A reader, a second run or DVC never sees a partial file
-under its real name, even if the writer dies.
+Writes use a temporary name, then rename. A file or folder is complete or absent: a reader, a second
+run or DVC never sees a partial file under its real name, even if the writer dies.
+
+Reads of a user's file raise ValueError with the file, the field and the allowed values.
 """
 
 import hashlib
 import io
 import json
 import os
+import reprlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # the import takes 0.2 s, and most callers write no tables
     import pandas as pd
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -63,15 +70,98 @@ class _Rows(io.StringIO):
         return super().write(row.removesuffix("\r\n") + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a UTF-8 JSON file.
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, without a byte order mark.
 
-    Raises ValueError with the path where the content is not UTF-8 JSON.
+    Raises ValueError with the path for other encodings, and for a git-lfs pointer.
+    """
+    content = path.read_bytes()
+    refuse_lfs_pointer(path, content)
+    if content.startswith(UTF_16):
+        raise ValueError(f"{path} is UTF-16; allowed is UTF-8: save the file again as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def refuse_lfs_pointer(path: Path, start: bytes) -> None:
+    """Raise ValueError if a file starts as a git-lfs pointer."""
+    if start.startswith(LFS_POINTER):
+        raise ValueError(
+            f"{path} is a git-lfs pointer and not the file itself; run `git lfs install` and "
+            f"`git lfs pull` in {path.parent} to fetch the file"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Read a UTF-8 JSON file; raise ValueError with the path for anything else."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, where: Path) -> Any:
+    """Parse strict JSON: unique keys, no NaN or Infinity, valid Unicode.
+
+    Raises ValueError with `where` and the mistake.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        if "\\ud" in text or "\\uD" in text:  # escapes of surrogates, valid only in pairs
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where} is not JSON: an escaped surrogate stands alone") from None
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply to be read") from None
     except ValueError as error:
-        raise ValueError(f"{path} is not UTF-8 JSON: {error}") from None
+        raise ValueError(f"{where} is not UTF-8 JSON: {error}") from None
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice; allowed is once")
+    return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise ValueError with the path for anything else."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
+
+
+def checked(kind: Any, value: Any, where: Path | str) -> Any:
+    """Return a JSON value as the type `kind`, checked by pydantic.
+
+    Raises ValueError with `where`, the field and the allowed values.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        # pydantic adds the names of a union's members, which are no fields
+        field = ".".join(map(str, first["loc"])) or "the content"
+        missing = first["type"] == "missing"
+        found = "missing" if missing else reprlib.repr(first["input"])
+        reason = "add the field" if missing else first["msg"][0].lower() + first["msg"][1:]
+        raise ValueError(f"{where}: {field} is {found}; {reason}") from None
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def md5(path: Path) -> str:
@@ -93,6 +183,16 @@ def sha256(path: Path) -> str:
 def _digest(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+@contextmanager
+def removed_on_error(partial: Path) -> Iterator[None]:
+    """Remove an unfinished file if the block raises."""
+    try:
+        yield
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

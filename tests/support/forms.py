@@ -208,7 +208,7 @@ def write_openai(folder: Path, config: GPTConfig, tensors: dict[str, Tensor]) ->
         rows.append((name.encode(), _entry(tensors[name], len(data), content)))
         data += content
     (folder / "model.ckpt.data-00000-of-00001").write_bytes(data)
-    (folder / "model.ckpt.index").write_bytes(_table(rows))
+    (folder / "model.ckpt.index").write_bytes(write_index(rows))
 
 
 def _varint(number: int) -> bytes:
@@ -232,7 +232,8 @@ def _entry(tensor: Tensor, offset: int, content: bytes) -> bytes:
     return _field(1, 1) + _field(2, shape) + where + _varint(6 << 3 | 5) + crc
 
 
-def _table(rows: list[tuple[bytes, bytes]], rows_a_block: int = 7) -> bytes:
+def write_index(rows: list[tuple[bytes, bytes]], rows_a_block: int = 7) -> bytes:
+    """Return the index of a TensorFlow checkpoint, in the form that its savers write."""
     out, index = bytearray(), []
     for start in range(0, len(rows), rows_a_block):
         block = rows[start : start + rows_a_block]

@@ -5,7 +5,7 @@ files. Hugging Face's tools open our folders, and we open theirs and the hub's. 
 checked before any tensor is read or built; the tables are in layouts.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from gptmill.checkpoint.mapping import (
     read_state,
 )
 from gptmill.checkpoint.weights import SAVED_DTYPES, open_folder, save_safetensors
-from gptmill.files import write_json
+from gptmill.files import checked, write_json
 from gptmill.model.gpt import GPT, GPTClassifier, GPTConfig
+from gptmill.tokenizer.huggingface import read_stop_ids
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -38,9 +39,14 @@ __all__ = [
     "load_classifier",
     "read_class_names",
     "read_config",
+    "read_special_ids",
     "save_causal_lm",
     "save_classifier",
+    "special_ids",
 ]
+
+
+SINGLE_LABEL = "single_label_classification"
 
 
 def layout_of(config: GPTConfig) -> Layout:
@@ -84,7 +90,7 @@ def save_classifier(
     assert len(class_names) == model.score.out_features, "each class needs a name"
     classes = {
         "architectures": [family_of(model.config).classifier],
-        "problem_type": "single_label_classification",
+        "problem_type": SINGLE_LABEL,
         "id2label": {str(index): name for index, name in enumerate(class_names)},
         "label2id": {name: index for index, name in enumerate(class_names)},
     }
@@ -92,21 +98,53 @@ def save_classifier(
     tokenizer.save(folder, context_length=model.config.context_length)
 
 
-def special_ids(tokenizer: Tokenizer) -> SpecialIds:
-    """Return the special ids of a tokenizer for config.json."""
-    return SpecialIds(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
+def special_ids(tokenizer: Tokenizer, ends: Iterable[int] = ()) -> SpecialIds:
+    """Return the special ids of a tokenizer for config.json, with further `ends` of a text."""
+    eos = tuple(dict.fromkeys((tokenizer.eos_id, *ends)))
+    return SpecialIds(bos=tokenizer.bos_id, eos=eos, pad=tokenizer.pad_id)
+
+
+def read_special_ids(folder: Path, tokenizer: Tokenizer) -> SpecialIds:
+    """Read the special ids of a folder; the tokenizer's ids stand for missing ids."""
+    path = folder / "config.json"
+    content = read_config_file(path)
+    bos, pad = (
+        checked(int | None, content.get(name), f"{path}: {name}")
+        for name in ("bos_token_id", "pad_token_id")
+    )
+    return SpecialIds(
+        bos=tokenizer.bos_id if bos is None else bos,
+        eos=read_stop_ids(folder) or (tokenizer.eos_id,),
+        pad=tokenizer.pad_id if pad is None else pad,
+    )
 
 
 def read_class_names(folder: Path) -> list[str]:
     """Read the class names of the classifier in `folder`, in the order of the scores."""
     path = folder / "config.json"
+    content = read_config_file(path)
     # transformers omits its default names.
-    names = read_config_file(path).get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
-    if not isinstance(names, dict) or sorted(names) != sorted(
-        str(index) for index in range(len(names))
-    ):
+    names = content.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+    checked(dict[str, str], names, f"{path}: id2label")
+    if sorted(names) != sorted(str(index) for index in range(len(names))):
         raise ValueError(f"{path}: id2label is {names!r}; allowed is a name for each class id")
+    _check_problem(path, content.get("problem_type"), len(names))
     return [names[str(index)] for index in range(len(names))]
+
+
+def _check_problem(path: Path, problem: Any, n_classes: int) -> None:
+    """Raise ValueError unless the scores are of exclusive classes.
+
+    Transformers reads a missing problem_type with a single score as regression.
+    """
+    inferred = "regression" if n_classes == 1 else SINGLE_LABEL
+    problem = inferred if problem is None else problem
+    if problem != SINGLE_LABEL or n_classes < 2:
+        raise ValueError(
+            f"{path}: problem_type is {problem!r} with {n_classes} labels, and the scores are "
+            f"not those of exclusive classes; allowed is {SINGLE_LABEL!r} with 2 or more labels: "
+            "use transformers for this model"
+        )
 
 
 def check_weights(folder: Path, *, n_classes: int | None = None) -> GPTConfig:

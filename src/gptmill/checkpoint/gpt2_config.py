@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gptmill.checkpoint.config_fields import is_integer, read_sizes, refuse_variants
+from gptmill.checkpoint.config_fields import (
+    read_flag,
+    read_number,
+    read_size,
+    read_sizes,
+    refuse_variants,
+)
 from gptmill.model.gpt import GPTConfig
 
 # GPTConfig's names and those of config.json.
@@ -26,17 +32,16 @@ FIXED: dict[str, tuple[Any, ...]] = {
 def read(content: Mapping[str, Any]) -> GPTConfig:
     """Return the shape that a config.json asks for; raise ValueError for an unknown variant."""
     refuse_variants(content, FIXED)
-    wide = content.get("n_inner")
     sizes = read_sizes(content, NAMES)
-    if wide is not None and not is_integer(wide):
-        raise ValueError(f"n_inner is {wide!r}; allowed is a whole number or null")
+    usual = 4 * sizes["emb_dim"]
+    wide = read_size(content, "n_inner", usual)
     return GPTConfig(
         **sizes,
-        hidden_dim=None if wide == 4 * sizes["emb_dim"] else wide,
-        drop_rate=content.get("resid_pdrop", 0.1),
-        qkv_bias=content.get("qkv_bias", True),
-        tie_weights=content.get("tie_word_embeddings", True),
-        norm_eps=content.get("layer_norm_epsilon", 1e-5),
+        hidden_dim=None if wide == usual else wide,
+        drop_rate=read_number(content, "resid_pdrop", 0.1),
+        qkv_bias=read_flag(content, "qkv_bias", default=True),
+        tie_weights=read_flag(content, "tie_word_embeddings", default=True),
+        norm_eps=read_number(content, "layer_norm_epsilon", 1e-5),
     )
 
 

@@ -9,31 +9,29 @@ from typing import Any
 
 from gptmill.checkpoint.families import FAMILIES
 from gptmill.device import check_choice
-from gptmill.files import read_json
+from gptmill.files import read_object
 from gptmill.model.gpt import INIT_STD, GPTConfig
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The special ids in a config: begin and end of a text, and padding."""
+    """The special ids in a config: begin of a text, all ends of a text, and padding."""
 
     bos: int
-    eos: int
+    eos: tuple[int, ...]
     pad: int
 
-    def named(self) -> dict[str, int]:
+    def named(self) -> dict[str, int | list[int]]:
         """Return the ids by their keys in config.json and generation_config.json."""
-        return {"bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad}
+        eos = self.eos[0] if len(self.eos) == 1 else list(self.eos)
+        return {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
     """Read a config.json; raise ValueError for a missing file and for anything but an object."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; a Hugging Face folder has one")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return content
+    return read_object(path)
 
 
 def read_config(folder: Path) -> GPTConfig:

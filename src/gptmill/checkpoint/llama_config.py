@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gptmill.checkpoint.config_fields import is_integer, read_sizes, refuse_variants
+from gptmill.checkpoint.config_fields import (
+    read_flag,
+    read_number,
+    read_size,
+    read_sizes,
+    refuse_variants,
+)
 from gptmill.device import check_choice
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling
@@ -45,17 +51,14 @@ def read(content: Mapping[str, Any]) -> GPTConfig:
     """Return the shape that a config.json asks for; raise ValueError for an unknown variant."""
     refuse_variants(content, FIXED)
     sizes = read_sizes(content, NAMES)
-    kv_heads = content.get("num_key_value_heads")
-    kv_heads = sizes["n_heads"] if kv_heads is None else kv_heads
-    if not is_integer(kv_heads):
-        raise ValueError(f"num_key_value_heads is {kv_heads!r}; allowed is a whole number")
+    kv_heads = read_size(content, "num_key_value_heads", sizes["n_heads"])
     theta, scaling = _rope(content, sizes["context_length"])
     config = GPTConfig(
         **sizes,
-        drop_rate=content.get("attention_dropout", 0.0),
+        drop_rate=read_number(content, "attention_dropout", 0.0),
         qkv_bias=False,
-        tie_weights=content.get("tie_word_embeddings", False),
-        norm_eps=content.get("rms_norm_eps", 1e-6),
+        tie_weights=read_flag(content, "tie_word_embeddings", default=False),
+        norm_eps=read_number(content, "rms_norm_eps", 1e-6),
         llama=Llama(n_kv_heads=kv_heads, rope_theta=theta, rope_scaling=scaling),
     )
     if content.get("head_dim") not in (None, config.head_dim):
@@ -71,22 +74,22 @@ def _rope(content: Mapping[str, Any], context_length: int) -> tuple[float, RopeS
     rope = content.get("rope_scaling") or content.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ValueError(f"rope_parameters is {rope!r}; allowed is an object")
-    theta = float(rope.get("rope_theta", content.get("rope_theta", 10_000.0)))
+    theta = read_number(rope, "rope_theta", read_number(content, "rope_theta", 10_000.0))
     kind: Any = rope.get("rope_type", rope.get("type", "default"))
     refuse_variants(rope, SCALING_FIXED)
     if kind == "default":
         return theta, None
     check_choice("rope_type", kind, ["default", *SCALED])
-    outside = content.get("original_max_position_embeddings")
-    original = outside or rope.get("original_max_position_embeddings") or context_length
-    factor = rope.get("factor")
+    name = "original_max_position_embeddings"
+    original = read_size(content, name, read_size(rope, name, context_length))
+    attention = rope.get("attention_factor")
     return theta, RopeScaling(
         kind=kind,
-        factor=float(context_length / original if factor is None else factor),
+        factor=read_number(rope, "factor", context_length / original),
         original_context_length=original,
-        attention_factor=rope.get("attention_factor"),
+        attention_factor=None if attention is None else read_number(rope, "attention_factor"),
         **{
-            ours: float(rope.get(theirs) or default)
+            ours: read_number(rope, theirs, default)
             for ours, (theirs, default) in SCALED[kind].items()
         },
     )

@@ -8,6 +8,7 @@ Letters: C embedding width, G key-value heads, D width of one head, F width of t
 V vocabulary, K classes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ from gptmill.checkpoint.layouts import FileTensor, Layout, Stored
 from gptmill.checkpoint.weights import (
     Shape,
     Tensors,
+    check_finite,
     drop_pages,
     new_tensor,
 )
@@ -161,6 +163,7 @@ def check(
     asks: str = "config.json requires",
 ) -> None:
     """Raise ValueError for missing, unexpected or wrongly shaped tensors."""
+    _check_sizes(layout, config, tensors, asks)
     names = full_names(layout, tensors.shapes)
     shapes = {full: tensors.shapes[name] for full, name in names.items()}
     expected = {
@@ -172,6 +175,26 @@ def check(
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"{tensors.where}: {'; '.join(problems[:3])}{more}")
+
+
+def _check_sizes(layout: Layout, config: GPTConfig, tensors: Tensors, asks: str) -> None:
+    """Raise ValueError for sizes beyond the tensors: nothing has been built yet."""
+    names = " ".join(full_names(layout, tensors.shapes))
+    block = next(part.name for row in layout.rows for part in row.parts if "N" in part.name)
+    prefix, _, rest = block.partition("N")
+    n_blocks = len(set(re.findall(rf"{re.escape(prefix)}(\d+){re.escape(rest[0])}", names)))
+    if config.n_layers > len(tensors.shapes):
+        raise ValueError(
+            f"{tensors.where}: {asks} {config.n_layers} blocks, and the file has {n_blocks}"
+        )
+    longest = max((size for shape in tensors.shapes.values() for size in shape), default=0)
+    for name in ("vocab_size", "emb_dim", "ff_dim", "context_length"):
+        size = getattr(config, name)
+        if size > longest and not (name == "context_length" and config.llama):
+            raise ValueError(
+                f"{tensors.where}: {asks} {name} {size}, and the file's tensors have at most "
+                f"{longest} rows or columns"
+            )
 
 
 def _problems(shapes: Mapping[str, Shape], expected: Mapping[str, Shape], asks: str) -> list[str]:
@@ -210,6 +233,10 @@ def read_state(
     present = [slot for slot in slots(layout, config, n_classes) if slot.name in names]
     for slot in present:
         tensor, in_file = tensors.take(names[slot.name])
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{tensors.where}: {slot.name} has type {tensor.dtype}; allowed are float types"
+            )
         if mapped and in_file and _fits(slot, shapes) and tensor.dtype == dtype:
             state[slot.ours] = _model_view(tensor, slot.stored)
             continue
@@ -217,7 +244,9 @@ def read_state(
             target = state.get(slot.ours)
             if target is None:
                 target = state[slot.ours] = new_tensor(shapes[slot.ours], dtype)
-            _fill(target[slot.start : slot.stop], tensor, slot.stored, config.head_dim)
+            rows = target[slot.start : slot.stop]
+            _fill(rows, tensor, slot.stored, config.head_dim)
+            check_finite(rows, tensor, f"{tensors.where}: {slot.name}")
         elif slot.kind == "zeros" and bool(tensor.any()):
             raise ValueError(
                 f"{tensors.where}: {slot.name} is not zero, but config.json has no qkv_bias"

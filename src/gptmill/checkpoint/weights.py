@@ -11,18 +11,20 @@ import math
 import mmap
 import os
 import pickle
+import struct
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from gptmill.files import read_json
+from gptmill.files import checked, parse_json, read_object, refuse_lfs_pointer, removed_on_error
 
 # In order of preference; a folder often has several of them.
 WEIGHT_FILES = (
@@ -33,7 +35,7 @@ WEIGHT_FILES = (
 )
 MAX_HEADER = 100_000_000  # bytes; the safetensors library rejects longer headers
 # Types by their names in safetensors files.
-SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -46,6 +48,25 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 SAVED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Keys of the state dict inside of a training checkpoint.
+STATE_KEYS = ("model_state_dict", "state_dict", "model")
+# Modules that wrap others, as parts of tensor names: anywhere, and in front.
+COMPILED, PARALLEL = ("_orig_mod", "_fsdp_wrapped_module"), "module"
+# The library raises these for damaged files.
+PICKLE_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    zipfile.BadZipFile,
+    struct.error,
+)
 
 HUGE_PAGE = 2**21  # bytes
 
@@ -125,7 +146,14 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def _open_file(path: Path) -> Tensors:
-    return open_safetensors(path) if path.suffix == ".safetensors" else open_pickle(path)
+    if path.suffix != ".safetensors":
+        return open_pickle(path)
+    file = open_safetensors(path)
+    names = {unwrapped(name): name for name in file.shapes}
+    if len(names) < len(file.shapes):
+        raise ValueError(f"{path}: a tensor is there twice, with and without a module's prefix")
+    shapes = {name: file.shapes[stored] for name, stored in names.items()}
+    return Tensors(path, shapes, take=lambda name: file.take(names[name]))
 
 
 def _join(where: Path, files: list[Tensors]) -> Tensors:
@@ -162,7 +190,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [path]
     shards = sorted(set(_weight_map(path).values()))
     for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
+        if Path(shard).name != shard or "\0" in shard:
             raise ValueError(f"{path} names {shard!r}; allowed are files in the same folder")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
@@ -170,12 +198,11 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def _weight_map(path: Path) -> dict[str, Any]:
-    index = read_json(path)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
+def _weight_map(path: Path) -> dict[str, str]:
+    weight_map = read_object(path).get("weight_map")
+    if not weight_map:
         raise ValueError(f"{path} has no weight_map from tensors to files; fetch the file again")
-    return weight_map
+    return dict(checked(dict[str, str], weight_map, f"{path}, weight_map"))
 
 
 # safetensors: the header's length in eight bytes, the header in JSON, the tensors' bytes.
@@ -189,46 +216,67 @@ def open_safetensors(path: Path) -> Tensors:
     def take(name: str) -> Taken:
         if not file_bytes:
             file_bytes.append(map_file(path))
-        first, last = (start + offset for offset in entries[name]["data_offsets"])
-        dtype, values = SAFETENSORS_DTYPES[entries[name]["dtype"]], file_bytes[0][first:last]
+        first, last = (start + offset for offset in entries[name].data_offsets)
+        dtype, values = SAFETENSORS_DTYPES[entries[name].dtype], file_bytes[0][first:last]
         mapped = first % dtype.itemsize == 0  # true in every file saved by the library
         if not mapped:
             values = values.clone()
-        return Taken(values.view(dtype).view(entries[name]["shape"]), mapped)
+        return Taken(values.view(dtype).view(entries[name].shape), mapped)
 
-    shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    shapes = {name: entry.shape for name, entry in entries.items()}
     return Tensors(path, shapes, take)
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+Offset = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor in the header of a safetensors file."""
+
+    dtype: Literal[*SAFETENSORS_DTYPES]  # type: ignore[valid-type]
+    shape: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
+    data_offsets: tuple[Offset, Offset]
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, _Entry]]:
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
         header = file.read(min(length, MAX_HEADER))
+    refuse_lfs_pointer(path, start + header[:100])
     if size < 8 + length or not header.startswith(b"{"):
         raise ValueError(f"{path} is not a complete safetensors file; fetch or save the file again")
-    entries: dict[str, Any] = json.loads(header)
-    entries.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    try:
+        content = parse_json(header.decode("utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: the header is not UTF-8: {error}") from None
+    content.pop("__metadata__", None)
+    entries: dict[str, _Entry] = checked(dict[str, _Entry], content, path)
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
     if size != 8 + length + end:
         raise ValueError(f"{path} has {size} bytes, but the header requires {8 + length + end}")
-    for name, entry in entries.items():
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise ValueError(
-                f"{path}: {name} has type {entry['dtype']}; allowed are "
-                f"{', '.join(SAFETENSORS_DTYPES)}"
-            )
-        first, last = entry["data_offsets"]
-        if (
-            first < 0
-            or last - first
-            != math.prod(entry["shape"]) * SAFETENSORS_DTYPES[entry["dtype"]].itemsize
-        ):
+    _check_entries(path, entries)
+    return 8 + length, entries
+
+
+def _check_entries(path: Path, entries: Mapping[str, _Entry]) -> None:
+    """Raise ValueError unless the tensors fill the file without gap or overlap."""
+    position = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        first, last = entry.data_offsets
+        if last - first != math.prod(entry.shape) * SAFETENSORS_DTYPES[entry.dtype].itemsize:
             raise ValueError(
                 f"{path}: {name} has {last - first} bytes; the size must match shape "
-                f"{tuple(entry['shape'])} and type {entry['dtype']}"
+                f"{entry.shape} and type {entry.dtype}"
             )
-    return 8 + length, entries
+        if first != position:
+            raise ValueError(
+                f"{path}: {name} begins at byte {first}, and the tensor before ends at {position}; "
+                "tensors must follow each other"
+            )
+        position = last
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
@@ -248,14 +296,43 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dty
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % 8)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with removed_on_error(partial), partial.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in sorted(tensors):
-            tensor = tensors[name].detach().to("cpu", dtype).contiguous()
+            values = tensors[name].detach().to("cpu")
+            tensor = values.to(dtype).contiguous()
+            check_finite(tensor, values, name)
             file.write(tensor.flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def check_finite(stored: Tensor, values: Tensor, name: str) -> None:
+    """Raise ValueError if `stored`, the rounded `values`, has infinities or NaN."""
+    if _finite(stored):
+        return
+    if not _finite(values):
+        raise ValueError(
+            f"{name} has values that are NaN or infinite; allowed are finite weights: use an "
+            "earlier checkpoint of the training"
+        )
+    least, most = torch.aminmax(values)
+    largest = max(-least.item(), most.item())
+    fitting = [n for n, dtype in SAVED_DTYPES.items() if largest <= torch.finfo(dtype).max]
+    raise ValueError(
+        f"{name} has values up to {largest:.4g}, and {_name(stored.dtype)} holds at most "
+        f"{torch.finfo(stored.dtype).max:.4g}; allowed are {', '.join(fitting) or 'smaller values'}"
+    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Return whether all values are finite, without a copy of the tensor."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in torch.aminmax(tensor))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # PyTorch pickles.
@@ -263,10 +340,8 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dty
 
 def open_pickle(path: Path) -> Tensors:
     """Open a file of tensors saved with `torch.save`."""
-    tensors, mapped = read_pickle(path)
-    if not all(map(torch.is_tensor, tensors.values())):
-        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
-    return of_dict(path, tensors, mapped=mapped)
+    content, mapped = read_pickle(path)
+    return of_dict(path, named_tensors(path, content), mapped=mapped)
 
 
 def of_dict(where: Path, tensors: dict[str, Tensor], *, mapped: bool) -> Tensors:
@@ -278,19 +353,63 @@ def of_dict(where: Path, tensors: dict[str, Tensor], *, mapped: bool) -> Tensors
     return Tensors(where, shapes, take=lambda name: Taken(tensors.pop(name), mapped))
 
 
-def read_pickle(path: Path) -> tuple[dict[str, Any], bool]:
+def read_pickle(path: Path) -> tuple[dict[Any, Any], bool]:
     """Load a PyTorch file without running code from the file.
 
-    The file is memory-mapped where the format allows. Returns the top-level dict, and whether the
-    tensors are pages of the file. Raises ValueError where the content is not a dict of names.
+    The file is memory-mapped where the format allows. Returns the state dict, and whether the
+    tensors are pages of the file. A state dict inside of a training checkpoint is found by its key.
+    Raises ValueError where the content is not a dict.
     """
+    with path.open("rb") as file:
+        refuse_lfs_pointer(path, file.read(100))
     mapped = zipfile.is_zipfile(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except PICKLE_ERRORS as error:
         raise ValueError(
             f"{path} is not a PyTorch file of tensors only; allowed are tensors saved by torch.save"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
-    return dict(content), mapped
+    while isinstance(content, dict):
+        inner = next((content[key] for key in STATE_KEYS if key in content), None)
+        if not isinstance(inner, dict):
+            return dict(content), mapped
+        content = inner
+    raise ValueError(f"{path} holds {type(content).__name__}; allowed is a dict of named tensors")
+
+
+def named_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return named tensors without the prefixes of wrapping modules.
+
+    Raises ValueError for other content, and for tensors without values in the file.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path} holds more than named tensors: {name!r:.60} is {type(value).__name__}; "
+                "allowed are named tensors only"
+            )
+        if not _is_plain(value):
+            raise ValueError(
+                f"{path}: {name} is sparse, quantized, without values or a view of fewer values; "
+                "allowed are plain tensors: save tensor.contiguous()"
+            )
+        if unwrapped(name) in tensors:
+            raise ValueError(f"{path}: {unwrapped(name)} is there twice; allowed is once")
+        tensors[unwrapped(name)] = value
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor has values for all places in memory."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without the prefixes of torch.compile and data-parallel training."""
+    parts = [part for part in name.split(".") if part not in COMPILED]
+    while len(parts) > 1 and parts[0] == PARALLEL:
+        parts.pop(0)
+    return ".".join(parts)

@@ -7,17 +7,51 @@ name and first position of each document. A separator id stands between document
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from gptmill.files import read_json, write_bytes, write_json
+from gptmill.files import checked, read_json, write_bytes, write_json
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 ID_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 LARGEST_UINT16 = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """The names and first positions of the documents."""
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    starts: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The content of `NAME.json`."""
+
+    count: Annotated[int, Field(ge=1)]
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: Annotated[int, Field(ge=1, le=2**32)]
+    fingerprint: str
+    documents: _Documents
+
+
+def _read_header(path: Path) -> _Header:
+    header: _Header = checked(_Header, read_json(path), path)
+    names, starts = header.documents.names, header.documents.starts
+    positions = (*starts, header.count)
+    ascending = all(first <= second for first, second in pairwise(positions))
+    if len(names) != len(starts) or starts[0] != 0 or not ascending:
+        raise ValueError(
+            f"{path}: documents.starts has {len(starts)} positions for {len(names)} names; allowed "
+            f"are ascending positions from 0 to {header.count}, one per name: create the file again"
+        )
+    return header
 
 
 @dataclass(frozen=True)
@@ -40,9 +74,9 @@ class TokenFile:
         The header is the .json file of the same name. Raises ValueError if the length of the
         .bin file differs from the header.
         """
-        header = read_json(path.with_suffix(".json"))
-        dtype = ID_DTYPES[header["dtype"]]
-        expected = header["count"] * dtype.itemsize
+        header = _read_header(path.with_suffix(".json"))
+        dtype = ID_DTYPES[header.dtype]
+        expected = header.count * dtype.itemsize
         if path.stat().st_size != expected:
             raise ValueError(
                 f"{path} has {path.stat().st_size} bytes and the header promises {expected}: "
@@ -50,10 +84,10 @@ class TokenFile:
             )
         return cls(
             ids=np.memmap(path, dtype=dtype, mode="r"),
-            vocab_size=header["vocab_size"],
-            fingerprint=header["fingerprint"],
-            names=tuple(header["documents"]["names"]),
-            starts=np.array(header["documents"]["starts"], dtype=np.int64),
+            vocab_size=header.vocab_size,
+            fingerprint=header.fingerprint,
+            names=header.documents.names,
+            starts=np.array(header.documents.starts, dtype=np.int64),
         )
 
     @staticmethod

@@ -12,18 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptmill.checkpoint.layouts import BOOK
 from gptmill.checkpoint.weights import (
     Shape,
     Taken,
     Tensors,
+    named_tensors,
     of_dict,
     read_pickle,
 )
 from gptmill.model.gpt import SIZES, GPTConfig
 
-WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and of data-parallel training
 HEAD, HEAD_BIAS = "out_head.weight", "out_head.bias"
 EMBEDDING, LAST_SHIFT = "tok_emb.weight", "final_norm.shift"
+# Tensors that determine the config, with their numbers of axes.
+NEEDED = {
+    EMBEDDING: 2,
+    "pos_emb.weight": 2,
+    "trf_blocks.0.ff.layers.0.weight": 2,
+    HEAD: 2,
+    LAST_SHIFT: 1,
+}
 GPT2_HEAD_DIM = 64
 
 
@@ -37,6 +46,10 @@ def open_book(path: Path, *, n_heads: int | None) -> tuple[GPTConfig, Tensors, i
     state = _state(path, content)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     n_classes = _n_classes(shapes)
+    if n_classes == 1:
+        raise ValueError(
+            f"{path}: {HEAD} gives a single score; allowed are 2 or more exclusive classes"
+        )
     config = _config(path, shapes, n_heads)
     if n_classes is not None:
         _fold_bias(path, state)
@@ -53,21 +66,17 @@ def open_book(path: Path, *, n_heads: int | None) -> tuple[GPTConfig, Tensors, i
     return config, Tensors(path, tensors.shapes, take), n_classes
 
 
-def _state(path: Path, content: dict[str, Any]) -> dict[str, Tensor]:
-    weights = content.get("model_state_dict", content)
-    state = dict(weights) if isinstance(weights, dict) else {}
-    for wrapper in WRAPPERS:
-        state = {name.removeprefix(wrapper): value for name, value in state.items()}
+def _state(path: Path, content: dict[Any, Any]) -> dict[str, Tensor]:
+    state = named_tensors(path, content)
     if any(".lora." in name for name in state):
         raise ValueError(f"{path} holds LoRA layers; merge them into the weights and save again")
-    needed = (EMBEDDING, "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight", HEAD, LAST_SHIFT)
-    missing = [name for name in needed if not isinstance(state.get(name), Tensor)]
-    if missing:
-        raise ValueError(
-            f"{path} is not a state dict of the book's GPTModel: {missing[0]} is missing"
-        )
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds more than named tensors; allowed are named tensors only")
+    for name, n_axes in NEEDED.items():
+        if name not in state or state[name].ndim != n_axes or not state[name].numel():
+            problem = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
+            raise ValueError(f"{path} is not a state dict of the book's GPTModel: {name} {problem}")
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() and not name.endswith(BOOK.ignored):
+            raise ValueError(f"{path}: {name} has type {tensor.dtype}; allowed are float types")
     return state
 
 

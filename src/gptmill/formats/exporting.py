@@ -6,6 +6,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,18 +17,19 @@ from torch import Tensor
 from gptmill.checkpoint.checkpoint import (
     load_causal_lm,
     load_classifier,
+    read_special_ids,
     save_causal_lm,
     save_classifier,
 )
 from gptmill.checkpoint.families import family_of
-from gptmill.checkpoint.hf_config import SpecialIds, read_config_file
 from gptmill.checkpoint.mapping import file_tensors
 from gptmill.checkpoint.model_card import name_commit
-from gptmill.checkpoint.weights import open_folder
+from gptmill.checkpoint.weights import check_finite, open_folder
 from gptmill.device import check_choice
-from gptmill.files import atomic_folder
+from gptmill.files import atomic_folder, removed_on_error
 from gptmill.formats.gguf import ROPE_FACTORS, metadata, rope_factors
 from gptmill.model.gpt import GPT, GPTClassifier
+from gptmill.tokenizer.gguf import ENDS
 from gptmill.tokenizer.huggingface import SPLITS
 from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -81,7 +83,8 @@ def _export_folder(
     dtype: torch.dtype,
     commit: str | None,
 ) -> None:
-    tokenizer, ids = Tokenizer.from_folder(folder), _ids(folder)
+    tokenizer = Tokenizer.from_folder(folder)
+    ids = read_special_ids(folder, tokenizer)
     with atomic_folder(out) as partial:
         if isinstance(model, GPT):
             template = tokenizer.chat_template
@@ -96,11 +99,6 @@ def _export_folder(
                 name_commit(partial, commit)
 
 
-def _ids(folder: Path) -> SpecialIds:
-    given = read_config_file(folder / "config.json")
-    return SpecialIds(*(given[f"{role}_token_id"] for role in ("bos", "eos", "pad")))
-
-
 def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
     """Write a state dict for the book's code, causal masks included."""
     family = family_of(model.config)
@@ -111,10 +109,13 @@ def _export_book(out: Path, model: GPT | GPTClassifier) -> None:
     tensors = {name: t.contiguous() for name, t in file_tensors(family.book, model).items()}
     length = model.config.context_length
     mask = torch.ones(length, length).triu(diagonal=1)  # shared by all blocks, and stored once
+    for name, tensor in tensors.items():
+        check_finite(tensor, tensor, name)
     for layer in range(model.config.n_layers):
         tensors[f"trf_blocks.{layer}.att.mask"] = mask
     partial = _partial(out)
-    torch.save(tensors, partial)
+    with removed_on_error(partial):
+        torch.save(tensors, partial)
     partial.replace(out)
 
 
@@ -129,12 +130,15 @@ def _export_gguf(folder: Path, out: Path, model: GPT, dtype: torch.dtype) -> Non
     writer.add_file_type(GGUF_FILE_TYPES[dtype])
     for name, value in metadata(config).items():
         _add(writer, name, value)
-    _add_tokenizer(writer, Tokenizer.from_folder(folder), config.vocab_size)
+    tokenizer = Tokenizer.from_folder(folder)
+    _add_tokenizer(writer, tokenizer, config.vocab_size)
+    _add_end_ids(writer, read_special_ids(folder, tokenizer).eos)
     tensors = file_tensors(family_of(config).gguf, model)
     factors = rope_factors(config)
     if factors is not None:
         tensors[ROPE_FACTORS] = factors
-    _write_tensors(writer, tensors, dtype)
+    with removed_on_error(partial), closing(writer):
+        _write_tensors(writer, tensors, dtype)
     partial.replace(out)
 
 
@@ -167,12 +171,22 @@ def _add_tokenizer(writer: "GGUFWriter", tokenizer: Tokenizer, vocab_size: int) 
     writer.add_token_types([*kinds, *[UNUSED] * len(spare)])
     writer.add_token_merges([" ".join(merge) for merge in definition.merges])
     writer.add_bos_token_id(tokenizer.bos_id)
-    writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.pad_id)
     writer.add_add_bos_token(False)
     writer.add_add_space_prefix(False)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def _add_end_ids(writer: "GGUFWriter", ids: Sequence[int]) -> None:
+    """Add all ids that end a text, each under a key of its own."""
+    if len(ids) > len(ENDS):
+        raise ValueError(
+            f"the model has {len(ids)} end ids (eos_token_id), and GGUF has keys for {len(ENDS)}; "
+            "remove ids from generation_config.json and config.json, or export as hf"
+        )
+    for key, index in zip(ENDS, ids, strict=False):
+        writer.add_uint32(key, index)
 
 
 def _write_tensors(writer: "GGUFWriter", tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -194,8 +208,8 @@ def _write_tensors(writer: "GGUFWriter", tensors: dict[str, Tensor], dtype: torc
     writer.write_ti_data_to_file()
     for name, tensor in tensors.items():
         stored = tensor.to(types[name]).contiguous()
+        check_finite(stored, tensor, name)
         writer.write_tensor_data(stored.view(torch.uint8).numpy())
-    writer.close()
 
 
 def _partial(out: Path) -> Path:

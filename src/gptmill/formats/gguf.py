@@ -1,7 +1,7 @@
 """GGUF, the file format of llama.cpp, with metadata, tokenizer and tensors in one file.
 
-The `gguf` package parses files and dequantizes tensors. This module translates between metadata
-and the shape of a model, in both directions.
+gguf_file.py parses files, and the `gguf` package dequantizes tensors. This module translates
+between metadata and the shape of a model, in both directions.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gptmill.checkpoint.config_fields import read_number, read_size, read_sizes
 from gptmill.checkpoint.families import FAMILIES, family_of
 from gptmill.checkpoint.layouts import Layout
 from gptmill.checkpoint.weights import Shape, Taken, Tensors
 from gptmill.device import check_choice
+from gptmill.formats.gguf_file import GgufTensor, read_gguf
 from gptmill.model.gpt import GPTConfig, Llama
 from gptmill.model.rope import RopeScaling, frequencies
 
@@ -28,6 +29,7 @@ HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 # The scalings of Llama 3.1, 3.2 and 3.3; a file holds only the resulting divisors.
 LLAMA3_FACTORS = (8.0, 32.0)
 LLAMA3_CONTEXT = 8192
+MAPPED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # GPTConfig's names and the metadata keys, after the name of the architecture.
 SIZES = {
     "context_length": "context_length",
@@ -50,41 +52,30 @@ class GgufFile:
 
 def open_gguf(path: Path) -> GgufFile:
     """Open the GGUF file of a GPT-2 or a Llama; raise ValueError for anything else."""
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path, "c")
-    except (ValueError, IndexError, OSError) as error:
-        raise ValueError(f"{path} is not a complete GGUF file: {error}") from None
-    fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    content = read_gguf(path)
 
     def take(name: str) -> Taken:
-        return _values(tensors[name])
+        return _values(content.tensors[name])
 
-    shapes = {name: tuple(map(int, reversed(t.shape.tolist()))) for name, t in tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in content.tensors.items()}
     factors = take(ROPE_FACTORS).tensor if shapes.pop(ROPE_FACTORS, None) else None
     try:
-        config = _config(fields, shapes, factors)
+        config = _config(content.fields, shapes, factors)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return GgufFile(fields, config, family_of(config).gguf, Tensors(path, shapes, take))
+    return GgufFile(content.fields, config, family_of(config).gguf, Tensors(path, shapes, take))
 
 
-def _values(tensor: Any) -> Taken:
+def _values(tensor: GgufTensor) -> Taken:
     """Return a tensor: mapped from the file, or dequantized."""
     from gguf import GGMLQuantizationType, dequantize
 
-    if tensor.tensor_type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        return Taken(torch.from_numpy(tensor.data), mapped=True)
-    if tensor.tensor_type == GGMLQuantizationType.BF16:
-        return Taken(torch.from_numpy(tensor.data).view(torch.bfloat16), mapped=True)
-    return Taken(torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)), mapped=False)
-
-
-def _plain(value: Any) -> Any:
-    """Return a float as written: a file has only 32 bits of 1e-05."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    kind = GGMLQuantizationType(tensor.kind)
+    if kind.name in MAPPED:
+        content = torch.from_numpy(tensor.content).view(MAPPED[kind.name])
+        return Taken(content.view(tensor.shape), mapped=True)
+    values = torch.from_numpy(dequantize(tensor.content, kind))
+    return Taken(values.view(tensor.shape), mapped=False)
 
 
 def _config(
@@ -93,19 +84,14 @@ def _config(
     family = str(fields.get("general.architecture"))
     check_choice("architecture", family, FAMILIES)
 
-    def field(name: str) -> Any:
-        value = fields.get(f"{family}.{name}")
-        if not isinstance(value, int | float):
-            raise ValueError(f"{family}.{name} is {value!r}; allowed is one number")
-        return value
-
-    shape = {ours: field(theirs) for ours, theirs in SIZES.items()}
-    if EMBEDDING not in shapes:
-        raise ValueError(f"{EMBEDDING} is missing; every model of this family has one")
-    shape |= {
+    sizes = read_sizes(fields, {ours: f"{family}.{theirs}" for ours, theirs in SIZES.items()})
+    if len(shapes.get(EMBEDDING, ())) != 2:
+        raise ValueError(f"{EMBEDDING} is missing; every model of this family has such a matrix")
+    shape = {
+        **sizes,
         "vocab_size": shapes[EMBEDDING][0],
         "tie_weights": HEAD not in shapes,
-        "norm_eps": field(FAMILIES[family].gguf_norm_eps),
+        "norm_eps": read_number(fields, f"{family}.{FAMILIES[family].gguf_norm_eps}"),
     }
     return READERS[family](fields, shape, factors)
 
@@ -124,12 +110,12 @@ def _llama(
     for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if fields.get(f"llama.{name}", head_dim) != head_dim:
             raise ValueError(f"llama.{name} is {fields[f'llama.{name}']}; allowed is {head_dim}")
-    theta = float(fields.get("llama.rope.freq_base", 10_000.0))
+    theta = read_number(fields, "llama.rope.freq_base", 10_000.0)
     scaling = _scaling(fields, shape["context_length"])
     if factors is not None:
         scaling = _llama3_scaling(factors, head_dim, theta)
     llama = Llama(
-        n_kv_heads=fields.get("llama.attention.head_count_kv", heads),
+        n_kv_heads=read_size(fields, "llama.attention.head_count_kv", heads),
         rope_theta=theta,
         rope_scaling=scaling,
     )
@@ -142,24 +128,23 @@ READERS = {"gpt2": _gpt2, "llama": _llama}
 
 def _scaling(fields: Mapping[str, Any], context_length: int) -> RopeScaling | None:
     """Return the scaling in the metadata, if any."""
-    rope = {
-        name.removeprefix("llama.rope.scaling."): value
-        for name, value in fields.items()
-        if name.startswith("llama.rope.scaling.")
-    }
-    kind = rope.get("type", "none")
+    prefix = "llama.rope.scaling."
+    kind = fields.get(f"{prefix}type", "none")
     if kind == "none":
         return None
     check_choice("llama.rope.scaling.type", kind, ["none", "linear", "yarn"])
     for name in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
-        if rope.get(name, 1.0) != 1.0:
-            raise ValueError(f"llama.rope.scaling.{name} is {rope[name]}; allowed is 1")
+        value = fields.get(f"{prefix}{name}", 1.0)
+        if value != 1.0:
+            raise ValueError(f"{prefix}{name} is {value}; allowed is 1")
     return RopeScaling(
         kind=kind,
-        factor=rope.get("factor", 1.0),
-        original_context_length=rope.get("original_context_length", context_length),
-        beta_fast=rope.get("yarn_beta_fast", 32.0),
-        beta_slow=rope.get("yarn_beta_slow", 1.0),
+        factor=read_number(fields, f"{prefix}factor", 1.0),
+        original_context_length=read_size(
+            fields, f"{prefix}original_context_length", context_length
+        ),
+        beta_fast=read_number(fields, f"{prefix}yarn_beta_fast", 32.0),
+        beta_slow=read_number(fields, f"{prefix}yarn_beta_slow", 1.0),
     )
 
 

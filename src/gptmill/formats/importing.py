@@ -18,16 +18,19 @@ import torch
 from gptmill.checkpoint.checkpoint import (
     layout_of,
     read_class_names,
+    read_special_ids,
     save_causal_lm,
     save_classifier,
+    special_ids,
 )
-from gptmill.checkpoint.hf_config import SpecialIds, read_config, read_config_file
+from gptmill.checkpoint.hf_config import SpecialIds, read_config
 from gptmill.checkpoint.layouts import BOOK, OPENAI, Layout
 from gptmill.checkpoint.mapping import check, meta_model, read_state
 from gptmill.checkpoint.weights import Tensors, open_folder, weight_files
-from gptmill.files import atomic_folder, sha256
+from gptmill.files import atomic_folder, refuse_lfs_pointer, sha256
 from gptmill.formats.book import open_book
 from gptmill.formats.gguf import open_gguf
+from gptmill.formats.gguf_file import MAGIC
 from gptmill.formats.tensorflow import (
     checkpoint_files,
     is_checkpoint,
@@ -35,6 +38,7 @@ from gptmill.formats.tensorflow import (
     read_hparams,
 )
 from gptmill.model.gpt import GPT, GPTConfig
+from gptmill.tokenizer.gguf import read_end_ids
 from gptmill.tokenizer.huggingface import read_chat_template
 from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -210,8 +214,9 @@ def _open(path: Path, n_heads: int | None) -> _Source:
     if path.is_dir():
         return _open_tensorflow(path) if is_checkpoint(path) else _open_hugging_face(path)
     with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"GGUF":
+        start = file.read(100)
+    refuse_lfs_pointer(path, start)
+    if start.startswith(MAGIC):
         return _open_gguf(path)
     if path.suffix in PICKLES:
         return _open_book(path, n_heads)
@@ -234,23 +239,21 @@ def _find_model(folder: Path) -> Path:
 
 def _open_hugging_face(folder: Path) -> _Source:
     config = read_config(folder)
-    fields = read_config_file(folder / "config.json")
     tensors = open_folder(folder)
     names: list[str] = read_class_names(folder) if "score.weight" in tensors.shapes else []
     files = [folder / "config.json", *weight_files(folder), *_tokenizer_files(folder)]
-    ids = [fields.get(f"{role}_token_id") for role in ("bos", "eos", "pad")]
-    bos, eos, pad = (index if isinstance(index, int) else None for index in ids)
+    tokenizer = _read_tokenizer(folder)
     return _Source(
         form="hugging face",
         layout=layout_of(config),
         config=config,
         tensors=tensors,
         files=files,
-        tokenizer=_read_tokenizer(folder),
+        tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
         n_classes=len(names) or None,
         class_names=names,
-        ids=None if bos is None or eos is None or pad is None else SpecialIds(bos, eos, pad),
+        ids=None if tokenizer is None else read_special_ids(folder, tokenizer),
     )
 
 
@@ -276,7 +279,11 @@ def _open_book(path: Path, n_heads: int | None) -> _Source:
 
 def _open_gguf(path: Path) -> _Source:
     file = open_gguf(path)
-    tokenizer = Tokenizer.from_gguf(file.fields)
+    try:
+        tokenizer = Tokenizer.from_gguf(file.fields)
+        ends = read_end_ids(file.fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return _Source(
         form="gguf",
         layout=file.layout,
@@ -285,6 +292,7 @@ def _open_gguf(path: Path) -> _Source:
         files=[path],
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
+        ids=special_ids(tokenizer, ends),
     )
 
 

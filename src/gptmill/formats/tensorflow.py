@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptmill.checkpoint.config_fields import read_sizes
 from gptmill.checkpoint.weights import (
     Shape,
     Taken,
     Tensors,
     map_file,
 )
-from gptmill.files import read_json
+from gptmill.files import read_object, read_text, refuse_lfs_pointer
 from gptmill.formats.crc32c import masked_crc32c
 from gptmill.model.gpt import GPTConfig
 
@@ -64,12 +65,12 @@ def read_hparams(folder: Path) -> GPTConfig:
     where a size is missing.
     """
     path = folder / "hparams.json"
-    hparams = read_json(path)
-    for name in HPARAMS.values():
-        if not isinstance(hparams, dict) or not isinstance(hparams.get(name), int):
-            raise ValueError(f"{path} has no integer {name}; fetch the file again")
-    sizes = {ours: hparams[theirs] for ours, theirs in HPARAMS.items()}
-    return GPTConfig(**sizes, drop_rate=0.1, qkv_bias=True, tie_weights=True)
+    hparams = read_object(path)
+    try:
+        sizes = read_sizes(hparams, HPARAMS)
+        return GPTConfig(**sizes, drop_rate=0.1, qkv_bias=True, tie_weights=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; fetch the file again") from None
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -78,15 +79,16 @@ def checkpoint_files(folder: Path) -> list[Path]:
     Raises ValueError where `checkpoint` names no index, or the index is missing.
     """
     path = folder / "checkpoint"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    match = re.search(r'^model_checkpoint_path: "([^"]+)"', text, re.MULTILINE)
+    text = read_text(path) if path.is_file() else ""
+    match = re.search(r'^model_checkpoint_path: "([^"\x00-\x1f]+)"', text, re.MULTILINE)
     if match is None:
         raise ValueError(f"{path} names no checkpoint; fetch the folder's seven files again")
     prefix = re.split(r"[/\\]", match[1])[-1]
     index = folder / f"{prefix}.index"
     if not index.is_file():
         raise ValueError(f"{index} is missing, but named in {path}")
-    return [index, *sorted(folder.glob(f"{prefix}.data-*-of-*"))]
+    data = re.compile(rf"{re.escape(prefix)}\.data-\d+-of-\d+")
+    return [index, *sorted(path for path in folder.iterdir() if data.fullmatch(path.name))]
 
 
 def open_checkpoint(folder: Path) -> Tensors:
@@ -122,21 +124,37 @@ def read_index(path: Path) -> dict[str, Entry]:
     Raises ValueError if the file is incomplete, damaged or not an index.
     """
     content = path.read_bytes()
+    refuse_lfs_pointer(path, content)
     if len(content) < FOOTER or not content.endswith(MAGIC):
         raise ValueError(f"{path} is not a complete index of a TensorFlow checkpoint")
     try:
-        footer = _Reader(content[-FOOTER:])
-        footer.varint(), footer.varint()  # handle of the metaindex block
-        index = _block(content, footer.varint(), footer.varint())
-        rows: dict[str, bytes] = {}
-        for _, handle in _rows(index):
-            reader = _Reader(handle)
-            for key, value in _rows(_block(content, reader.varint(), reader.varint())):
-                rows[key.decode("utf-8")] = value
-        _check_header(rows.pop("", b""))
-        return {name: _entry(name, value) for name, value in rows.items()}
-    except (ValueError, IndexError) as error:
+        rows = index_rows(content)
+        _check_header(rows.pop(b"", b""))
+        return {
+            name: _entry(name, value)
+            for name, value in ((_name(key), value) for key, value in rows.items())
+        }
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def index_rows(content: bytes) -> dict[bytes, bytes]:
+    """Return the rows of an index by key; raise ValueError for damaged blocks."""
+    footer = _Reader(content[-FOOTER:])
+    footer.varint(), footer.varint()  # handle of the metaindex block
+    index = _block(content, footer.varint(), footer.varint())
+    rows: dict[bytes, bytes] = {}
+    for _, handle in _rows(index):
+        reader = _Reader(handle)
+        rows |= _rows(_block(content, reader.varint(), reader.varint()))
+    return rows
+
+
+def _name(key: bytes) -> str:
+    try:
+        return key.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{key!r} is not UTF-8; allowed are names of tensors") from None
 
 
 class _Reader:
@@ -153,8 +171,9 @@ class _Reader:
         """
         number = shift = 0
         while True:
-            byte = self.content[self.position]
-            self.position += 1
+            byte = self.bytes(1)[0]
+            if shift >= 64:
+                raise ValueError("a number has more than 64 bits")
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return number
@@ -222,23 +241,37 @@ def _message(content: bytes) -> dict[int, list[Any]]:
     return fields
 
 
+def _number(fields: dict[int, list[Any]], field: int) -> int:
+    value = fields.get(field, [0])[-1]
+    if not isinstance(value, int):
+        raise ValueError(f"field {field} of a record is text; allowed is a number")
+    return value
+
+
 def _check_header(content: bytes) -> None:
-    if _message(content).get(2, [0])[-1] != 0:
+    if _number(_message(content), 2) != 0:
         raise ValueError("the tensors are stored big-endian; allowed is little-endian")
+
+
+def _parts(fields: dict[int, list[Any]]) -> list[bytes]:
+    """Return the records in field 2: the shape of a tensor, or the axes of a shape."""
+    parts = fields.get(2, [b""])
+    if not all(isinstance(part, bytes) for part in parts):
+        raise ValueError("a shape is a number; allowed is a list of axes")
+    return parts
 
 
 def _entry(name: str, content: bytes) -> Entry:
     fields = _message(content)
 
     def number(field: int) -> int:
-        return int(fields.get(field, [0])[-1])
+        return _number(fields, field)
 
     if number(1) not in TF_DTYPES or 7 in fields:
         raise ValueError(
             f"{name} has type {number(1)} or is stored in slices; allowed are whole float tensors"
         )
-    dims = _message(fields.get(2, [b""])[-1]).get(2, [])
-    shape = tuple(int(_message(dim).get(1, [0])[-1]) for dim in dims)
+    shape = tuple(_number(_message(dim), 1) for dim in _parts(_message(_parts(fields)[-1])))
     dtype = TF_DTYPES[number(1)]
     if number(5) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name} has {number(5)} bytes; the size must match shape {shape}")

@@ -20,6 +20,7 @@ from gptmill.generation.decoder import (
 from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
 from gptmill.tokenizer.chat_template import Template
+from gptmill.tokenizer.huggingface import read_stop_ids
 from gptmill.tokenizer.stream import TextStream
 from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -118,12 +119,16 @@ class CompletionBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class TextGenerator:
-    """A model with a tokenizer and an optional chat template."""
+    """A model with a tokenizer and an optional chat template.
+
+    `stops` are the ids that end a text by the folder's configs.
+    """
 
     name: str
     model: GPT
     tokenizer: Tokenizer
     template: Template | None
+    stops: frozenset[int] = frozenset()
 
     @classmethod
     def open(
@@ -144,7 +149,13 @@ class TextGenerator:
         if weights is not None:
             model = quantize(model, weights)
         name = folder.resolve().name
-        return cls(name=name, model=model, tokenizer=tokenizer, template=Template.read(folder))
+        return cls(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            template=Template.read(folder),
+            stops=frozenset(read_stop_ids(folder)),
+        )
 
     @property
     def context_length(self) -> int:
@@ -155,9 +166,10 @@ class TextGenerator:
     def stop_ids(self) -> frozenset[int]:
         """Return the ids that end a text.
 
-        The end id of a document, and with a chat template the end ids of a turn.
+        The end id of a document, the end ids of the folder's configs, and with a chat template
+        the end ids of a turn.
         """
-        end = frozenset([self.tokenizer.eot_id])
+        end = self.stops | {self.tokenizer.eot_id}
         return end if self.template is None else end | self.template.stop_ids(self.tokenizer)
 
     def completions(

@@ -20,8 +20,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from gptmill.files import read_json
-from gptmill.tokenizer.huggingface import read_chat_template, read_roles
+from gptmill.tokenizer.huggingface import read_chat_template, read_roles, read_stop_ids
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.tokenizer.vocabulary import longest_first
 
@@ -45,7 +44,11 @@ class Template:
     def read(cls, folder: Path) -> Self | None:
         """Read the chat template of a Hugging Face folder; return None without a template."""
         source = read_chat_template(folder)
-        return None if source is None else cls(source, read_roles(folder), _read_stops(folder))
+        return (
+            None
+            if source is None
+            else cls(source, read_roles(folder), frozenset(read_stop_ids(folder)))
+        )
 
     def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
         """Render messages to text, as `apply_chat_template` does.
@@ -107,14 +110,6 @@ class Template:
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Return all ids that end an answer: the tokenizer's and the folder's."""
         return self.stops | {tokenizer.eos_id}
-
-
-def _read_stops(folder: Path) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    ids = read_json(path).get("eos_token_id") if path.is_file() else None
-    if isinstance(ids, int):
-        return frozenset([ids])
-    return frozenset(ids or [])
 
 
 def fit_conversation(

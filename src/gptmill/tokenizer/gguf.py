@@ -7,12 +7,19 @@ is any byte-level byte pair encoding, and `tokenizer.ggml.pre` names the pre-tok
 from collections.abc import Mapping
 from typing import Any
 
+from gptmill.files import checked
 from gptmill.tokenizer.huggingface import SPLITS, Definition, byte_level
 from gptmill.tokenizer.vocabulary import Spelled, read_merge
 
 NAMES = {**{name: name for name in SPLITS}, "gpt2": "gpt-2"}
 """The known pre-tokenizers; "gpt2" is a second name of "gpt-2"."""
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's kinds of token
+ENDS = (
+    "tokenizer.ggml.eos_token_id",
+    "tokenizer.ggml.eot_token_id",  # of a turn
+    "tokenizer.ggml.eom_token_id",  # of a message
+)
+"""The keys of ids that end a text."""
 ROLES = {
     "bos_token": "tokenizer.ggml.bos_token_id",
     "eos_token": "tokenizer.ggml.eos_token_id",
@@ -32,10 +39,10 @@ def read(metadata: Mapping[str, Any]) -> Definition:
     for name in ("tokens", "merges"):
         if not _value(metadata, f"tokenizer.ggml.{name}"):
             raise ValueError(f"the GGUF file has no tokenizer.ggml.{name}; the file must have one")
-    tokens = tuple(_value(metadata, "tokenizer.ggml.tokens"))
-    merges = _value(metadata, "tokenizer.ggml.merges")
-    kinds = _value(metadata, "tokenizer.ggml.token_type")
-    ids = {role: _value(metadata, key) for role, key in ROLES.items()}
+    tokens = tuple(_list(metadata, "tokenizer.ggml.tokens", str))
+    merges = _list(metadata, "tokenizer.ggml.merges", str)
+    kinds = _list(metadata, "tokenizer.ggml.token_type", int)
+    ids = {role: _id(metadata, key, len(tokens)) for role, key in ROLES.items()}
     roles = {role: tokens[index] for role, index in ids.items() if index is not None}
     try:
         special = {*_special(tokens, kinds)}
@@ -54,13 +61,33 @@ def read(metadata: Mapping[str, Any]) -> Definition:
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
     """Return the chat template in a file's metadata, if any."""
     template = _value(metadata, "tokenizer.chat_template")
-    return None if template is None else str(template)
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"the GGUF file's tokenizer.chat_template is {template!r:.40}, not text")
+    return template
+
+
+def read_end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return all ids that end a text, most important first."""
+    n_tokens = len(_list(metadata, "tokenizer.ggml.tokens", str))
+    ids = (_id(metadata, key, n_tokens) for key in ENDS)
+    return tuple(index for index in ids if index is not None)
 
 
 def _value(metadata: Mapping[str, Any], key: str) -> Any:
     """Return a value, or the contents of a field of the library `gguf`."""
     value: Any = metadata.get(key)
     return value.contents() if hasattr(value, "contents") else value
+
+
+def _list(metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    return list(checked(list[kind], _value(metadata, key) or [], f"the GGUF file's {key}"))  # type: ignore[valid-type]
+
+
+def _id(metadata: Mapping[str, Any], key: str, n_tokens: int) -> int | None:
+    index = _value(metadata, key)
+    if index is not None and (not isinstance(index, int) or not 0 <= index < n_tokens):
+        raise ValueError(f"the GGUF file's {key} is {index!r}; allowed are 0 to {n_tokens - 1}")
+    return index
 
 
 def _merge(line: str) -> Spelled:
@@ -72,10 +99,10 @@ def _merge(line: str) -> Spelled:
     return merge
 
 
-def _special(tokens: tuple[str, ...], kinds: list[int] | None) -> frozenset[str]:
-    if kinds is None or len(kinds) != len(tokens):
+def _special(tokens: tuple[str, ...], kinds: list[int]) -> frozenset[str]:
+    if len(kinds) != len(tokens):
         raise ValueError(
-            f"there are {len(tokens)} tokens and {len(kinds or [])} of tokenizer.ggml.token_type; "
+            f"there are {len(tokens)} tokens and {len(kinds)} of tokenizer.ggml.token_type; "
             "allowed is one per token"
         )
     for token, kind in zip(tokens, kinds, strict=True):

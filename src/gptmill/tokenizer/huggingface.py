@@ -8,14 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from tokenizers import Tokenizer
 
-from gptmill.files import read_json
+from gptmill.files import checked, read_object, read_text
 from gptmill.tokenizer.vocabulary import END_OF_TEXT, ROLES, Spelled, gpt2_tokens
 
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+LARGEST_ID = 9_999_999
+"""Limit of ids: memory grows with the largest id of a vocabulary."""
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 SPLITS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -42,6 +45,9 @@ class Definition:
             library = Tokenizer.from_str(json.dumps(fixed))
         except Exception as error:  # the library raises no narrower class
             raise ValueError(f"the library tokenizers cannot read the content: {error}") from None
+        largest = max(library.get_vocab(with_added_tokens=True).values(), default=0)
+        if largest > LARGEST_ID:
+            raise ValueError(f"an id is {largest}; allowed are ids up to {LARGEST_ID}")
         own = json.loads(library.to_str())
         special = {token["content"] for token in own["added_tokens"] if token["special"]}
         return cls(own, {role: token for role, token in roles.items() if token in special})
@@ -92,35 +98,102 @@ class Definition:
         )
 
 
-def _with_offsets(step: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a step with the usual `trim_offsets`, which changes no id."""
-    return {**step, "trim_offsets": True} if "trim_offsets" in step else dict(step)
-
-
 def read(folder: Path) -> Definition:
     """Read the definition in a folder; raise ValueError naming the file and the mistake."""
     path = folder / "tokenizer.json"
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise ValueError(f"{path} is not a tokenizer: allowed is a JSON object with a `model`")
+    content = read_object(path)
+    checked(_Outline, content, path)
+    content = _with_added_tokens(content, folder)
+    roles = read_roles(folder)
     try:
-        return Definition.of(_with_added_tokens(content, folder), read_roles(folder))
+        return Definition.of(content, roles)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+# The fields that we read of each file; the library checks the rest of tokenizer.json.
+
+
+@dataclass(frozen=True)
+class _Added:
+    """An added token of `tokenizer_config.json`."""
+
+    content: str
+    special: bool = False
+    single_word: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    normalized: bool = True
+
+
+@dataclass(frozen=True)
+class _AddedWithId(_Added):
+    """An added token of `tokenizer.json`."""
+
+    id: Annotated[int, Field(ge=0, le=LARGEST_ID)] = 0
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A `tokenizer.json`."""
+
+    model: dict[str, Any]
+    added_tokens: list[_AddedWithId] | None = None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A token by its content."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class _NamedTemplate:
+    """One of several chat templates."""
+
+    name: str
+    template: str
+
+
+Token = str | _Named | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """A `tokenizer_config.json`, or a `special_tokens_map.json`."""
+
+    bos_token: Token = None
+    eos_token: Token = None
+    pad_token: Token = None
+    unk_token: Token = None
+    additional_special_tokens: list[Token] | dict[str, Token] | None = None
+    extra_special_tokens: list[Token] | dict[str, Token] | None = None
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^\d{1,7}$")], _Added] | None = None
+    chat_template: str | list[_NamedTemplate] | None = None
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of tokens and settings, empty if missing."""
+    content = read_object(path) if path.is_file() else {}
+    checked(_Settings, content, path)
+    return content
 
 
 def _with_added_tokens(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the content with the added tokens of the other files, in the order of their ids."""
     added = {token["content"]: token for token in content.get("added_tokens") or []}
-    names = ("tokenizer_config.json", "added_tokens.json")
-    config, plain = (_read_object(folder / name) for name in names)
+    config = _read_settings(folder / "tokenizer_config.json")
+    path = folder / "added_tokens.json"
+    plain = read_object(path) if path.is_file() else {}
+    checked(dict[str, Annotated[int, Field(ge=0, le=LARGEST_ID)]], plain, path)
     for text, index in plain.items():
         added.setdefault(text, {"id": index, "content": text, **ADDED, "special": False})
     for index, token in (config.get("added_tokens_decoder") or {}).items():
         entry = {"id": int(index), **ADDED, "special": False, **token}
         entry.pop("__type", None)
         added[token["content"]] = entry
-    for text in _named(config) | _named(_read_object(folder / "special_tokens_map.json")):
+    for text in _named(config) | _named(_read_settings(folder / "special_tokens_map.json")):
         if text in added:
             added[text] = {**added[text], "special": True}
     return {**content, "added_tokens": sorted(added.values(), key=lambda token: int(token["id"]))}
@@ -132,20 +205,15 @@ def _named(content: Mapping[str, Any]) -> set[str]:
     for name in ("additional_special_tokens", "extra_special_tokens"):
         more = content.get(name) or []
         values += more.values() if isinstance(more, dict) else more
-    texts = (value["content"] if isinstance(value, dict) else value for value in values)
+    texts = (value.get("content") if isinstance(value, dict) else value for value in values)
     return {text for text in texts if isinstance(text, str)}
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path) if path.is_file() else {}
-    return content if isinstance(content, dict) else {}
 
 
 def read_roles(folder: Path) -> dict[str, str]:
     """Return the special tokens by their roles, from a folder's files."""
     roles: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        content = _read_object(folder / name)
+        content = _read_settings(folder / name)
         for role in ROLES:
             token = content.get(role)
             text = token["content"] if isinstance(token, dict) else token
@@ -153,12 +221,26 @@ def read_roles(folder: Path) -> dict[str, str]:
     return roles
 
 
+def read_stop_ids(folder: Path) -> tuple[int, ...]:
+    """Return the ids that end a text by a folder's configs, most important first.
+
+    Generation reads `generation_config.json`; `config.json` may name further ids.
+    """
+    ids: dict[int, None] = {}
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = read_object(path).get("eos_token_id") if path.is_file() else None
+        listed = checked(int | list[int] | None, value, f"{path}: eos_token_id")
+        ids |= dict.fromkeys([listed] if isinstance(listed, int) else listed or [])
+    return tuple(index for index in ids if index >= 0)  # some configs mark a missing id by -1
+
+
 def read_chat_template(folder: Path) -> str | None:
     """Return a folder's chat template: a file, or an entry of `tokenizer_config.json`."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     path = folder / "tokenizer_config.json"
-    template = _read_object(path).get("chat_template")
+    template = _read_settings(path).get("chat_template")
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja")
     if isinstance(template, list):  # several templates by name
         named = {entry["name"]: entry["template"] for entry in template}
         if "default" not in named:

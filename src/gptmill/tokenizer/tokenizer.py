@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from gptmill.files import read_json, write_json, write_text
+from gptmill.files import checked, read_json, read_text, write_json, write_text
 from gptmill.tokenizer import gguf, huggingface
 from gptmill.tokenizer.bpe_engines import TokenizersEngine, engine
 from gptmill.tokenizer.huggingface import Definition
@@ -92,6 +92,7 @@ class Tokenizer:
         The folder has a `tokenizer.json`, or else GPT-2's `vocab.json` and `merges.txt`. Raises
         ValueError naming the file and the mistake.
         """
+        template = huggingface.read_chat_template(folder)
         if (folder / "tokenizer.json").is_file():
             definition = huggingface.read(folder)
             try:
@@ -105,7 +106,7 @@ class Tokenizer:
                 f"{folder} has no tokenizer; allowed are a tokenizer.json, or GPT-2's vocab.json "
                 "and merges.txt"
             )
-        tokenizer.chat_template = huggingface.read_chat_template(folder)
+        tokenizer.chat_template = template
         return tokenizer
 
     @classmethod
@@ -163,7 +164,10 @@ class Tokenizer:
     def ids(self) -> dict[str, int]:
         """Return the ids of all tokens by their spelling in files."""
         added = {token["content"]: token["id"] for token in self.definition.content["added_tokens"]}
-        return {**self.definition.content["model"]["vocab"], **added}
+        vocabulary = self.definition.content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # of a unigram model, with scores
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        return {**vocabulary, **added}
 
     def save(self, folder: Path, *, context_length: int, chat_template: str | None = None) -> None:
         """Save the files for Hugging Face's tools: GPT-2's two, or else a `tokenizer.json`."""
@@ -191,16 +195,15 @@ def _gpt2(merges: Iterable[Merge]) -> Definition:
 def read_vocabulary(folder: Path) -> dict[str, int] | None:
     """Return the ids of all tokens of a Hugging Face folder; None without tokenizer files."""
     if (folder / "vocab.json").is_file():
-        return dict(read_json(folder / "vocab.json"))
+        path = folder / "vocab.json"
+        return dict(checked(dict[str, int], read_json(path), path))
     if not (folder / "tokenizer.json").is_file():
         return None
-    content = read_json(folder / "tokenizer.json")
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
-    return {**content["model"]["vocab"], **added}
+    return Tokenizer.from_folder(folder).ids()
 
 
 def _read_merges(path: Path) -> list[Merge]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_text(path).split("\n")
     merges: list[Merge] = []
     known = {bytes([byte]) for byte in SPELLING}
     for number, line in enumerate(lines, start=1):

@@ -89,6 +89,8 @@ class DivergedError(ValueError):
 class Progress:
     """The progress of a training; with the tensors, the whole state."""
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
     step: int = 0
     """Completed updates."""
     open: dict[str, Any] | None = None

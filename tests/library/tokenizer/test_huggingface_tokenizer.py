@@ -220,7 +220,7 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("model.merges.0", "a b c", "the library tokenizers cannot read the content"),
     ("model.merges.0", ["zz", "top"], "the library tokenizers cannot read the content"),
     ("pre_tokenizer", {"type": "Abacus"}, "the library tokenizers cannot read the content"),
-    ("model", 1, "is not a tokenizer: allowed is a JSON object with a `model`"),
+    ("model", 1, "tokenizer.json: model is 1; input should be an object"),
 ]
 
 

@@ -86,7 +86,7 @@ def test_shares_come_back_to_the_bit_sharded_and_whole(tmp_path: Path, world: Wo
 def test_a_whole_state_is_handed_out_in_shares(tmp_path: Path, world: World) -> None:
     plain = StateStore(tmp_path, every=0.0, keep=2)
     tensors = {"model/w": torch.full((500, 7), 3.0), "optimizer/w.step": torch.tensor(7.0)}
-    plain.save(State(3, tensors, {"progress": {}}, []), wait=True)
+    plain.save(State(3, tensors, {"progress": {"step": 3, "seconds": 0.0}}, []), wait=True)
     found = handed_out(store(tmp_path, world).load(), world, {"w": share(0.0)})
     assert found is not None
     assert isinstance(found.tensors["model/w"], DTensor)

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptmill.files import checked
 from gptmill.training.distributed import World
 from gptmill.training.optimizers import Optimizer
 from gptmill.training.plan import Progress
 from gptmill.training.state.store import State, StepRows
+
+PARTS = {"model", "optimizer", "best", "earlier"}
+"""The parts of a state's tensors, in front of their names."""
 
 
 @dataclass
@@ -48,11 +52,21 @@ class Snapshot:
 
     @classmethod
     def from_state(cls, state: State) -> "Snapshot":
-        """Return the snapshot of a state, the inverse of `to_state`."""
-        parts: dict[str, dict[str, Tensor]] = {}
+        """Return the snapshot of a state, the inverse of `to_state`.
+
+        Raises ValueError for a state that another version of the code has written.
+        """
+        where = f"the state of step {state.step} (remove the state to start again)"
+        checked(_Record, state.record, where)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}}
         for name, tensor in state.tensors.items():
-            part, rest = name.split("/", 1)
+            part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = tensor
+        if not parts.keys() <= PARTS or ("earlier" in parts) != ("earlier" in state.record):
+            raise ValueError(
+                f"{where}: the tensors are of {', '.join(sorted(parts))}; allowed are "
+                f"{', '.join(sorted(PARTS))}"
+            )
         rows = list(state.rows)
         earlier = None
         if "earlier" in state.record:
@@ -68,6 +82,23 @@ class Snapshot:
             rows=rows,
             earlier=earlier,
         )
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """The record of the last evaluation's state, and its number of rows."""
+
+    record: "_Record"
+    rows: int
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The record of a state."""
+
+    progress: Progress
+    norms: list[float]
+    earlier: _Earlier | None = None
 
 
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

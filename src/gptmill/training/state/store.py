@@ -13,27 +13,31 @@ stored beside the state file.
 import errno
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptmill.files import sha256, write_text
+from gptmill.files import checked, sha256, write_text
 
 LARGEST_SHARE = 0.05
 """Maximum share of the time spent on saving; slower saving means fewer states."""
 
 SHARDS = "shards"
 """Key of a state's record for the folder, names and SHA-256 of the shard files."""
+
+FILE = re.compile(r"step-\d{9,}\.safetensors")
 
 StepRows = list[dict[str, Any]]
 
@@ -118,11 +122,12 @@ class StateStore:
             partial.unlink()
         self._drop_shards()
         for path in self._paths():
-            fault = _fault(path)
-            if fault is None:
+            try:
+                _verify(path)
                 return _read(path)
-            step = int(path.stem.removeprefix("step-"))
-            self.notes.append(f"the state of step {step:,} {fault} and is not used")
+            except ValueError as error:
+                fault = f"is damaged ({error})"
+            self.notes.append(f"the state of step {_step(path):,} {fault} and is not used")
             path.unlink(missing_ok=True)
             _seal(path).unlink(missing_ok=True)
         return None
@@ -196,7 +201,7 @@ class StateStore:
 def progress(folder: Path) -> SavedProgress | None:
     """Return the progress of a folder's newest state, unverified."""
     for path in _states(folder):
-        with suppress(SafetensorError, KeyError, ValueError):
+        with suppress(ValueError):
             record = _record(path)
             return SavedProgress(record["progress"]["step"], record["progress"]["seconds"])
     return None
@@ -204,13 +209,63 @@ def progress(folder: Path) -> SavedProgress | None:
 
 def _states(folder: Path) -> list[Path]:
     """Return the files of finished states, newest first."""
-    paths = folder.glob("step-*.safetensors")
+    paths = (path for path in folder.glob("step-*.safetensors") if FILE.fullmatch(path.name))
     return sorted((path for path in paths if _seal(path).exists()), reverse=True)
 
 
-def _record(path: Path) -> Any:
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["record"])
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """The figures that a stage shows before a state is loaded."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Shards:
+    """The folder of the shards, and the SHA-256 of each file."""
+
+    folder: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    files: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], str]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The fields of a record that the store reads."""
+
+    progress: _Progress
+    shards: _Shards | None = None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Open a state file; raise ValueError with the path if unreadable."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """Return the record in a file's header; raise ValueError if incomplete."""
+    with _open(path) as file:
+        text = (file.metadata() or {}).get("record", "null")
+    record: dict[str, Any] = _parse(text, path)
+    checked(_Record, record, f"{path}, record")
+    return record
+
+
+def _parse(text: str | bytes, path: Path) -> Any:
+    """Parse JSON with NaN and Infinity, which losses can be."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds text that is not JSON: {error}") from None
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -246,19 +301,18 @@ def _seal(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _fault(path: Path) -> str | None:
-    """Return the fault of a state's files, or None."""
+def _verify(path: Path) -> None:
+    """Raise ValueError unless a state's files have the recorded hashes."""
     recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
     if sha256(path) not in recorded:
-        return f"is damaged ({path}: the SHA-256 differs from the recorded value)"
-    shards = _record(path).get(SHARDS, {"folder": "", "files": {}})
+        raise ValueError(f"{path}: the SHA-256 differs from the recorded value")
+    shards = _record(path).get(SHARDS) or {"folder": "", "files": {}}
     for name, value in shards["files"].items():
         shard = path.parent / shards["folder"] / name
         if not shard.is_file():
-            return f"is damaged ({shard} is missing)"
+            raise ValueError(f"{shard} is missing")
         if sha256(shard) != value:
-            return f"is damaged ({shard}: the SHA-256 differs from the recorded value)"
-    return None
+            raise ValueError(f"{shard}: the SHA-256 differs from the recorded value")
 
 
 def _shards(path: Path) -> Path | None:
@@ -266,16 +320,19 @@ def _shards(path: Path) -> Path | None:
 
     None stands for an unsharded state or an unreadable header.
     """
-    with suppress(SafetensorError, KeyError, ValueError):
-        return path.with_name(_record(path)[SHARDS]["folder"])
+    with suppress(ValueError):
+        shards = _record(path).get(SHARDS)
+        return None if shards is None else path.with_name(shards["folder"])
     return None
 
 
 def _read(path: Path) -> State:
-    with safe_open(path, framework="pt") as file:
+    with _open(path) as file:
         names = file.keys()  # safe_open is no mapping: keys() is the only access to the names
         tensors = {name: file.get_tensor(name) for name in names}
-    lines = bytes(tensors.pop("history").numpy()).decode().split("\n")
-    rows = [json.loads(line) for line in lines if line]
-    step = int(path.stem.removeprefix("step-"))
-    return State(step, tensors, _record(path), rows, _shards(path))
+    history = tensors.pop("history", None)
+    if history is None or history.dtype != torch.uint8 or history.ndim != 1:
+        raise ValueError(f"{path} has no history of bytes")
+    rows = [_parse(line, path) for line in history.numpy().tobytes().splitlines() if line]
+    checked(list[dict[str, Any]], rows, f"{path}, history")
+    return State(_step(path), tensors, _record(path), rows, _shards(path))
