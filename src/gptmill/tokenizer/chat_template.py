@@ -1,9 +1,10 @@
 """Chat templates turn messages into the ids that a model was trained on.
 
-A template is Jinja text from a model's folder. Rendering uses a sandbox, and the settings and
-helpers of Hugging Face's `apply_chat_template`, so ids are equal, with an intended exception: a
-special token spelled out inside a message stays plain text here, while with `apply_chat_template`
-the token ends the message, and the writer can speak in a different role.
+A template is Jinja text from a model's folder. Rendering uses a process with limits
+(template_renderer.py), and the settings and helpers of Hugging Face's `apply_chat_template`, so
+ids are equal, with an intended exception: a special token spelled out inside a message stays plain
+text here, while with `apply_chat_template` the token ends the message, and the writer can speak in
+a different role.
 """
 
 import json
@@ -12,15 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, Self
-
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, Self
 
 from gptmill.tokenizer.huggingface import read_chat_template, read_roles, read_stop_ids
+from gptmill.tokenizer.template_process import PROCESS
 from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.tokenizer.vocabulary import longest_first
 
@@ -39,33 +35,44 @@ class Template:
     """Special tokens by role (`eos_token` ...), as variables of the template."""
     stops: frozenset[int] = frozenset()
     """Further ids that end an answer, besides the tokenizer's own."""
+    name: str = field(default="the chat template", compare=False)
+    """The template in error messages, with folder and file."""
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
         """Read the chat template of a Hugging Face folder; return None without a template."""
-        source = read_chat_template(folder)
-        return (
-            None
-            if source is None
-            else cls(source, read_roles(folder), frozenset(read_stop_ids(folder)))
-        )
+        is_file = (folder / "chat_template.jinja").is_file()
+        file = "chat_template.jinja" if is_file else "tokenizer_config.json"
+        name = f"the chat template in {folder.resolve().name}/{file}"
+        try:
+            source = read_chat_template(folder)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} is not UTF-8: {error}") from None
+        if source is None:
+            return None
+        return cls(source, read_roles(folder), frozenset(read_stop_ids(folder)), name)
 
     def render(self, messages: Messages, add_generation_prompt: bool = True) -> str:
         """Render messages to text, as `apply_chat_template` does.
 
         With `add_generation_prompt`, the text ends at the start of the model's answer. Raises
-        ValueError if the template refuses the messages.
+        ValueError if the template refuses the messages, is faulty or exceeds a limit.
         """
-        try:
-            return _compile(self.source).render(
+        reply = PROCESS.render(
+            self.source,
+            {
                 **self.roles,
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: content other than text
-            raise ValueError(f"the chat template refuses these messages: {error}") from None
+                "messages": [dict(message) for message in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
+        )
+        if "error" in reply:
+            line = "" if reply["line"] is None else f", line {reply['line']},"
+            raise ValueError(f"{self.name}{line} {reply['error']}")
+        text: str = reply["text"]
+        return text
 
     def encode(
         self, tokenizer: Tokenizer, messages: Messages, add_generation_prompt: bool = True
@@ -196,51 +203,3 @@ def _each_text(value: Any, change: Callable[[str], Any]) -> Any:
     if isinstance(value, Sequence):
         return [_each_text(item, change) for item in value]
     return value
-
-
-# ---- Jinja, as Hugging Face's templates expect it
-
-
-class _Generation(Extension):
-    """Parses `{% generation %}`, the mark of an answer in a template, as the plain body."""
-
-    tags = {"generation"}  # noqa: RUF012 (required by jinja2)
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@cache
-def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[_Generation, "jinja2.ext.loopcontrols"],
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    # strftime_now stays undefined: templates test for the function and work without. A template
-    # that needs the date is refused, because equal messages would give a new prompt every day.
-    return environment.from_string(source)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return plain JSON; jinja2's own filter escapes HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )

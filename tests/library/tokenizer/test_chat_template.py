@@ -1,5 +1,8 @@
 """Chat templates: the ids of `apply_chat_template`, and messages that cannot speak for others."""
 
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from transformers import AutoTokenizer
 from gptmill.files import write_json, write_text
 from gptmill.finetuning.instructions import default_template, read_template
 from gptmill.tokenizer.chat_template import Template
+from gptmill.tokenizer.template_process import TemplateProcess
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tests.support.tiny import (
     CHATTY,
@@ -171,7 +175,15 @@ REFUSED: list[tuple[str, Any, str]] = [
     (CHATTY, [{"role": "user"}], "refuses these messages: .*content"),
     (CHATTY, [{"role": "user", "content": ["x"]}], "refuses these messages: .*list"),
     ("{{ strftime_now('%Y') }}", chat("x"), "'strftime_now' is undefined"),
-    ("{% if %}", chat("x"), "refuses these messages"),
+    ("a\n{% if %}", chat("x"), "template, line 2, is not valid Jinja: Expected an expression"),
+    ("{{ 1 | shout }}", chat("x"), "template, line 1, is not valid Jinja: No filter named"),
+    ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", chat("x"), "RecursionError"),
+    ("a\nb{{ 1 // 0 }}", chat("x"), "template, line 2, refuses these messages: ZeroDivision"),
+    ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", chat("x"), "line 1, .*RecursionError"),
+    ("{% include 'x' %}", chat("x"), "line 1, refuses these messages: TypeError: no loader"),
+    ("{{ '%d' % 'a' }}", chat("x"), "line 1, refuses these messages: TypeError"),
+    ("{{ '\ud800' }}", chat("x"), "refuses these messages: UnicodeEncodeError"),
+    ("{{ raise_exception('a\nb' * 99999) }}", chat("x"), "refuses these messages: a ba b"),
     ("{{ ''.__class__.__mro__ }}", chat("x"), "unsafe"),
     ("{{ messages.append(1) }}", chat("x"), "refuses these messages"),
 ]
@@ -184,6 +196,76 @@ def test_what_a_template_refuses_is_said_in_a_sentence(
     with pytest.raises(ValueError, match=message) as refused:
         Template(source).render(messages)
     assert "\n" not in str(refused.value)
+
+
+ENDLESS = {
+    "loops": "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ f(60) }}",
+    "one operation": "{{ ([1] * 9999999) | sort(attribute='a' * 999) }}",
+    "powers": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}"
+    "{% endfor %}",
+    "text": "{% for a in range(99999) %}{% for b in range(99) %}abcdefgh{% endfor %}{% endfor %}",
+    "percent": "{{ '%1000000000s' % 'a' }}",
+    "precision": "{{ '%.1000000000f' % 1 }}",
+    "center": "{{ 'a'.center(2000000000) }}",
+    "format": "{{ '{:>2000000000}'.format('a') }}",
+    "times": "{{ 'a' * 2000000000 }}",
+    "list": "{{ ([0] * 2000000000) | length }}",
+    "join": "{{ ('a' * 99999) | join('b' * 99999) }}",
+    "replace": "{{ ('a' * 99999).replace('a', 'b' * 99999) }}",
+    "indent": "{{ ('a\n' * 9999) | indent(9999999) }}",
+    "json": "{{ [[1]] | tojson(indent=1000000000) }}",
+    "bytes": "{{ (1).to_bytes(2000000000, 'big') }}",
+}
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[TemplateProcess]:
+    process = TemplateProcess(cpu_seconds=0.25, memory_bytes=2**28)
+    yield process
+    process.stop()
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS.keys())
+def test_an_endless_template_is_stopped_and_the_next_one_is_rendered(
+    strict: TemplateProcess, source: str
+) -> None:
+    error = strict.render(source, {})["error"]
+    limits = ("more than 0.25 s of processor time", "more than 256 MB", "becomes longer than")
+    assert any(limit in error for limit in limits), error
+    assert strict.render("{{ x }}", {"x": "fine"}) == {"text": "fine"}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_threads_share_a_renderer_and_a_fork_gets_another(template: Template) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda k: template.render(chat(f"{k}!")), range(64)))
+    assert all(f"{k}!" in text for k, text in enumerate(texts))
+    child = os.fork()
+    if child == 0:
+        os._exit(template.render(chat("fork")) != texts[0].replace("0!", "fork"))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert template.render(chat("0!")) == texts[0]
+
+
+def test_a_faulty_template_is_named_with_its_file(tmp_path: Path) -> None:
+    folder = tmp_path / "lm"
+    folder.mkdir()
+    write_json(folder / "tokenizer_config.json", {"chat_template": "{% if %}"})
+    refused(folder, "the chat template in lm/tokenizer_config.json, line 1, is not valid Jinja")
+    write_text(folder / "chat_template.jinja", "a\n{{ 1 // 0 }}")
+    refused(folder, "the chat template in lm/chat_template.jinja, line 2, refuses these messages")
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    refused(folder, "the chat template in lm/chat_template.jinja is not UTF-8")
+    (folder / "chat_template.jinja").unlink()
+    write_json(folder / "tokenizer_config.json", {"chat_template": 5})
+    refused(folder, "the chat template in lm/tokenizer_config.json is of type int; allowed is")
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Template.read(folder).render(chat("x"))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
