@@ -219,7 +219,7 @@ LARGE = {
     "list": "{{ ([0] * 2000000000) | length }}",
     "join": "{{ ('a' * 99999) | join('b' * 99999) }}",
     "replace": "{{ ('a' * 99999).replace('a', 'b' * 99999) }}",
-    "indent": "{{ ('a\n' * 99) | indent(9999999) }}",
+    "indent": "{{ 'a' | indent(2000000000) }}",
     "json": "{{ [[1]] | tojson(indent=1000000000) }}",
     "bytes": "{{ (1).to_bytes(2000000000, 'big') | length }}",
 }
