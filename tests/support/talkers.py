@@ -93,11 +93,12 @@ def endless(eot_id: int, context_length: int = 8192) -> GPT:
 
 
 class Server:
-    """A server that runs: where it is, and its process."""
+    """A server that runs: where it is, its process, and what it says after its first line."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, log: list[str]) -> None:
         self.process = process
         self.url = url
+        self.log = log
 
     def health(self) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.url}/health").json()
@@ -131,7 +132,7 @@ def serving(model: Path, *words: str, **extra: str) -> Iterator[Server]:
             line = process.stderr.readline()
             reading.start()
             assert " answers at http://" in line, line
-            yield Server(process, line.split(" answers at ")[1].split(" ")[0])
+            yield Server(process, line.split(" answers at ")[1].split(" ")[0], log)
         finally:
             process.terminate()
             process.wait(20)

@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -74,6 +75,10 @@ def _parser(words: Sequence[str]) -> Parser:
     parser = Parser(prog="gptmill", description="Make, measure and talk to language models.")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     selected = words[0] if words and words[0] in verbs() else None
+    if selected is None:
+        parser.add_argument(
+            "--version", action="version", version=f"gptmill {metadata.version('gptmill')}"
+        )
     for verb, path in verbs().items():
         if selected in (None, verb):
             module = importlib.import_module(path)

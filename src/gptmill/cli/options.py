@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from gptmill.generation.completion import TextGenerator
@@ -39,6 +40,22 @@ def at_least_1(text: str) -> int:
 
 
 at_least_1.__name__ = "whole number"
+
+
+def origin(text: str) -> str:
+    """Parse the origin of a site as browsers send it: scheme, host, and port unless the default."""
+    try:
+        url = urlsplit(text.lower())
+        port = url.port
+    except ValueError:
+        url, port = urlsplit(""), None
+    if f"{url.scheme}://{url.netloc}" != text.lower() or not url.hostname or "*" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an origin; allowed are scheme, host and port without a path, "
+            "such as https://app.example.org"
+        )
+    is_default = port is not None and port == {"http": 80, "https": 443}.get(url.scheme)
+    return text.lower().removesuffix(f":{port}") if is_default else text.lower()
 
 
 def utf8(text: str, name: str) -> str:

@@ -2,8 +2,9 @@
 
 Paths: /v1/chat/completions (for an assistant), /v1/completions, /v1/models, /health, and / for
 the chat page. Only this machine can reach the server by default. A server that --host opens to
-the network needs a key, from an environment variable or a file. SIGINT or SIGTERM ends the server
-with status 0.
+the network needs a key, from an environment variable or a file. Pages of other sites are refused
+unless --allow-origin names the site; CORS preflights of a named site are answered without the key.
+SIGINT or SIGTERM ends the server with status 0.
 """
 
 import argparse
@@ -33,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     key.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key")
     key.add_argument("--api-key-file", metavar="FILE", help="file with the key")
     key.add_argument("--no-key", action="store_true", help="allow clients without a key")
+    add(
+        "--allow-origin",
+        type=options.origin,
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a site whose pages may use the server, as https://app.example.org; repeatable",
+    )
     add("--name", help="model name for clients (the folder's name)")
     add(
         "--at-once",
@@ -79,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{arguments.host} can be reached from other machines: set a key with --api-key-env "
             "or --api-key-file, or pass --no-key to allow any client"
         )
-    _serve(arguments, server.Admission.at(arguments.host, key))
+    _serve(arguments, server.Admission.at(arguments.host, key, arguments.allow_origin))
 
 
 def _serve(arguments: argparse.Namespace, admission: "Admission") -> None:

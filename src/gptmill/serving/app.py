@@ -10,23 +10,27 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.serving import requests
-from gptmill.serving.decoding import Decoding, Stream, whole
+from gptmill.serving.decoding import CLIENT_LEFT, Decoding, Stream, whole
 from gptmill.serving.errors import ApiError, as_api_error, error_body
 from gptmill.serving.gate import MOST_BYTES, TooLargeError
 from gptmill.serving.requests import ChatRequest, CompletionRequest, Limits, Work
 from gptmill.serving.wire import Answer, AnswerKind
 from gptmill.serving.worker import Worker
 
+READING = ["GET", "HEAD"]
 PAGE = Path(__file__).with_name("page.html")
 
 
 def build(generator: TextGenerator, worker: Worker, limits: Limits) -> FastAPI:
     """Return the application serving `generator` and decoding in `worker`."""
     # FastAPI's documentation pages are off: they load scripts from a CDN
-    app = FastAPI(title="gptmill", docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="gptmill", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    )
     _add_error_handlers(app)
     _add_decoding_routes(app, generator, worker, limits)
     _add_information_routes(app, generator, worker)
@@ -67,21 +71,21 @@ def _add_information_routes(app: FastAPI, generator: TextGenerator, worker: Work
         "Cache-Control": "no-cache",
     }
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READING)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [model_object]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READING)
     async def model(name: str) -> dict[str, Any]:
         _check_model(name, generator)
         return model_object
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READING)
     async def health() -> dict[str, Any]:
         active, waiting = worker.load
         return {"status": "ok", "active": active, "waiting": waiting}
 
-    @app.get("/")
+    @app.api_route("/", methods=READING)
     async def page() -> HTMLResponse:
         return HTMLResponse(content, headers=headers)
 
@@ -135,9 +139,18 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(error_body(413, message, code="request_too_large"), 413)
 
     @app.exception_handler(HTTPException)
-    async def routing_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def routing_error(request: Request, error: HTTPException) -> Response:
+        status, headers = error.status_code, dict(error.headers or {})
+        if status == 405:
+            headers["Allow"] = ", ".join([*sorted(headers["Allow"].split(", ")), "OPTIONS"])
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return JSONResponse(error_body(error.status_code, message), error.status_code)
+        return JSONResponse(error_body(status, message), status, headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def client_left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=CLIENT_LEFT)
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> JSONResponse:

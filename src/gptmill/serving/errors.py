@@ -2,6 +2,9 @@
 
 from typing import Any
 
+MOST_CHARACTERS = 500
+"""Longest message: messages quote requests, and requests may be long."""
+
 
 class ApiError(Exception):
     """An error sent to the client instead of a result.
@@ -28,7 +31,12 @@ def error_body(
 ) -> dict[str, Any]:
     """Return an error body in the format OpenAI's clients read."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    short, short_param = _shortened(message), param and _shortened(param)
+    return {"error": {"message": short, "type": kind, "param": short_param, "code": code}}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def as_api_error(error: Exception) -> ApiError:

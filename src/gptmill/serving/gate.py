@@ -24,19 +24,21 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(scope["path"], headers_of(scope))
+        refusal = self._refusal(scope, headers_of(scope))
         if refusal is not None:
             challenge = [(b"www-authenticate", b"Bearer")] if refusal[0] == 401 else []
             await refuse(send, *refusal, *challenge)
             return
         await self.app(scope, _bounded(receive), send)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Message, headers: dict[str, str]) -> tuple[int, str, str] | None:
         """Return the status, message and code of a refusal.
 
-        Returns None for a request that passes all checks.
+        Returns None for a request that passes all checks. OPTIONS needs no key: a browser asks for
+        permission without the key.
         """
-        if path.startswith("/v1/") and not self._has_key(headers.get("authorization", "")):
+        needs_key = scope["path"].startswith("/v1/") and scope["method"] != "OPTIONS"
+        if needs_key and not self._has_key(headers.get("authorization", "")):
             return (
                 401,
                 "the API key is missing or wrong: send `Authorization: Bearer KEY`",

@@ -8,15 +8,16 @@ has no effect.
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.generation.sampling import REPETITION_PENALTIES
 from gptmill.serving.errors import ApiError
+from gptmill.serving.messages import ChatMessage, Checked, validation_error
 
 COMPLETION_TOKENS = 16  # the API's default for max_tokens in a completion request
 MAX_STOPS = 4  # the API's limit
@@ -24,6 +25,7 @@ MAX_STOPS = 4  # the API's limit
 # Accepted without effect: parameters for identification, billing, storage and caching.
 WITHOUT_EFFECT = frozenset(
     [
+        "cache_control",
         "metadata",
         "parallel_tool_calls",
         "prompt_cache_key",
@@ -58,42 +60,14 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 }
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class StreamOptions(_Checked):
+class StreamOptions(Checked):
     """Options for the content of a stream besides the text."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class TextPart(_Checked):
-    """A part of a message; only text parts are supported."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Checked):
-    """A message of a conversation.
-
-    `developer` is the API's newer name for the role `system`.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-
-    def plain(self) -> dict[str, str]:
-        """Return the message in the format of chat templates."""
-        parts = [self.content] if isinstance(self.content, str) else [p.text for p in self.content]
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "".join(parts)}
-
-
-class _BaseRequest(_Checked):
+class _BaseRequest(Checked):
     model: str
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -185,7 +159,7 @@ def parse(body: bytes, kind: type[Request]) -> Request:
     try:
         return kind.model_validate(parameters)
     except ValidationError as error:
-        raise _validation_error(error) from None
+        raise validation_error(error) from None
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
@@ -211,6 +185,14 @@ def chat_work(request: ChatRequest, generator: TextGenerator, limits: Limits) ->
             "max_tokens and max_completion_tokens mean the same; set only one",
             param="max_tokens",
         )
+    if len(request.messages) > limits.context_length:
+        raise ApiError(
+            400,
+            f"the conversation has {len(request.messages)} messages; at most"
+            f" {limits.context_length} are allowed, a message for each token of the context",
+            code="context_length_exceeded",
+            param="messages",
+        )
     try:
         messages = [message.plain() for message in request.messages]
         prompt = generator.template.encode(generator.tokenizer, messages)
@@ -225,19 +207,30 @@ def chat_work(request: ChatRequest, generator: TextGenerator, limits: Limits) ->
 
 def completion_work(request: CompletionRequest, generator: TextGenerator, limits: Limits) -> Work:
     """Return the work of a completion request."""
-    prompts, max_tokens = _prompts(request.prompt, generator), request.max_tokens
+    entries = _entries(request.prompt)
+    _check_number(len(entries), request.n or 1, limits)
+    prompts, max_tokens = _prompts(entries, generator), request.max_tokens
     room = _room(prompts, limits, max_tokens, param="prompt")
     most = min(COMPLETION_TOKENS, room) if max_tokens is None else max_tokens
     return _work(request, prompts, limits, max_new_tokens=most)
 
 
-def _prompts(entries: str | Sequence[Any] | None, generator: TextGenerator) -> list[list[int]]:
-    if entries is None or isinstance(entries, str):
-        entries = [entries or ""]
-    elif entries and isinstance(entries[0], int):
-        entries = [entries]
-    if not entries:
+def _entries(prompt: str | Sequence[Any] | None) -> Sequence[Any]:
+    """Return the prompts of a request, each a text or a list of ids."""
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
+    if not prompt:
         raise ApiError(400, "prompt is an empty list", param="prompt")
+    return [prompt] if isinstance(prompt[0], int) else prompt
+
+
+def _check_number(n_prompts: int, n: int, limits: Limits) -> None:
+    if n * n_prompts > limits.max_answers:
+        message = f"n times the number of prompts is at most {limits.max_answers} on this server"
+        raise ApiError(400, message, param="n")
+
+
+def _prompts(entries: Sequence[Any], generator: TextGenerator) -> list[list[int]]:
     encode, end = generator.tokenizer.encode_prompt, generator.tokenizer.eot_id
     prompts = [encode(entry) if isinstance(entry, str) else list(entry) for entry in entries]
     n_ids = generator.model.config.vocab_size
@@ -250,9 +243,7 @@ def _work(
     request: _BaseRequest, prompts: list[list[int]], limits: Limits, *, max_new_tokens: int
 ) -> Work:
     n = request.n or 1
-    if n * len(prompts) > limits.max_answers:
-        message = f"n times the number of prompts is at most {limits.max_answers} on this server"
-        raise ApiError(400, message, param="n")
+    _check_number(len(prompts), n, limits)
     return Work(
         prompts=[prompt for prompt in prompts for _ in range(n)],
         n=n,
@@ -310,17 +301,3 @@ def _stops(stop: str | list[str] | None) -> list[str]:
         message = f"stop holds up to {MAX_STOPS} strings, none of them empty"
         raise ApiError(400, message, param="stop")
     return stops
-
-
-def _validation_error(error: ValidationError) -> ApiError:
-    """Return an ApiError for the first invalid parameter.
-
-    For a union of types, pydantic reports an error for each type.
-    """
-    first = error.errors(include_url=False)[0]
-    location = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"Unrecognized request argument supplied: {location}", param=location)
-    if first["type"] == "missing":
-        return ApiError(400, f"you must provide {location}", param=location)
-    return ApiError(400, f"{location}: {first['msg']}", param=str(first["loc"][0]))

@@ -3,20 +3,23 @@
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
+from starlette.middleware.cors import CORSMiddleware
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.serving.app import build
+from gptmill.serving.connections import Connection
 from gptmill.serving.gate import Gate
-from gptmill.serving.host_guard import LOOPBACK_NAMES, HostGuard, allowed_names
+from gptmill.serving.host_guard import LOOPBACK_NAMES, App, HostGuard, allowed_names
 from gptmill.serving.requests import Limits
 from gptmill.serving.worker import Worker
 
 SECONDS_TO_FINISH = 5  # for responses in progress when the server is shut down
+SPARE_CONNECTIONS = 128  # besides a connection for each request in work or waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +27,37 @@ class Admission:
     """The conditions for admitting a client.
 
     A client must send the key, if a key is set, and address the server by an accepted host name.
+    Pages of other sites are admitted from the named origins alone.
     """
 
     key: str | None
     hosts: frozenset[str] | None
     """The host names the server accepts; None accepts any name."""
+    origins: frozenset[str] = frozenset()
+    """Sites whose pages may use the server, as browsers send them in the Origin header."""
 
     @classmethod
-    def at(cls, host: str, key: str | None) -> Self:
+    def at(cls, host: str, key: str | None, origins: Iterable[str] = ()) -> Self:
         """Return the admission for a server that listens on `host`.
 
         On a loopback address, only names of this machine and names in GPTMILL_ALLOWED_HOSTS are
         accepted.
         """
         hosts = LOOPBACK_NAMES | allowed_names() | {host} if is_loopback(host) else None
-        return cls(key=key, hosts=hosts)
+        return cls(key=key, hosts=hosts, origins=frozenset(origins))
+
+    def before(self, app: App) -> App:
+        """Return an application that passes admitted requests to `app`."""
+        app = Gate(app, key=self.key)
+        if self.origins:  # outside the gate: browsers ask for permission without the key
+            app = CORSMiddleware(
+                app,
+                allow_origins=self.origins,
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=["*"],
+                allow_private_network=True,
+            )
+        return HostGuard(app, hosts=self.hosts, check_origin=self.key is None, origins=self.origins)
 
 
 def is_loopback(host: str) -> bool:
@@ -52,19 +71,33 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address.
+    """Return a socket that listens at an address.
 
-    Raises ValueError where the address cannot be bound.
+    Listening begins here, because two sockets can be bound to a port until either listens. Clients
+    that connect before `run` wait. Raises ValueError where the address cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        bound = socket.socket(family, kind)
+        return _bound(family, kind, address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host that no name can be
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(
+            f"cannot listen on {host}, port {port}: {reason}; --host takes an address of this "
+            "machine, and --port a free port above 1023, or 0 for any"
+        ) from None
+
+
+def _bound(family: int, kind: int, address: Any) -> socket.socket:
+    bound = socket.socket(family, kind)
+    try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}, port {port}: {error.strerror}") from None
+        bound.listen()
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 
@@ -88,12 +121,11 @@ def run(
     `ready` is called once the server accepts requests. After the signal, new requests are refused
     and requests in progress end with an error.
     """
-    app = build(generator, worker, limits)
-    gate = Gate(app, key=admission.key)
-    guard = HostGuard(gate, hosts=admission.hosts, check_origin=admission.key is None)
     config = uvicorn.Config(
-        guard,
-        log_level="warning",
+        admission.before(build(generator, worker, limits)),
+        http=Connection,
+        limit_concurrency=worker.at_once + worker.max_waiting + SPARE_CONNECTIONS,
+        log_level="error",
         access_log=False,
         lifespan="off",
         proxy_headers=False,

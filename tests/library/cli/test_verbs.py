@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, load_classifier
 from gptmill.cli.frame import verbs
+from gptmill.cli.options import origin
 from gptmill.evaluation import perplexity
 from gptmill.finetuning.classification import encode, predict
 from gptmill.generation.decoder import GenerationConfig, generate
@@ -50,6 +52,21 @@ def test_the_verbs_are_the_contract() -> None:
     assert verbs().keys() == expected
     listed = gptmill("--help").stdout
     assert all(verb in listed for verb in expected)
+    assert gptmill("--version").stdout == f"gptmill {metadata.version('gptmill')}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://App.Example.org", "https://app.example.org"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("https://a.example:443", "https://a.example"),
+        ("http://[::1]:80", "http://[::1]"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+    ],
+)
+def test_an_origin_is_written_as_browsers_send_it(text: str, expected: str) -> None:
+    assert origin(text) == expected
 
 
 def test_help_imports_no_torch() -> None:
@@ -100,6 +117,10 @@ def test_no_verb_imports_an_orchestrator(models: Path) -> None:
         (["chat", "classifier"], "holds a classifier"),
         (["chat", "lm"], "lm has no chat template"),
         (["serve", "classifier"], "holds a classifier"),
+        (["serve", "lm", "--allow-origin", "*"], "--allow-origin: '*' is not an origin; allowed"),
+        (["serve", "lm", "--allow-origin", "a.example"], "'a.example' is not an origin"),
+        (["serve", "lm", "--allow-origin", "http://a.example/x"], "is not an origin"),
+        (["serve", "lm", "--allow-origin", "http://a.example:x"], "is not an origin"),
         (["score", "classifier", "text.txt"], "holds a classifier"),
         (["score", "lm", "missing.txt"], "missing.txt: No such file"),
         (["score", "lm", "empty"], "empty is a folder"),

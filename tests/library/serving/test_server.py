@@ -1,12 +1,14 @@
 """The server as a process of its own, asked by the real `openai` client and by raw requests."""
 
+import asyncio
 import json
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from gptmill.finetuning.instructions import encode_rows
 from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
+from gptmill.serving.server import Admission, listen
 from tests.support.talkers import (
     Server,
     make_models,
@@ -226,8 +229,11 @@ def test_completions_take_texts_and_ids(client: openai.OpenAI, generator: TextGe
         ({"presence_penalty": 0.5}, "presence_penalty is not supported", "presence_penalty"),
         ({"tools": [{"type": "function"}]}, "tools is not supported", "tools"),
         ({"messages": []}, "messages", "messages"),
-        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role", "messages"),
-        ({"messages": [{"role": "user"}]}, "you must provide messages.0.content", ""),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, r"messages\[0\].role", "messages"),
+        ({"messages": ["x"]}, r"messages\[0\]: allowed is a JSON object", "messages"),
+        ({"messages": HELLO * 513}, "has 513 messages; at most 512", "messages"),
+        ({"extra_body": {"max_tokens": 10**4000}}, r"max_tokens is 1000000.*\.\.\.", "max_tokens"),
+        ({"stop": [1]}, "stop: allowed are a text, and a list of up to 4 texts", "stop"),
         ({"messages": [{"role": "system", "content": "x"}]}, "allowed roles", "messages"),
         ({"messages": [{"role": "user", "content": "word " * 900}]}, "at most 511 fit", "messages"),
         ({"extra_body": {"frobnicate": 1}}, "Unrecognized request argument", "frobnicate"),
@@ -241,6 +247,64 @@ def test_what_is_wrong_is_named(
     assert not param or error.param == param
     with pytest.raises(openai.BadRequestError, match=message):
         raise error
+
+
+USER: dict[str, Any] = {"role": "user", "content": "What jumps?"}
+TEXT = {"type": "text", "text": "x"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "user"}, "messages[1].content is null or missing; allowed are a text, and"),
+        ({"role": "user", "content": None}, "messages[1].content is null or missing; allowed"),
+        ({"role": "system", "content": 5}, "messages[1].content is a number; allowed are a text"),
+        (
+            {"role": "user", "content": {"type": "text"}},
+            "messages[1].content is an object; allowed",
+        ),
+        ({"role": "user", "content": [TEXT, IMAGE]}, "has part 1 of the type 'image_url'; allowed"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "of the type 'input_audio'"),
+        ({"role": "user", "content": ["x"]}, "messages[1].content has part 0 of the type None"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content has part 0 without text"),
+        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[1].role: Input should"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls is not supp"),
+        ({"role": "assistant", "content": "x", "audio": {"id": "1"}}, "messages[1].audio is not"),
+    ],
+)
+def test_a_message_that_is_refused_is_named_with_the_field(
+    client: openai.OpenAI, message: Any, expected: str
+) -> None:
+    assert expected in refused(client, messages=[USER, message]).message
+
+
+@pytest.mark.parametrize(
+    ("message", "content"),
+    [
+        ({"role": "assistant", "content": None}, ""),
+        ({"role": "assistant", "refusal": None, "tool_calls": [], "function_call": None}, ""),
+        ({"role": "assistant", "content": None, "refusal": "No."}, "No."),
+        ({"role": "assistant", "content": []}, ""),
+        ({"role": "assistant", "content": "a", "name": "b", "cache_control": {"x": 1}}, "a"),
+        (
+            {
+                "role": "assistant",
+                "content": [TEXT, TEXT | {"cache_control": {"type": "ephemeral"}}],
+            },
+            "xx",
+        ),
+    ],
+)
+def test_harmless_fields_of_a_message_are_accepted(
+    client: openai.OpenAI, message: Any, content: str
+) -> None:
+    plain = [USER, {"role": "assistant", "content": content}, USER]
+    found, expected = (
+        ask(client, messages=messages, max_tokens=4) for messages in ([USER, message, USER], plain)
+    )
+    assert found.choices[0].message.content == expected.choices[0].message.content
+    assert found.usage == expected.usage
 
 
 def test_what_asks_for_nothing_is_accepted(client: openai.OpenAI) -> None:
@@ -286,7 +350,23 @@ def test_other_paths_and_methods_are_told_in_the_same_form(server: Server) -> No
     for path, status in (("/v1/embeddings", 404), ("/docs", 404), ("/openapi.json", 404)):
         found = httpx.get(f"{server.url}{path}")
         assert (found.status_code, "error" in found.json()) == (status, True)
-    assert httpx.get(f"{server.url}/v1/completions").status_code == 405
+    for path, methods in (
+        ("/v1/completions", "POST, OPTIONS"),
+        ("/v1/models", "GET, HEAD, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
+        ("/", "GET, HEAD, OPTIONS"),
+    ):
+        asked = {
+            method: httpx.request(method, f"{server.url}{path}")
+            for method in ("OPTIONS", "HEAD", "DELETE")
+        }
+        assert {found.headers.get("allow", methods) for found in asked.values()} == {methods}
+        assert [found.status_code for found in asked.values()] == [
+            204,
+            200 if "HEAD" in methods else 405,
+            405,
+        ]
+        assert not asked["HEAD"].content
 
 
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:
@@ -308,6 +388,49 @@ def test_names_of_other_machines_and_other_sites_are_refused(server: Server) -> 
     assert status(Origin=server.url) == 200
     found = httpx.options(f"{server.url}/v1/models", headers={"Origin": server.url})
     assert not [name for name in found.headers if name.startswith("access-control")]
+
+
+APP = "https://app.example.org"
+ASKING = {
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+    "Access-Control-Request-Private-Network": "true",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "headers", "status", "allowed"),
+    [
+        ("secret", "OPTIONS", {"Origin": APP, **ASKING}, 200, APP),
+        ("secret", "OPTIONS", {"Origin": "https://evil.example", **ASKING}, 400, None),
+        ("secret", "GET", {"Origin": APP, "Authorization": "Bearer secret"}, 200, APP),
+        ("secret", "GET", {"Origin": APP}, 401, APP),
+        (None, "OPTIONS", {"Origin": APP, **ASKING}, 200, APP),
+        (None, "GET", {"Origin": APP}, 200, APP),
+        (None, "GET", {"Origin": "https://evil.example"}, 403, None),
+        (None, "GET", {"Origin": "http://app.example.org"}, 403, None),
+        (None, "GET", {"Origin": APP, "Host": "evil.example"}, 403, None),
+    ],
+)
+def test_pages_of_a_named_site_may_use_the_server(
+    key: str | None, method: str, headers: dict[str, str], status: int, allowed: str | None
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def ask_as_a_page() -> httpx.Response:
+        admission = Admission.at("127.0.0.1", key, [APP])
+        transport = httpx.ASGITransport(admission.before(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.request(method, "/v1/models", headers=headers)
+
+    found = asyncio.run(ask_as_a_page())
+    assert found.status_code == status
+    assert found.headers.get("access-control-allow-origin") == allowed
+    if method == "OPTIONS" and allowed:
+        assert found.headers["access-control-allow-headers"] == "authorization,content-type"
+        assert found.headers["access-control-allow-private-network"] == "true"
 
 
 def test_a_model_without_a_template_does_not_chat(models: Path) -> None:
@@ -424,6 +547,39 @@ def test_a_signal_ends_the_server_and_what_is_under_way(narrow: Server, number: 
         assert b"503" in read_all(second)
 
 
+def test_half_a_request_and_clients_that_leave_do_not_reach_the_log(models: Path) -> None:
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n"
+    with serving(models / "endless") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with ExitStack() as stack:
+            halves = [
+                stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(4)
+            ]
+            for half, part in zip(
+                halves, ("", "POST /v1/com", head, head + '{"model":'), strict=True
+            ):
+                half.sendall(part.encode())
+            for garbage in (b"\x16\x03\x01", head.encode() + b"x" * 99, b"GET / HTTP/9\r\n\r\n"):
+                with socket.create_connection((host, int(port))) as client:
+                    client.sendall(garbage)
+                    assert b" 400 " in client.recv(2**16)
+            with socket.create_connection((host, int(port))) as client:
+                client.sendall(head.encode() + b"{")  # and leaves
+            with begin(server, n=1) as client:
+                server.until(active=1, waiting=0)
+                assert b"200 OK" in client.recv(2**16)
+            server.until(active=0, waiting=0)
+            unread = stack.enter_context(begin(server, n=2))
+            server.until(active=1, waiting=0)
+            start = time.monotonic()
+            server.process.send_signal(signal.SIGINT)
+            assert server.process.wait(10) == 0
+            assert time.monotonic() - start < 5
+            assert [b" 503 " in read_all(half) for half in halves] == [False, True, True, True]
+            assert b"200 OK" in read_all(unread)
+    assert server.log == []
+
+
 def read_all(asked: socket.socket) -> bytes:
     parts = []
     while part := asked.recv(2**16):
@@ -446,8 +602,25 @@ def test_limits_of_the_servers_own(models: Path) -> None:
         assert "at most 8 fit" in status("the quick brown fox jumps over the lazy dog")[1]
 
 
-def test_a_port_that_is_taken_and_a_host_that_is_not_here(models: Path, server: Server) -> None:
+def test_a_port_that_is_taken_and_a_host_that_is_not_here(
+    models: Path, server: Server, tmp_path: Path
+) -> None:
     port = server.url.rsplit(":", 1)[1]
     assert "Address already in use" in mistake("serve", models / "lm", "--port", port)
     assert "allowed is 0 to 65535" in mistake("serve", models / "lm", "--port", "70000")
     assert "cannot listen" in mistake("serve", models / "lm", "--host", "192.0.2.1", "--no-key")
+    hollow = tmp_path / "hollow"
+    shutil.copytree(models / "lm", hollow, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert f"127.0.0.1, port {port}: Address already in use" in mistake(
+        "serve", hollow, "--port", port
+    ), "the port is tried before the model is loaded"
+
+
+def test_a_port_belongs_to_the_first_who_asks_for_it() -> None:
+    with listen("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {port}: Address already in use; .*--port"):
+            listen("127.0.0.1", port)
+    for host in ("a..b", "a" * 99, "192.0.2.1"):
+        with pytest.raises(ValueError, match=rf"cannot listen on {host}, port 0: .*--host takes"):
+            listen(host, 0)
