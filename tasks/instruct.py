@@ -15,7 +15,7 @@ from gptmill.checkpoint.checkpoint import (
     special_ids,
 )
 from gptmill.data.batching import RowOrder, by_length
-from gptmill.data.splits import PARTS
+from gptmill.data.parts import PARTS
 from gptmill.files import read_json, write_json
 from gptmill.finetuning.instructions import (
     answers,

@@ -3,14 +3,9 @@
 import pandas as pd
 from pydantic import Field
 
-from gptmill.data.splits import (
-    PARTS,
-    Fractions,
-    read_instructions,
-    read_labelled,
-    split_instructions,
-    split_labelled,
-)
+from gptmill.data.parts import PARTS, Fractions
+from gptmill.data.row_files import read_instructions, read_labelled
+from gptmill.data.splits import split_instructions, split_labelled
 from gptmill.files import write_csv, write_json
 from gptmill.origins import write_origins
 from tasks.frame.run import Metrics, Run
@@ -24,16 +19,22 @@ class Parts(Section):
     labelled_fractions: Fractions
     instructions: str = Field(description="JSON list of {instruction, input, output, kind}")
     instructions_fractions: Fractions
+    near_duplicates: float = Field(
+        ge=0.5, le=1, description="similarity of rows that stay in the same part"
+    )
 
 
 @stage
 def split(params: Parts, run: Run) -> Metrics:
-    """Remove duplicates, then split by label and by kind; all later stages read the parts."""
+    """Remove duplicates and split the groups of near-duplicates; later stages read the parts."""
     labelled_rows = read_labelled(run.path(params.labelled))
     instruction_rows = read_instructions(run.path(params.instructions))
-    labelled = split_labelled(labelled_rows, params.labelled_fractions, seed=run.seed)
+    threshold, seed = params.near_duplicates, run.seed
+    labelled = split_labelled(
+        labelled_rows, params.labelled_fractions, near_duplicates=threshold, seed=seed
+    )
     instructions = split_instructions(
-        instruction_rows, params.instructions_fractions, seed=run.seed
+        instruction_rows, params.instructions_fractions, near_duplicates=threshold, seed=seed
     )
     for name, path in (("labelled", params.labelled), ("instructions", params.instructions)):
         (run.out / name).mkdir()

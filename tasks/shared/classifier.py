@@ -12,7 +12,7 @@ from pydantic import Field
 
 from gptmill.checkpoint.hf_config import read_config
 from gptmill.data.batching import Indices, RowOrder
-from gptmill.data.splits import PARTS
+from gptmill.data.parts import PARTS
 from gptmill.files import write_csv
 from gptmill.finetuning.classification import (
     CLASSES,

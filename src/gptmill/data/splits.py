@@ -1,56 +1,35 @@
-"""Labelled texts and instructions: checks, deduplication, three-way splits.
+"""Three-way splits of labelled texts and instructions, free of leaks.
 
-Duplicates are removed before the split. Otherwise the same message may be in the training
-and the test part, and the test score measures how well the model remembers. The rows
-that each pair of parts would have shared are counted on the same split of the rows with their
-duplicates.
+Equal rows are removed before the split, and near-duplicates stay in the same part. Otherwise a
+message and its twin may be in the training and the test part, and the test score measures how
+well the model remembers.
+
+A row without near-duplicates has a part that depends on the seed and the row's own text alone. A
+near-duplicate of earlier rows goes to the part of the earlier rows. A row similar to earlier rows
+of two parts is left out. Consequence: rows added at the end of a file never move the rows before.
 """
 
-import csv
-import hashlib
-import io
-import json
 import re
-import unicodedata
-from bisect import bisect
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
 
 import pandas as pd
 
-SURROGATE = re.compile("[\ud800-\udfff]")
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
-PARTS = ("train", "validation", "test")
-LABELLED_COLUMNS = ("label", "text")
-INSTRUCTION_COLUMNS = ("instruction", "input", "output", "kind")
+from gptmill.data.near_duplicates import earlier_twins, shingles, words
+from gptmill.data.parts import PARTS, Fractions, draw
+from gptmill.data.row_files import fold, trim_label
 
-
-@dataclass(frozen=True)
-class Fractions:
-    """The fraction of rows per part. Fractions sum to 1."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    train: float
-    validation: float
-    test: float
-
-    def __post_init__(self) -> None:
-        fractions = (self.train, self.validation, self.test)
-        if not (min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-9):
-            raise ValueError(
-                f"fractions are train {self.train}, validation {self.validation}, test {self.test};"
-                " each must be above 0 and together they must be 1"
-            )
-
-    def ends(self, rows: int) -> tuple[int, int]:
-        """Return the end indices of the train and validation parts.
-
-        The `rows` rows are cut in the order train, validation, test.
-        """
-        return round(self.train * rows), round((self.train + self.validation) * rows)
+QUOTES = ("''", '""', "\u2018\u2019", "\u201c\u201d", "\u00ab\u00bb")  # opening and closing marks
+QUOTED = re.compile("|".join(rf"(?<!\w){pair[0]}(.+?){pair[1]}(?!\w)" for pair in QUOTES))
+FUNCTION_WORDS = frozenset(
+    words(
+        "a about an and are as at be by can could did do does for from had has have how i in into"
+        " is it its me my of on or please s should t that the their there these this those to was"
+        " we were what when where which who whom whose why will with would you your"
+    )
+)
+PAIRS_OF_PARTS = (("validation", "train"), ("test", "train"), ("test", "validation"))
 
 
 @dataclass(frozen=True)
@@ -61,268 +40,227 @@ class Split:
     counts: dict[str, int]
 
 
-def read_labelled(path: Path) -> pd.DataFrame:
-    """Read the columns `label` and `text` of a CSV file.
-
-    All further columns are left out. Raises ValueError, naming the row, for a file that is not
-    UTF-8 or not CSV, for a missing or repeated column, for an empty label or text, and for labels
-    that differ only in case, spaces or the form of a number.
-    """
-    rows = _read_rows(path)
-    header = [name.strip() for name in rows[0]] if rows else []
-    missing = [name for name in LABELLED_COLUMNS if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {' and no column '.join(missing)}; the first line names"
-            f" {', '.join(header) or 'nothing'}; a labelled file has the columns label,text"
-        )
-    for name in LABELLED_COLUMNS:
-        if header.count(name) > 1:
-            raise ValueError(
-                f"{path} has {header.count(name)} columns {name}; rename all but one of them"
-            )
-    if len(rows) == 1:
-        raise ValueError(f"{path} has a header but no rows; add a row for each text")
-    table = _labelled_table(path, header, rows[1:])
-    _check_labels(path, dict.fromkeys(map(trim_label, table["label"])))
-    return table
-
-
-def trim_label(label: str) -> str:
-    """Return a label without spaces and invisible characters at both ends.
-
-    Invisible are control and format characters (Unicode's categories Cc and Cf), such as a
-    zero-width space.
-    """
-    start, end = 0, len(label)
-    while start < end and _is_blank(label[start]):
-        start += 1
-    while start < end and _is_blank(label[end - 1]):
-        end -= 1
-    return label[start:end]
-
-
-def _is_blank(character: str) -> bool:
-    return character.isspace() or unicodedata.category(character) in ("Cc", "Cf")
-
-
-def _check_labels(path: Path, labels: Iterable[str]) -> None:
-    """Raise ValueError for two labels that a reader would call the same."""
-    first: dict[str, str] = {}
-    for label in labels:
-        key = _label_key(label)
-        if key in first:
-            raise ValueError(
-                f"{path} has the labels {first[key]!r} and {label!r}, which differ only in case, "
-                "spaces or the form of a number; write both in the same way"
-            )
-        first[key] = label
-
-
-def _label_key(label: str) -> str:
-    """Return a string that is equal for labels with the same meaning."""
-    visible = "".join(c for c in label if unicodedata.category(c) not in ("Cc", "Cf"))
-    folded = fold(unicodedata.normalize("NFKC", visible))
-    return repr(float(folded)) if NUMBER.fullmatch(folded) else folded
-
-
-def _read_rows(path: Path) -> list[list[str]]:
-    text = _read_utf8(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return [row for row in reader if row]
-    except csv.Error as error:
-        raise ValueError(f"{path} is not CSV (line {reader.line_num}): {error}") from error
-
-
-def _labelled_table(path: Path, header: Sequence[str], rows: Sequence[list[str]]) -> pd.DataFrame:
-    columns = [header.index(name) for name in LABELLED_COLUMNS]
-    for number, row in enumerate(rows, start=1):
-        if len(row) != len(header):
-            raise ValueError(
-                f"{path}, row {number} has {len(row)} cells, the header {len(header)};"
-                " put cells with commas in double quotes"
-            )
-        for name, column in zip(LABELLED_COLUMNS, columns, strict=True):
-            if not trim_label(row[column]):
-                raise ValueError(
-                    f"{path}, row {number} has an empty {name}; add the {name} or remove the row"
-                )
-    cells = [[row[column] for column in columns] for row in rows]
-    return pd.DataFrame(cells, columns=list(LABELLED_COLUMNS), dtype="str")
-
-
-def read_instructions(path: Path) -> pd.DataFrame:
-    """Read instruction rows from a JSON list of objects.
-
-    Each object has `instruction`, `output` and optionally `input` and `kind`. The table has
-    the columns instruction, input, output, kind; a row without a kind gets the kind "other".
-    Raises ValueError, naming the row, for a row unfit for training.
-    """
-    text = _read_utf8(path)
-    try:
-        rows = json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    except RecursionError:
-        raise ValueError(
-            f"{path} is nested too deeply; allowed is a list of objects, each with text"
-        ) from None
-    except KeyError as error:
-        raise ValueError(
-            f"{path} has an object with two values for {error}; each key may occur once"
-        ) from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path} must hold a JSON list of at least one instruction row")
-    records = [_instruction(path, number, row) for number, row in enumerate(rows, start=1)]
-    return pd.DataFrame(records, columns=list(INSTRUCTION_COLUMNS), dtype="str")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise KeyError for a key that occurs twice."""
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise KeyError(key)
-        content[key] = value
-    return content
-
-
-def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}, row {number} is not a JSON object with instruction and output")
-    record = {"input": "", "kind": "other"} | {
-        name: row[name] for name in INSTRUCTION_COLUMNS if row.get(name) is not None
-    }
-    for name, value in record.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{path}, row {number}: {name} must be text, not {value!r}")
-        if SURROGATE.search(value):
-            raise ValueError(
-                f"{path}, row {number}: {name} has half a surrogate pair, {value!r}; such a "
-                "character cannot be written as UTF-8: remove or replace it"
-            )
-    for name in ("instruction", "output"):
-        if not record.get(name, "").strip():
-            raise ValueError(
-                f"{path}, row {number} has no {name}; every row needs the field {name}"
-            )
-    return record
-
-
-def split_labelled(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split labelled texts, with equal label ratios in all parts.
+def split_labelled(
+    table: pd.DataFrame, fractions: Fractions, *, near_duplicates: float, seed: int
+) -> Split:
+    """Split labelled texts.
 
     Labels lose spaces and invisible characters at both ends. Only the first of several equal
-    texts is used. Texts with two labels are left out, because the right label is unknown. Raises
-    ValueError if fewer than two labels remain or a label has too few texts for all parts.
+    texts is used. Texts with two labels are left out, because the right label is unknown. Texts
+    with a similarity of `near_duplicates` or more are in the same part. Raises ValueError if fewer
+    than two labels remain or a label has too few texts for all parts.
     """
     trimmed = table["label"].map(trim_label)
     n_trimmed = int((trimmed != table["label"]).sum())
     table = table.assign(label=trimmed)
     keys = table["text"].map(fold)
     conflicting = table["label"].groupby(keys).transform("nunique") > 1
-    selected = ~keys.duplicated() & ~conflicting
-    labels = table["label"][selected].value_counts()
+    used = table[~keys.duplicated() & ~conflicting]
+    labels = used["label"].value_counts()
     if len(labels) < 2:
         raise ValueError(
             f"the labelled texts have too few labels ({', '.join(labels.index) or 'none'});"
             " a classifier needs two or more"
         )
-    for label, count in labels.items():
-        _check_sizes(f"label {label!r}", count, fractions)
-    rows = pd.DataFrame({"key": keys, "stratum": table["label"], "selected": selected})
-    split = _split(table, rows, fractions, seed=seed)
+    sets = [shingles(words(text)) for text in used["text"]]
+    split = _split(
+        used,
+        keys,
+        sets,
+        subjects=[f"label {label!r}" for label in used["label"]],
+        fractions=fractions,
+        threshold=near_duplicates,
+        seed=seed,
+    )
     n_conflicting = int(keys[conflicting].nunique())
-    counts = {"conflicting": n_conflicting, "trimmed_labels": n_trimmed}
-    return Split(split.parts, split.counts | counts)
+    return Split(
+        split.parts, split.counts | {"conflicting": n_conflicting, "trimmed_labels": n_trimmed}
+    )
 
 
-def split_instructions(table: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    """Split instruction rows, with equal kind ratios in all parts.
+def split_instructions(
+    table: pd.DataFrame, fractions: Fractions, *, near_duplicates: float, seed: int
+) -> Split:
+    """Split instruction rows.
 
     Of rows with equal prompts (instruction and input) only the first is used, regardless of
-    the answers, to keep every prompt of the test part out of training. Raises ValueError if
+    the answers, to keep every prompt of the test part out of training. Rows of the same kind with
+    a content similarity of `near_duplicates` or more are in the same part. Raises ValueError if
     a part would be empty.
     """
     keys = (table["instruction"] + "\n" + table["input"]).map(fold)
-    selected = ~keys.duplicated()
-    _check_sizes("the instruction set", int(selected.sum()), fractions)
-    rows = pd.DataFrame({"key": keys, "stratum": table["kind"], "selected": selected})
-    split = _split(table, rows, fractions, seed=seed)
+    used = table[~keys.duplicated()]
+    columns = (used["kind"], used["instruction"], used["input"])
+    sets = [
+        frozenset(f"{kind}\n{shingle}" for shingle in shingles(content(instruction, row_input)))
+        for kind, instruction, row_input in zip(*columns, strict=True)
+    ]
+    split = _split(
+        used,
+        keys,
+        sets,
+        subjects=["the instruction set"] * len(used),
+        fractions=fractions,
+        threshold=near_duplicates,
+        seed=seed,
+    )
     answers = table["output"].map(fold).groupby(keys).nunique()
     return Split(split.parts, split.counts | {"conflicting": int((answers > 1).sum())})
 
 
-def fold(text: str) -> str:
-    """Return the text with case and spaces folded.
+def content(instruction: str, row_input: str) -> list[str]:
+    """Return the words that tell a prompt from other prompts of the same template.
 
-    Two texts fold to the same string if a reader would call them the same.
+    The content is the input and every quoted passage of the instruction: "Define 'sea'." and
+    "What does 'sea' mean?" have equal contents, "Define 'sea'." and "Define 'sky'." do not. The
+    content of an instruction with neither is the instruction without English function words.
     """
-    return " ".join(text.casefold().split())
+    quoted = ["".join(groups) for groups in QUOTED.findall(instruction)]
+    specific = words(" ".join([*quoted, row_input]))
+    if specific:
+        return specific
+    spoken = words(instruction)
+    return [word for word in spoken if word not in FUNCTION_WORDS] or spoken
 
 
-def assign(rows: pd.DataFrame, fractions: Fractions, *, seed: int) -> "pd.Series[str]":
-    """Return the part name of each row.
+@dataclass(frozen=True)
+class Grouping:
+    """Groups of near-duplicates by the number of the first row, and the part of each group.
 
-    The part is a pure function of the seed and the row's `key` and `stratum`. Within a
-    stratum rows are ranked by a hash of seed and key and then cut, independent of the row
-    order in the file and of a library's random generator.
+    `leads` has each row's group; None for a row similar to rows of two parts.
     """
-    nth = rows.groupby("key").cumcount()
-    seeded_keys = [f"{seed} {n} {key}" for n, key in zip(nth, rows["key"], strict=True)]
-    ranks = [hashlib.sha256(key.encode()).hexdigest() for key in seeded_keys]
-    ordered = rows.assign(rank=ranks).sort_values("rank")
-    positions = ordered.groupby("stratum").cumcount()
-    ends = ordered["stratum"].map(
-        {name: fractions.ends(len(group)) for name, group in ordered.groupby("stratum")}
-    )
-    parts = [PARTS[bisect(cuts, position)] for cuts, position in zip(ends, positions, strict=True)]
-    return pd.Series(parts, index=ordered.index, dtype="str").reindex(rows.index)
+
+    leads: list[int | None]
+    parts: dict[int, str]
+
+    @property
+    def row_parts(self) -> list[str | None]:
+        """Return each row's part; None for a row that is left out."""
+        return [None if lead is None else self.parts[lead] for lead in self.leads]
 
 
-def shared(keys: "pd.Series[str]", parts: "pd.Series[str]") -> dict[str, int]:
-    """Count rows with a shared key, per pair of parts.
+def group(draws: Sequence[float], twins: Sequence[Sequence[int]], fractions: Fractions) -> Grouping:
+    """Group rows with their earlier twins, in file order; a group has the first row's part."""
+    leads: list[int | None] = []
+    members: dict[int, list[int]] = {}
+    for row, earlier in enumerate(twins):
+        joined = sorted({lead for lead in (leads[twin] for twin in earlier) if lead is not None})
+        if len({fractions.part(draws[lead]) for lead in joined}) > 1:
+            leads.append(None)
+            continue
+        first, *others = joined or [row]
+        leads.append(first)
+        members.setdefault(first, []).append(row)
+        for other in others:
+            for member in members[other]:
+                leads[member] = first
+            members[first] += members.pop(other)
+    return Grouping(leads, {lead: fractions.part(draws[lead]) for lead in members})
+
+
+def fill_empty_parts(
+    grouping: Grouping, draws: Sequence[float], subjects: Sequence[str], fractions: Fractions
+) -> Grouping:
+    """Give each empty part of a subject the nearest group of the subject's largest part.
+
+    A subject with few rows may have no row in a part by chance. Only then do rows added later
+    move a row: the group returns to its own part as soon as the borrowing part has a row.
+    """
+    parts = dict(grouping.parts)
+    for subject in sorted(set(subjects)):
+        leads = sorted(
+            {
+                lead
+                for lead, name in zip(grouping.leads, subjects, strict=True)
+                if name == subject and lead is not None
+            }
+        )
+        for part in PARTS:
+            sizes = Counter(parts[lead] for lead in leads)
+            if sizes[part] == 0 and max(sizes.values()) > 1:
+                largest = max(PARTS, key=lambda name: sizes[name])
+                donors = [lead for lead in leads if parts[lead] == largest]
+                parts[min(donors, key=lambda lead: fractions.distance(draws[lead], part))] = part
+    return Grouping(grouping.leads, parts)
+
+
+def rows_near(pairs: Sequence[tuple[int, int]], parts: Sequence[str | None]) -> dict[str, int]:
+    """Count rows with a twin in a different part, per pair of parts.
 
     Only the rows of the pair's first part are counted.
     """
-    pairs = (("validation", "train"), ("test", "train"), ("test", "validation"))
+    counts = {}
+    for first, second in PAIRS_OF_PARTS:
+        near = {
+            row
+            for a, b in pairs
+            for row, twin in ((a, b), (b, a))
+            if parts[row] == first and parts[twin] == second
+        }
+        counts[f"{first}_rows_in_{second}"] = len(near)
+    return counts
+
+
+def _split(
+    used: pd.DataFrame,
+    keys: "pd.Series[str]",
+    sets: Sequence[frozenset[str]],
+    *,
+    subjects: Sequence[str],
+    fractions: Fractions,
+    threshold: float,
+    seed: int,
+) -> Split:
+    """Split the rows `used`; `keys` has the folded text of all rows, equal ones too."""
+    draws = [draw(key, seed=seed) for key in keys[used.index]]
+    twins = earlier_twins(sets, threshold)
+    grouping = group(draws, twins, fractions)
+    grouping = fill_empty_parts(grouping, draws, subjects, fractions)
+    _check_parts(subjects, grouping, fractions)
+    parts = grouping.row_parts
+    pairs = [(row, twin) for row, earlier in enumerate(twins) for twin in earlier]
+    leaks = rows_near(pairs, parts)
+    assert not any(leaks.values())
+    row_parts = pd.Series(parts, index=used.index)
+    tables = {part: used[row_parts == part].reset_index(drop=True) for part in PARTS}
+    kept = sum(lead is not None for lead in grouping.leads)
+    single = [fractions.part(number) for number in draws]
+    counts = {
+        "rows": len(keys),
+        "removed": len(keys) - len(used),
+        "near_duplicates": kept - len(grouping.parts),
+        "groups": len(grouping.parts),
+        "near_two_parts": len(used) - kept,
+        **{part: len(table) for part, table in tables.items()},
+        **{f"near_{name}": count for name, count in leaks.items()},
+        **{f"row_by_row_near_{name}": n for name, n in rows_near(pairs, single).items()},
+        **{f"with_duplicates_{name}": n for name, n in _equal_rows(keys, fractions, seed).items()},
+    }
+    return Split(tables, counts)
+
+
+def _equal_rows(keys: "pd.Series[str]", fractions: Fractions, seed: int) -> dict[str, int]:
+    """Count rows that share a text with a different part, were each row drawn on its own."""
+    nth = keys.groupby(keys).cumcount()
+    drawn = [draw(f"{n} {key}", seed=seed) for n, key in zip(nth, keys, strict=True)]
+    parts = pd.Series([fractions.part(number) for number in drawn], index=keys.index)
     return {
         f"{first}_rows_in_{second}": int(keys[parts == first].isin(keys[parts == second]).sum())
-        for first, second in pairs
+        for first, second in PAIRS_OF_PARTS
     }
 
 
-def _split(table: pd.DataFrame, rows: pd.DataFrame, fractions: Fractions, *, seed: int) -> Split:
-    selected = rows[rows["selected"]]
-    parts = assign(selected, fractions, seed=seed)
-    assert not any(shared(selected["key"], parts).values())
-    tables = {name: table.loc[parts.index[parts == name]] for name in PARTS}
-    overlaps = shared(rows["key"], assign(rows, fractions, seed=seed))
-    counts = {"rows": len(rows), "removed": len(rows) - len(selected)}
-    counts |= {name: len(part) for name, part in tables.items()}
-    counts |= {f"with_duplicates_{name}": count for name, count in overlaps.items()}
-    return Split({name: part.reset_index(drop=True) for name, part in tables.items()}, counts)
-
-
-def _check_sizes(subject: str, rows: int, fractions: Fractions) -> None:
-    ends = (0, *fractions.ends(rows), rows)
-    for name, start, end in zip(PARTS, ends, ends[1:], strict=False):
-        if start == end:
-            raise ValueError(
-                f"{subject} has {rows} distinct rows, too few for the {name} part"
-                f" at {getattr(fractions, name):g} of the rows; add rows or change the fractions"
-            )
-
-
-def _read_utf8(path: Path) -> str:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    content = path.read_bytes()
-    text = content.decode("utf-8-sig", errors="surrogateescape")
-    invalid = next((index for index, char in enumerate(text) if "\udc80" <= char <= "\udcff"), None)
-    if invalid is not None or "\0" in text:
-        line = text.count("\n", 0, text.find("\0") if invalid is None else invalid) + 1
-        raise ValueError(f"{path} is not UTF-8 text (line {line}); save the file as UTF-8")
-    return text
+def _check_parts(subjects: Sequence[str], grouping: Grouping, fractions: Fractions) -> None:
+    rows: dict[str, int] = Counter(subjects)
+    leads = {pair for pair in zip(subjects, grouping.leads, strict=True) if pair[1] is not None}
+    groups = Counter((name, grouping.parts[lead]) for name, lead in leads if lead is not None)
+    for subject, n_rows in rows.items():
+        for part in PARTS:
+            if not groups[subject, part]:
+                n_groups = sum(groups[subject, name] for name in PARTS)
+                raise ValueError(
+                    f"{subject} has {n_rows} distinct rows in {n_groups} groups of near-duplicates,"
+                    f" too few for the {part} part at {getattr(fractions, part):g} of the rows;"
+                    " add rows that differ, change the fractions, or raise near_duplicates"
+                    " (1: only rows with equal words are near-duplicates)"
+                )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptmill.data.documents import read_document
-from gptmill.data.splits import read_instructions, read_labelled, trim_label
+from gptmill.data.row_files import read_instructions, read_labelled, trim_label
 from gptmill.formats.importing import check_model
 from gptmill.sources.archive import visible_files
 from gptmill.tokenizer.tokenizer import Tokenizer
