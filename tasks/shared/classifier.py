@@ -13,6 +13,7 @@ from pydantic import Field
 from gptmill.checkpoint.hf_config import read_config
 from gptmill.data.batching import Indices, RowOrder
 from gptmill.data.parts import PARTS
+from gptmill.evaluation.estimates import Estimate, mean, wilson
 from gptmill.files import write_csv
 from gptmill.finetuning.classification import (
     CLASSES,
@@ -24,6 +25,7 @@ from gptmill.finetuning.classification import (
     encode_rows,
     measure,
     predict,
+    row_losses,
 )
 from gptmill.model.gpt import GPTClassifier
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -127,8 +129,9 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
         "parameters": n_parameters,
         "steps": trained.steps,
         "skipped_steps": trained.skipped,
-        "validation_loss": trained.evaluation["val/loss"],
-        "validation_accuracy": trained.evaluation["val/accuracy"],
+        **_validated(
+            _probabilities(params, run, model, data=data, part="validation"), validation.labels
+        ),
     }
 
 
@@ -139,14 +142,27 @@ def predict_test(
     rows, table = data.rows["test"], data.tables["test"]
     probabilities = _probabilities(params, run, model, data=data, part="test").round(DIGITS)
     columns = {f"p_{name}": probabilities[:, k] for k, name in enumerate(data.class_names)}
-    predictions = pd.DataFrame({"label": table["label"], **columns})
-    write_csv(run.out / "predictions.csv", predictions)
     predicted = [data.class_names[k] for k in probabilities.argmax(axis=1)]
     shown = pd.DataFrame({"text": table["text"], "label": table["label"], "predicted": predicted})
+    write_csv(run.out / "predictions.csv", shown.assign(**columns))
     run.show("test rows", shown.head(5))
     run.show("mistakes", shown[shown["label"] != shown["predicted"]].head(5))
-    figures = measure(probabilities, rows.labels)
-    return {"test_rows": len(table), "test_accuracy": figures["val/accuracy"]}
+    hits = int((probabilities.argmax(axis=1) == rows.labels).sum())
+    return {"test_rows": len(table), **_estimate("test_accuracy", wilson(hits, len(table)))}
+
+
+def _validated(probabilities: npt.NDArray[np.float64], labels: Indices) -> Metrics:
+    """Return loss and accuracy on the validation part, each with an interval."""
+    hits = int((probabilities.argmax(axis=1) == labels).sum())
+    loss = mean(row_losses(probabilities, labels))
+    return {
+        **_estimate("validation_loss", loss),
+        **_estimate("validation_accuracy", wilson(hits, len(labels))),
+    }
+
+
+def _estimate(name: str, estimate: Estimate) -> Metrics:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _probabilities(

@@ -39,14 +39,14 @@ def report(tables: Tables) -> str:
             markdown_table(language),
             "## Classifiers",
             _classifiers_sentence(classifiers),
-            markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc"))),
+            markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
             "## Assistant",
             _assistant_sentence(assistant),
             markdown_table(_with_intervals(assistant, EXACT)),
             "All intervals are 95 % confidence intervals: Wilson's for accuracy and exact match, a "
-            "bootstrap over the test rows for F1 and AUC. The baseline of a kind of question is "
-            "the most frequent answer in the training part; `before` is the base without "
-            "fine-tuning.\n",
+            "bootstrap over the test rows for F1 and AUC, a paired bootstrap for `f1_gain` (F1 "
+            "minus the F1 of the bag of words). The baseline of a kind of question is the most "
+            "frequent answer in the training part; `before` is the base without fine-tuning.\n",
         ]
     )
 
@@ -106,9 +106,16 @@ def _beside(loss: float, other: float) -> str:
 
 def _classifiers_sentence(table: pd.DataFrame) -> str:
     beating = list(table.loc[table["beats_majority"], "model"])
+    columns = ["model", "f1_gain", "f1_gain_low", "f1_gain_high"]
+    tuned = table.loc[~table["model"].isin(["bag_of_words", "majority"]), columns]
+    gains = [
+        f"{model} {gain:+.3f} ({low:+.3f} to {high:+.3f})"
+        for model, gain, low, high in tuned.itertuples(index=False)
+    ]
     return (
         "Accuracy above the majority class's confidence interval: "
-        f"{', '.join(beating).replace('_', ' ') or 'none'}."
+        f"{', '.join(beating).replace('_', ' ') or 'none'}. F1 compared with the bag of words on "
+        f"the same rows: {', '.join(gains)}."
     )
 
 

@@ -53,12 +53,15 @@ def test_what_is_saved_predicts_what_was_written(
     metrics = stage.body(section, run)
     table = pd.read_csv(run.out / "predictions.csv")
     test = pd.read_csv(project / "artifacts/split/labelled/test.csv")
-    assert list(table.columns) == ["label", "p_ham", "p_spam"]
-    assert list(table["label"]) == list(test["label"])
+    assert list(table.columns) == ["text", "label", "predicted", "p_ham", "p_spam"]
+    assert table[["label", "text"]].equals(test[["label", "text"]])
     written = table[["p_ham", "p_spam"]].to_numpy()
     assert written.sum(axis=1) == pytest.approx(1, abs=2e-6)
     right = (written.argmax(axis=1) == (test["label"] == "spam").astype(int)).mean()
     assert metrics["test_accuracy"] == pytest.approx(right)
+    assert right == pytest.approx((table["predicted"] == table["label"]).mean())
+    for name in ("test_accuracy", "validation_accuracy", "validation_loss"):
+        assert metrics[f"{name}_low"] < metrics[name] < metrics[f"{name}_high"]
 
     model, class_names = load_classifier(run.out / saved)
     tokenizer = Tokenizer.from_folder(run.out / saved)

@@ -126,8 +126,9 @@ def _write_classifier(stage: Path, folder: Path, test: pd.DataFrame, *, seed: in
     save_classifier(folder, model.eval(), tokenizer, class_names=names)
     rows, _ = encode(list(test["text"]), tokenizer, 32)
     shares = predict(model, rows, batch_size=3, pad_id=tokenizer.eot_id, device="cpu").round(6)
-    columns = {"label": test["label"], "p_ham": shares[:, 0], "p_spam": shares[:, 1]}
-    write_csv(stage / "predictions.csv", pd.DataFrame(columns))
+    predicted = [names[k] for k in shares.argmax(axis=1)]
+    table = test[["text", "label"]].assign(predicted=predicted)
+    write_csv(stage / "predictions.csv", table.assign(p_ham=shares[:, 0], p_spam=shares[:, 1]))
 
 
 def _write_answers(root: Path) -> None:
@@ -178,6 +179,10 @@ def test_figures_equal_scoring_the_artifacts_with_torch_and_sklearn(root: Path) 
     test = pd.read_csv(root / "split" / "labelled" / "test.csv")
     assert metrics["majority_accuracy"] == pytest.approx((test["label"] == "ham").mean())
     assert metrics["majority_f1"] == 0
+    gain = metrics["lora_f1"] - metrics["bag_of_words_f1"]
+    assert metrics["lora_f1_gain"] == pytest.approx(gain)
+    assert metrics["lora_f1_gain_low"] <= gain <= metrics["lora_f1_gain_high"]
+    assert metrics["bag_of_words_f1_gain"] == 0
     assert metrics["bag_of_words_accuracy"] > metrics["majority_accuracy"]
     assert metrics["bag_of_words_beats_majority"] in (0, 1)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ from gptmill.checkpoint.checkpoint import load_causal_lm, load_classifier
 from gptmill.data.batching import by_length, pad
 from gptmill.data.token_file import TokenFile
 from gptmill.evaluation.classifier import (
-    ClassifierScore,
     bag_of_words_probabilities,
+    f1_difference,
     majority_probabilities,
     roc_curve,
     score_classifier,
@@ -202,7 +202,8 @@ class Classifiers:
         """Score each model on the test rows.
 
         With two classes, all metrics except accuracy are for the rarest class. With more classes,
-        these metrics are means over the classes.
+        these metrics are means over the classes. `f1_gain` is F1 minus the bag of words', on the
+        same rows.
         """
         positive = self.positive if len(self.class_names) == 2 else None
         scores = {
@@ -211,7 +212,23 @@ class Classifiers:
             )
             for model, probabilities in self.probabilities.items()
         }
-        table = pd.DataFrame([{"model": model, **_flat(score)} for model, score in scores.items()])
+        gains = {
+            model: f1_difference(
+                self.actual,
+                probabilities,
+                self.probabilities["bag_of_words"],
+                positive=positive,
+                resamples=resamples,
+                seed=seed,
+            )
+            for model, probabilities in self.probabilities.items()
+        }
+        table = pd.DataFrame(
+            [
+                {"model": model, **_flat(asdict(score) | {"f1_gain": asdict(gains[model])})}
+                for model, score in scores.items()
+            ]
+        )
         chance = scores["majority"].accuracy
         return table.assign(beats_majority=table["accuracy"] > chance.high)
 
@@ -234,13 +251,13 @@ class Classifiers:
         }
 
 
-def _flat(score: ClassifierScore) -> dict[str, float]:
-    """Return a score as columns.
+def _flat(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Return figures as columns.
 
     An estimate becomes three columns: the value under the metric's name, then low and high.
     """
     flat: dict[str, float] = {}
-    for name, value in asdict(score).items():
+    for name, value in figures.items():
         if isinstance(value, dict):
             flat |= {
                 name: value["value"],
@@ -257,10 +274,10 @@ def _class_indices(labels: "pd.Series[str]", class_names: Sequence[str]) -> Coun
 
 
 def _read_predictions(path: Path, test: pd.DataFrame, class_names: Sequence[str]) -> Floats:
-    table = pd.read_csv(path, dtype={"label": str}, keep_default_na=False)
+    table = pd.read_csv(path, dtype={"text": str, "label": str}, keep_default_na=False)
     columns = [f"p_{name}" for name in class_names]
-    assert list(table.columns) == ["label", *columns], (
-        f"{path} must have the columns label and {columns}"
-    )
-    assert list(table["label"]) == list(test["label"]), f"{path} does not cover the test rows"
+    expected = ["text", "label", "predicted", *columns]
+    assert list(table.columns) == expected, f"{path} must have the columns {expected}"
+    rows = (table["label"].equals(test["label"]), table["text"].equals(test["text"]))
+    assert all(rows), f"{path} does not cover the test rows"
     return table[columns].to_numpy(dtype=np.float64)

@@ -1,11 +1,14 @@
 """Figures with 95 % confidence intervals.
 
-A share of right answers has Wilson's interval (1927,
-https://doi.org/10.1080/01621459.1927.10502953); Wilson's interval stays within 0 and 1 on few rows.
+A mean has the normal interval of its standard error. A share of right answers has Wilson's interval
+(1927, https://doi.org/10.1080/01621459.1927.10502953), which stays within 0 and 1 on few rows.
 """
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 Z_95 = 1.959963984540054
 
@@ -28,3 +31,12 @@ def wilson(right: int, total: int) -> Estimate:
     middle = (share + spread / 2) / (1 + spread)
     half = Z_95 * math.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def mean(values: npt.NDArray[np.float64]) -> Estimate:
+    """Return the mean of values (N,) with the normal 95 % interval."""
+    assert len(values), "no values"
+    centre = float(values.mean())
+    spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    half = Z_95 * spread / math.sqrt(len(values))
+    return Estimate(centre, centre - half, centre + half)

@@ -178,16 +178,21 @@ def predict(
     return torch.stack(out).numpy()
 
 
+def row_losses(probabilities: npt.NDArray[np.float64], labels: Indices) -> npt.NDArray[np.float64]:
+    """Return each row's loss (N,) under class probabilities (N, K), in nats."""
+    right = probabilities[np.arange(len(labels)), labels]
+    # A certain mistake costs much, but not infinity.
+    return -np.log(np.maximum(right, np.finfo(np.float64).tiny))
+
+
 def measure(probabilities: npt.NDArray[np.float64], labels: Indices) -> dict[str, float]:
     """Return loss and accuracy of class probabilities (N, K).
 
     The loss is in nats.
     """
-    right = probabilities[np.arange(len(labels)), labels]
-    # A certain mistake costs much, but not infinity.
-    right = np.maximum(right, np.finfo(np.float64).tiny)
     hits = probabilities.argmax(axis=1) == labels
-    return {"val/loss": float(-np.log(right).mean()), "val/accuracy": float(hits.mean())}
+    loss = float(row_losses(probabilities, labels).mean())
+    return {"val/loss": loss, "val/accuracy": float(hits.mean())}
 
 
 def _padded(rows: Sequence[Ids], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics
 
 from gptmill.evaluation.classifier import (
     bag_of_words_probabilities,
     confusion,
+    f1_difference,
     majority_probabilities,
     roc_curve,
     score_classifier,
@@ -114,3 +116,30 @@ def test_bag_of_words_learns_the_words_of_each_class() -> None:
     assert found.shape == (2, 2)
     np.testing.assert_allclose(found.sum(axis=1), 1)
     assert found.argmax(axis=1).tolist() == [1, 0]
+
+
+def test_the_interval_of_an_f1_difference_equals_scipys_paired_bootstrap() -> None:
+    generator = np.random.default_rng(4)
+    actual = generator.integers(2, size=200)
+    ours, theirs = (
+        np.exp(generator.normal(size=(200, 2)) + strength * np.eye(2)[actual])
+        for strength in (3.0, 2.0)
+    )
+
+    def f1(rows: np.ndarray, probabilities: np.ndarray) -> float:
+        said = probabilities.argmax(axis=1)[rows]
+        return float(2 * (said & actual[rows]).sum() / (said.sum() + actual[rows].sum()))
+
+    def difference(rows: np.ndarray) -> float:
+        return f1(rows, ours) - f1(rows, theirs)
+
+    found = f1_difference(actual, ours, theirs, positive=1, resamples=4000, seed=0)
+    rows = np.arange(200)
+    expected = stats.bootstrap(
+        (rows,), difference, n_resamples=1000, vectorized=False, method="percentile", rng=1
+    ).confidence_interval
+    expected_value = [metrics.f1_score(actual, p.argmax(axis=1)) for p in (ours, theirs)]
+    assert found.value == pytest.approx(expected_value[0] - expected_value[1])
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.01)
+    same = f1_difference(actual, ours, ours, positive=1, resamples=50, seed=0)
+    assert (same.value, same.low, same.high) == (0, 0, 0)

@@ -1,8 +1,10 @@
 """Intervals against published values."""
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from gptmill.evaluation.estimates import wilson
+from gptmill.evaluation.estimates import mean, wilson
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,11 @@ def test_wilson_interval_equals_published_values(
     assert found.value == right / total
     assert found.low == pytest.approx(low, abs=5e-5)
     assert found.high == pytest.approx(high, abs=5e-5)
+
+
+def test_mean_interval_equals_scipys() -> None:
+    values = np.random.default_rng(1).exponential(size=50)
+    found = mean(values)
+    expected = stats.norm.interval(0.95, loc=values.mean(), scale=stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert mean(np.array([2.0])).low == 2
