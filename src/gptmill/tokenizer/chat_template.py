@@ -44,10 +44,7 @@ class Template:
         is_file = (folder / "chat_template.jinja").is_file()
         file = "chat_template.jinja" if is_file else "tokenizer_config.json"
         name = f"the chat template in {folder.resolve().name}/{file}"
-        try:
-            source = read_chat_template(folder)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{name} is not UTF-8: {error}") from None
+        source = read_chat_template(folder)
         if source is None:
             return None
         return cls(source, read_roles(folder), frozenset(read_stop_ids(folder)), name)

@@ -267,7 +267,7 @@ def test_a_faulty_template_is_named_with_its_file(tmp_path: Path) -> None:
     write_text(folder / "chat_template.jinja", "a\n{{ 1 // 0 }}")
     refused(folder, "the chat template in lm/chat_template.jinja, line 2, refuses these messages")
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    refused(folder, "the chat template in lm/chat_template.jinja is not UTF-8")
+    refused(folder, "lm/chat_template.jinja is not UTF-8")
     (folder / "chat_template.jinja").unlink()
     write_json(folder / "tokenizer_config.json", {"chat_template": 5})
     refused(folder, "the chat template in lm/tokenizer_config.json is of type int; allowed is")
