@@ -4,7 +4,7 @@ A model's path must be a checkpoint folder of the right kind; an output path mus
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 ModelKind = Literal["language model", "classifier"]
 
@@ -50,9 +50,12 @@ def check_free(path: Path) -> None:
 
 
 def _kind(folder: Path) -> ModelKind:
-    content = _read_object(folder / "config.json")
-    names = content.get("architectures") or []
-    is_classifier = any(str(name).endswith("ForSequenceClassification") for name in names)
+    from gptmill.files import checked, read_object
+
+    path = folder / "config.json"
+    names = read_object(path).get("architectures")
+    listed = checked(list[str] | None, names, f"{path}: architectures") or []
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in listed)
     return "classifier" if is_classifier else "language model"
 
 
@@ -60,17 +63,10 @@ def _no_model(folder: Path) -> str:
     adapter = folder / "adapter_config.json"
     if not adapter.is_file():
         return f"{folder} is not a model: the folder has no config.json"
-    base = _read_object(adapter).get("base_model_name_or_path")
+    from gptmill.files import read_object
+
+    base = read_object(adapter).get("base_model_name_or_path")
     return (
         f"{folder} holds an adapter, which needs its base model, {base}; "
         "merge both first (PEFT's merge_and_unload) and name the folder of the merged model"
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    from gptmill.files import read_json
-
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return content

@@ -18,6 +18,7 @@ from gptmill.checkpoint.checkpoint import (
 from gptmill.checkpoint.weights import read_tensors
 from gptmill.files import read_json, write_json
 from gptmill.formats.exporting import ExportFormat, export_model
+from gptmill.formats.gguf import open_gguf
 from gptmill.formats.importing import check_model, import_model
 from gptmill.generation.completion import TextGenerator
 from gptmill.model.gpt import GPT, GPTClassifier, GPTConfig
@@ -56,6 +57,9 @@ def test_all_end_ids_are_kept_through_every_format(
     folder = several_ends(tmp_path, config)
     export_model(folder, tmp_path / "hf", form="hf")
     export_model(folder, tmp_path / "a.gguf", form="gguf")
+    fields = open_gguf(tmp_path / "a.gguf").fields
+    found = [fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    assert tuple(index for index in found if index is not None) == expected
     import_model(str(folder), tmp_path / "from hf")
     import_model(str(tmp_path / "a.gguf"), tmp_path / "from gguf")
     import_model(str(tmp_path / "hf"), tmp_path / "again")

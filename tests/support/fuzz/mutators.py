@@ -167,10 +167,8 @@ def damage_pickle(random: Random, content: bytes) -> bytes:
     if random.random() < 0.4:
         return damage_bytes(random, content)
     value = torch.load(io.BytesIO(content), weights_only=True)
-    for _ in range(random.choice((1, 1, 2))):
-        name = random.choice(list(value))
-        change = random.choice(TENSOR_CHANGES)(value[name])
-        value[name] = change
+    for name in random.sample(list(value), random.choice((1, 1, 2))):
+        value[name] = random.choice(TENSOR_CHANGES)(value[name])
         if random.random() < 0.2:
             value[random.choice(("x", 3, None, ("a",), "module." + name))] = value.pop(name)
     out = io.BytesIO()
