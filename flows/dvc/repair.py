@@ -96,6 +96,7 @@ def _repair_record(root: Path, name: str) -> None:
     with _hold(root / ".dvc" / "tmp" / "lock") as acquired:
         if not acquired or not _is_truncated(path):
             return
+        _check_git(root, name)
         backup = root / ".state" / f"{name}.cut"
         backup.parent.mkdir(exist_ok=True)
         write_bytes(backup, path.read_bytes())
@@ -108,6 +109,21 @@ def _repair_record(root: Path, name: str) -> None:
         else:
             path.unlink()
             _report(f"{name} (removed; {saved})")
+
+
+def _check_git(root: Path, name: str) -> None:
+    """Raise ValueError if a repository is there and git does not read it.
+
+    Another user may own the folder: then the last commit is not known, and nothing is discarded.
+    """
+    command = ["git", "rev-parse", "--git-dir"]
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        reason = " ".join(result.stderr.split()) if result.returncode else ""
+    except OSError as error:
+        reason = str(error)
+    if reason and (root / ".git").exists():
+        raise ValueError(f"{name} is truncated, and git cannot restore the file: {reason}")
 
 
 def _is_truncated(path: Path) -> bool:

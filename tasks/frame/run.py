@@ -127,7 +127,7 @@ class Run(Inputs):
         """
         path = self._training.folder / f"{name}.json"
         kept = read_note(path)
-        if kept is None:
+        if kept is None or name not in kept:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept := {name: compute()})
         return kept[name]

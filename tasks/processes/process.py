@@ -17,6 +17,8 @@ from subprocess import Popen
 from types import FrameType
 from typing import Any
 
+import psutil
+
 PR_SET_PDEATHSIG = 1
 NOTHING = 0  # the null signal, which only checks whether the group has a member
 
@@ -27,8 +29,8 @@ class Terminated(BaseException):
     A BaseException, so that no `except Exception` swallows the request.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
+    def __init__(self, number: int, cause: str = "") -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}{cause}")
         self.number = number
 
 
@@ -42,7 +44,8 @@ def raise_on_sigterm() -> None:
 
     def handler(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated(number)
+        lost = [name for pid, name in _above.items() if pid != os.getppid()]
+        raise Terminated(number, f", since its parent process, {lost[0]}, died" if lost else "")
 
     previous_hook = sys.unraisablehook
 
@@ -62,6 +65,22 @@ def raise_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, handler)
 
 
+_above: dict[int, str] = {}
+"""Id and name of the parent whose death ends this process."""
+
+
+def _name(pid: int) -> str:
+    """Return a process's name for a message: the Python module or script, or the program."""
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        words = []
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1]
+    script = len(words) > 1 and "python" in words[0] and not words[1].startswith("-")
+    return Path(words[1 if script else 0]).name if words else f"process {pid}"
+
+
 def die_with_parent() -> None:
     """Send SIGTERM to this process when the parent dies, even by SIGKILL.
 
@@ -69,6 +88,7 @@ def die_with_parent() -> None:
     prctl a thread polls the parent's process id, and an exec ends the thread.
     """
     parent = os.getppid()
+    _above[parent] = _name(parent)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # the parent died before the prctl call

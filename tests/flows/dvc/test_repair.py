@@ -1,5 +1,6 @@
 """What a killed DVC leaves half written stops the next one, and does not any more."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,21 @@ def test_a_conflict_of_a_merge_is_the_user_s(project: Project) -> None:
     path.write_text(conflict)
     repair(project.root)
     assert path.read_text() == conflict
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_nothing_is_discarded_where_git_refuses(project: Project) -> None:
+    """Git refuses a folder that another user owns."""
+    path = project.root / "dvc.lock"
+    path.write_text("schema: '2.0'\nstages:\n  a:\n    outs:\n    - path", encoding="utf-8")
+    content = path.read_bytes()
+    os.chown(project.root / ".git", 1234, 1234)
+    try:
+        with pytest.raises(ValueError, match="dvc.lock is truncated.*dubious ownership"):
+            repair(project.root)
+    finally:
+        os.chown(project.root / ".git", os.getuid(), os.getgid())
+    assert path.read_bytes() == content
 
 
 def test_without_a_commit_a_record_is_begun_anew(project: Project) -> None:

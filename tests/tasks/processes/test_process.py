@@ -1,8 +1,11 @@
 """A signal that asks a process to end does so at any moment."""
 
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 from tasks.project.environment import ROOT
@@ -47,3 +50,35 @@ def test_a_signal_that_meets_a_moment_when_nothing_can_be_raised_is_not_lost(
     )
     assert done.stdout.split("\n") == ["went on", f"ended by {name}", ""]
     assert done.stderr == ""
+
+
+CHILD = """
+import time
+from tasks.processes.process import Terminated, die_with_parent, raise_on_sigterm
+raise_on_sigterm()
+die_with_parent()
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except Terminated as stop:
+    print(stop, flush=True)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+@pytest.mark.parametrize("dies", ["parent", "child"])
+def test_an_end_by_the_death_of_the_parent_is_told_apart(dies: str, tmp_path: Path) -> None:
+    script = tmp_path / "dvc"
+    script.write_text(PARENT, encoding="utf-8")
+    words = [sys.executable, str(script), CHILD]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        if dies == "parent":
+            parent.kill()
+        else:
+            (child,) = psutil.Process(parent.pid).children()
+            child.send_signal(signal.SIGTERM)
+        rest = parent.stdout.read().strip()
+    cause = ", since its parent process, dvc, died" if dies == "parent" else ""
+    assert rest == f"ended by SIGTERM{cause}"

@@ -1,0 +1,56 @@
+"""Notes beside a training's states: a damaged note is reported and counts as none."""
+
+from pathlib import Path
+
+import pytest
+
+from gptmill.device import RuntimeConfig
+from tasks.frame import resume
+from tasks.frame.run import Run
+
+ENTRY = {"cmd": "c", "deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": ["artifacts/x"]}
+RUNTIME = RuntimeConfig(
+    device="cpu", precision="fp32", compile=False, micro_batch="auto", recompute=False
+)
+GARBAGE = [b"", b"{", b"\xff\xfe\x00", b"null", b"[1, 2]", b"7", b"{}", b'{"entry": 3}']
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> resume.Training:
+    monkeypatch.setattr(resume, "STATES", tmp_path)
+    monkeypatch.setattr(resume, "progress", lambda folder: object())
+    made = resume.Training("x", ENTRY)
+    made.folder.mkdir(parents=True)
+    made.note("run-1")
+    return made
+
+
+@pytest.mark.parametrize("content", [*GARBAGE, b'{"entry": {"outs": []}, "run": "r"}'])
+def test_a_damaged_note_names_no_change_and_stops_nothing(
+    training: resume.Training, content: bytes
+) -> None:
+    assert training.run == "run-1"
+    (note,) = training.folder.glob(resume.NOTE)
+    note.write_bytes(content)
+    assert training.run in (None, "r")
+    differences = resume.differences(resume.read_note(note), training)
+    assert differences == ["unknown, since training.json beside the state is missing or damaged"]
+
+
+@pytest.mark.parametrize("content", GARBAGE[:6])
+def test_a_value_is_computed_once_unless_its_file_is_damaged(
+    training: resume.Training, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, calls = Run(None, training, runtime=RUNTIME), []
+
+    def compute() -> list[str]:
+        calls.append(1)
+        return ["first", "zwölf"]
+
+    path = training.folder / "before.json"
+    for text in (None, path, content):
+        if isinstance(text, bytes):
+            path.write_bytes(text)
+        assert run.once("before", compute) == ["first", "zwölf"]
+    assert len(calls) == 2
+    assert f"{path}" in capsys.readouterr().err
