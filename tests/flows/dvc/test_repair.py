@@ -113,7 +113,7 @@ def test_nothing_is_discarded_where_git_refuses(project: Project) -> None:
     content = path.read_bytes()
     os.chown(project.root / ".git", 1234, 1234)
     try:
-        with pytest.raises(ValueError, match="dvc.lock is truncated.*dubious ownership"):
+        with pytest.raises(ValueError, match=r"dvc\.lock is truncated.*dubious ownership"):
             repair(project.root)
     finally:
         os.chown(project.root / ".git", os.getuid(), os.getgid())
