@@ -9,6 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from gptmill.data.documents import decode_text
 from gptmill.files import md5, read_json, sha256
 from gptmill.origins import MANIFEST, manifest_of
 from gptmill.records import content_hash, files_below
@@ -19,6 +20,14 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 DATA = "data"
 
 
+def read_text(path: Path) -> str:
+    """Load a text file of the project, with newlines and without byte order mark.
+
+    Raises ValueError for a file that is not UTF-8, and FileNotFoundError.
+    """
+    return decode_text(path.read_bytes(), path.name)
+
+
 def read_yaml(path: Path) -> Any:
     """Load YAML as DVC does (YAML 1.2: `3e-4` is a number).
 
@@ -26,7 +35,7 @@ def read_yaml(path: Path) -> Any:
     """
     name = path.relative_to(ROOT)
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(read_text(path))
     except FileNotFoundError:
         raise ValueError(
             f"{name} is missing: run `git checkout {name}` to restore the file"
@@ -72,7 +81,7 @@ def _check_shared(content: dict[str, Any]) -> None:
 
 def _explicit_keys(block: str) -> dict[str, set[str]]:
     """Return, per section, the keys that are written out in a block and not merged into it."""
-    root = YAML().compose((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    root = YAML().compose(read_text(ROOT / "params.yaml"))
     sections = {name.value: dict(_children(section)) for name, section in root.value}
     return {
         name: {key for key, _ in _children(blocks[block])} - {"<<"}

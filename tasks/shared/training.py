@@ -33,8 +33,6 @@ class TrainingSection(Section, ABC):
     optimizer: OptimizerConfig
     stopping: StoppingConfig
     guard: GuardConfig
-    evaluate_first: bool = False
-    """Evaluate before step 1 too, for a curve from the first weights."""
 
     @abstractmethod
     def describe_batch(self, inputs: Inputs, number: int) -> list[dict[str, Any]]:
@@ -53,7 +51,6 @@ class TrainingSection(Section, ABC):
             stopping=self.stopping,
             guard=self.guard,
             micro_batch=None if micro_batch == "auto" else micro_batch,
-            evaluate_first=self.evaluate_first,
         )
 
 

@@ -50,7 +50,7 @@ def select(name: str) -> None:
     base = read(name)
     table, switched = _with_sources(base.source)
     path = ROOT / "params.yaml"
-    before = path.read_text(encoding="utf-8")
+    before = graph.read_text(path)
     after = edited(before, base.params)
     if switched:
         write_text(ROOT / "sources.toml", table)
@@ -120,7 +120,7 @@ def _with_sources(name: str | None) -> tuple[str, list[str]]:
     """
     path = ROOT / "sources.toml"
     try:
-        table = tomlkit.parse(path.read_text(encoding="utf-8"))
+        table = tomlkit.parse(graph.read_text(path))
     except FileNotFoundError:
         raise ValueError(
             "sources.toml is missing: `git checkout sources.toml` restores the file"

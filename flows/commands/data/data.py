@@ -40,6 +40,7 @@ from gptmill.sources.fetch import fetch, is_kept
 from gptmill.sources.table import Place, Source, parse, table_key
 from tasks.processes import locks
 from tasks.project.environment import ROOT
+from tasks.project.graph import read_text
 
 SHOWN = 40  # changed files listed by name
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -90,11 +91,15 @@ def read_table(path: Path) -> tuple[Source, ...]:
     Raises ValueError with the mistake and its position.
     """
     try:
-        return parse(tomllib.loads(path.read_text(encoding="utf-8")), makers=MAKES)
+        text = read_text(path)
     except FileNotFoundError:
         raise ValueError(
             f"{path.name} is missing: `git checkout {path.name}` restores the file"
         ) from None
+    try:
+        return parse(tomllib.loads(text), makers=MAKES)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
 

@@ -40,7 +40,7 @@ def adopt(arguments: list[str]) -> int:
         )
     params = params_of(sweep.search, top)
     path = ROOT / "params.yaml"
-    write_text(path, edited(path.read_text(encoding="utf-8"), params))
+    write_text(path, edited(graph.read_text(path), params))
     print(
         f"params.yaml: {shown(params)} (trial {top.number}, {sweep.search.metric} {top.value:.5g})"
     )

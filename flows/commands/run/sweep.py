@@ -23,7 +23,7 @@ from tasks.processes import locks
 from tasks.processes.process import end_group, start_group
 from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
-from tasks.project.graph import stages
+from tasks.project.graph import read_text, stages
 from tasks.tracking import runs
 from tasks.tracking.store import tracking_uri
 
@@ -114,7 +114,7 @@ class Work:
         mistake = refusal(changes)
         if mistake:
             return TrialOutcome({}, {}, mistake)
-        text = edited((ROOT / "params.yaml").read_text(encoding="utf-8"), changes)
+        text = edited(read_text(ROOT / "params.yaml"), changes)
         title = f"{self.sweep.name}: trial {number}, {shown(params)}"
         ref = f"{self.sweep.name}/{number}"
         commit = tree.commit(text, title, ref=ref)

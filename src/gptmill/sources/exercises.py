@@ -101,6 +101,8 @@ def exercises(
     `rows` gives the number of rows for each kind of exercise. Raises ValueError for an unknown
     kind, and for more rows than words.
     """
+    if not isinstance(rows, Mapping):
+        raise ValueError(f"rows must be a table of kinds and row counts, not {rows!r}")
     invalid = [kind for kind, count in rows.items() if not isinstance(count, int) or count < 0]
     if not isinstance(seed, int) or invalid:
         raise ValueError(

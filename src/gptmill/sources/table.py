@@ -178,7 +178,7 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
 
 
 def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
-    if not isinstance(row, dict) or row.get("kind") not in list(FIELDS):
+    if not isinstance(row, dict) or row.get("kind") not in [*FIELDS]:
         kind = row.get("kind") if isinstance(row, dict) else row
         raise ValueError(f"{where}: kind must be one of {', '.join(FIELDS)}, not {_shown(kind)}")
     needed, extra = FIELDS[row["kind"]], KIND_OPTIONAL.get(row["kind"], ())
@@ -190,10 +190,9 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
         else:
             _check_text(row[name], where, name)
     make, members, options = row.get("make", "copy"), row.get("members", []), row.get("options", {})
-    _check_type(make, where, "make", str)
-    _check_type(options, where, "options", dict)
-    if make not in makers:
+    if make not in [*makers]:
         raise ValueError(f"{where}: make must be one of {', '.join(makers)}, not {_shown(make)}")
+    _check_type(options, where, "options", dict)
     if set(options) != set(makers[make]):
         needs = ", ".join(makers[make]) or "none"
         raise ValueError(
@@ -202,6 +201,9 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
     _check_type(members, where, "members", list)
     for member in members:
         _check_type(member, where, "members", str)
+    for name, value in options.items():
+        for number in value.values() if isinstance(value, dict) else (value,):
+            _check_type(number, where, f"options, {name}", int)
     if row["kind"] in PACKAGES and not members:
         raise ValueError(f"{where} has no members; name the files to take from the archive")
     return Place(

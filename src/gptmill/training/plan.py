@@ -16,7 +16,7 @@ Keep = Literal["last", "best"]
 
 @dataclass(frozen=True)
 class StoppingConfig:
-    """Early stopping, and the choice of the final weights."""
+    """Evaluations for early stopping, and the choice of the final weights."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
@@ -24,6 +24,8 @@ class StoppingConfig:
     """Evaluations without a lower validation loss before training stops; 0 trains to the end."""
     keep: Keep
     """The last weights, or the weights with the lowest validation loss."""
+    evaluate_first: bool = False
+    """Evaluate the weights before step 1 too; the result stops and selects nothing."""
 
     def __post_init__(self) -> None:
         if self.patience < 0:
@@ -45,8 +47,6 @@ class Plan:
     guard: GuardConfig
     micro_batch: int | None
     """Rows per forward pass; None starts with all rows of the step, and halves out of memory."""
-    evaluate_first: bool = False
-    """Evaluate the weights before step 1 too; the result stops and selects nothing."""
 
 
 @dataclass(frozen=True)

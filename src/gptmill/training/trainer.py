@@ -223,7 +223,7 @@ class Trainer:
 
     def _evaluate_first(self) -> None:
         """Evaluate the weights before step 1 if the plan says so."""
-        if not self.plan.evaluate_first or self._progress.step or self._before is not None:
+        if not self.plan.stopping.evaluate_first or self._progress.step or self._before is not None:
             return
         if self._evaluate is not None:
             self.model.eval()

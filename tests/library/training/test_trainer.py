@@ -103,6 +103,9 @@ def test_steps_count_up_and_evaluation_comes_when_due():
     assert not model.training
 
 
+FIRST = replace(STOPPING, evaluate_first=True)
+
+
 @pytest.mark.parametrize("bad", [None, 2])
 def test_an_evaluation_before_the_first_step_changes_no_weight(bad):
     plain, model = tiny_gpt(), tiny_gpt()
@@ -117,7 +120,7 @@ def test_an_evaluation_before_the_first_step_changes_no_weight(bad):
         return dict(first)
 
     start = weights_hash(model)
-    steps = run(model, objective=objective, evaluate=evaluate, evaluate_first=True, **plan)
+    steps = run(model, objective=objective, evaluate=evaluate, stopping=FIRST, **plan)
     assert seen == [(start, False, False), (weights_hash(plain), False, False)]
     assert weights_hash(model) == weights_hash(plain)
     assert [step.before for step in steps if step.step == 1][-1] == first

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from flows.commands.data.data import read_table
 from flows.commands.inspect import params
 from flows.sweeps.params import edited
 from tasks.frame.stage import load
@@ -72,6 +73,25 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Any, monkeypatch: pytest.M
     monkeypatch.setattr(graph, "ROOT", tmp_path)
     (tmp_path / "params.yaml").write_text("a: 3e-4\nb: 1e-05\n", encoding="utf-8")
     assert graph.read_yaml(tmp_path / "params.yaml") == {"a": 3e-4, "b": 1e-5}
+
+
+def test_a_byte_order_mark_is_no_content_and_other_encodings_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    for name, read, text in (
+        ("params.yaml", graph.read_yaml, "a: 1\r\nb: 2\r\n"),
+        ("sources.toml", read_table, (ROOT / "sources.toml").read_text(encoding="utf-8")),
+    ):
+        path = tmp_path / name
+        path.write_bytes(text.encode())
+        plain = read(path)
+        path.write_bytes(text.encode("utf-8-sig"))
+        assert read(path) == plain
+        for encoding in ("utf-16", "utf-16-le", "utf-32"):
+            path.write_bytes(text.encode(encoding))
+            with pytest.raises(ValueError, match=f"^{name} is not (plain|UTF-8) text"):
+                read(path)
 
 
 def test_no_section_has_a_default() -> None:
