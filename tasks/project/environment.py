@@ -51,6 +51,10 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
 
+# A waiting thread of torch's OpenMP spins so many times, then sleeps. With torch's default,
+# training and decoding beside busy processes take about twice the time; without spinning they
+# take 1.6 times the time alone (benchmarks/README.md).
+SPINNING = {"GOMP_SPINCOUNT": "10000"}
 
 # Set by git in hooks: they would turn every git command, in tests and in worktrees too, to the
 # repository of the hook.
@@ -84,7 +88,9 @@ def set_environment() -> None:
         # DVC's default is a folder writable by every user of the machine
         "DVC_SITE_CACHE_DIR": str(ROOT / ".dvc" / "tmp" / "site"),
     }
-    for name, value in {**QUIET, **folders}.items():
+    # a user's OMP_WAIT_POLICY decides how threads wait, and GOMP_SPINCOUNT would overrule it
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else SPINNING
+    for name, value in {**QUIET, **waiting, **folders}.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     bin_folder = str(Path(sys.executable).parent)

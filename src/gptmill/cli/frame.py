@@ -19,6 +19,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+# The spins of a waiting thread of torch's OpenMP before it sleeps; stages have the same value, and
+# tasks/project/environment.py the reason.
+SPINNING = {"GOMP_SPINCOUNT": "10000"}
 SHARED = ("frame", "folders", "options", "texts")  # modules of this folder that are not verbs
 
 
@@ -44,6 +47,9 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the verb in `words` and return the exit status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+    if "OMP_WAIT_POLICY" not in os.environ:  # torch's OpenMP reads the environment once, at import
+        for variable, value in SPINNING.items():
+            os.environ.setdefault(variable, value)
     words = list(sys.argv[1:] if words is None else words)
     name = f"gptmill {words[0]}" if words and words[0] in verbs() else "gptmill"
     try:
