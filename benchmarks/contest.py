@@ -11,37 +11,20 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from packages import OUT, ROOT, folder
 
 from gptmill.device import RuntimeConfig, pick
-from tasks.project.environment import QUIET
+from tasks.project.environment import QUIET, SPINNING
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / ".state" / "bench"
-
-BOOK_CACHED = "book with a cache"
-# packages to install for each peer, because our own environment lacks them
-PACKAGES = {
-    "book": ["llms-from-scratch==1.0.19"],
-    BOOK_CACHED: ["llms-from-scratch==1.0.14"],  # the last version with a working GPT-2 cache
-    "litgpt": [
-        "litgpt==0.5.13",
-        "lightning<2.7",
-        "pytorch-lightning<2.7",
-        "lightning-utilities",
-        "torchmetrics",
-        "jsonargparse",
-        "huggingface-hub<1",
-        "transformers<5",
-        "tokenizers<0.23",
-    ],
-    "transformers": [],
-}
-PEERS = ["book", "litgpt", "transformers"]
+# the variables of our own runs that change their speed
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": QUIET["THP_MEM_ALLOC_ENABLE"]}
+OURS = {**HUGE_PAGES, **SPINNING}
 
 
 @dataclass
@@ -60,15 +43,23 @@ class Contestant:
 
     def run(self, amount: int) -> None:
         """Request an amount of work and wait for the answer."""
-        if self.error:
-            return
+        self.request(amount)
+        self.receive()
+
+    def request(self, amount: int) -> None:
+        """Request an amount of work."""
         assert self.process.stdin
-        assert self.process.stdout
         try:
             self.process.stdin.write(f"{amount}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             pass  # the log holds the reason
+
+    def receive(self) -> None:
+        """Wait for the answer to a request."""
+        if self.error:
+            return
+        assert self.process.stdout
         line = self.process.stdout.readline()
         if line:
             self.answers.append(json.loads(line))
@@ -83,21 +74,26 @@ class Contestant:
 
 
 def start(
-    program: str, label: str, task: dict[str, Any], *, packages: str | None = None
+    program: str,
+    label: str,
+    task: dict[str, Any],
+    *,
+    packages: str | None = None,
+    environment: Mapping[str, str] = OURS,
 ) -> Contestant:
     """Start a program of peers/ as a contestant.
 
     The first request for work also waits for the program's setup. `packages` names a peer whose
     packages come before our environment's on the import path. Without `packages` the contestant is
-    ours, and gets the environment variable that `make` sets for our own runs.
+    ours, and gets the variables of `environment`, by default those of our own runs.
     """
-    import_paths = [ROOT / "src", ROOT / "benchmarks"]
-    environment = dict(os.environ)
+    import_paths = [ROOT / "src", ROOT / "benchmarks", folder("common")]
+    variables = dict(os.environ)
     if packages is None:
-        environment["THP_MEM_ALLOC_ENABLE"] = QUIET["THP_MEM_ALLOC_ENABLE"]
+        variables |= environment
     else:
-        import_paths.insert(0, _folder(packages))
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, import_paths))
+        import_paths.insert(0, folder(packages))
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, import_paths))
     OUT.mkdir(parents=True, exist_ok=True)
     log = OUT / f"{program}-{label.replace(', ', '-').replace(' ', '-')}.log"
     with log.open("w") as file:
@@ -111,42 +107,24 @@ def start(
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
-            env=environment,
+            env=variables,
         )
     return Contestant(label, task, process, log)
 
 
-def installed(peers: list[str]) -> list[str]:
-    """Install the peers' packages once, below .state/bench/.
+def warm_up(contestants: list[Contestant], amount: int, *, together: bool) -> None:
+    """Have each contestant set up and do a first amount of work.
 
-    Return the peers with installed packages.
+    Side by side the setups and the compilers share the cores; all arrays have to fit into memory.
     """
-    available = []
-    for name in peers:
-        fault = _install(name)
-        if fault is None:
-            available.append(name)
-        else:
-            print(f"left out: {name} could not be installed ({fault})")
-    return available
-
-
-def _folder(peer: str) -> Path:
-    return OUT / "packages" / peer.replace(" ", "-")
-
-
-def _install(peer: str) -> str | None:
-    """Install a peer's packages; return the error message, or None."""
-    folder = _folder(peer)
-    marker = folder.with_suffix(".done")
-    if not PACKAGES[peer] or marker.exists():
-        return None
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-    result = subprocess.run([*command, *PACKAGES[peer]], capture_output=True, text=True)
-    if result.returncode:
-        return result.stderr.strip().splitlines()[-1]
-    marker.touch()
-    return None
+    if not together:
+        for contestant in contestants:
+            contestant.run(amount)
+        return
+    for contestant in contestants:
+        contestant.request(amount)
+    for contestant in contestants:
+        contestant.receive()
 
 
 def machine(device: str) -> dict[str, Any]:

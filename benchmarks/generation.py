@@ -11,13 +11,15 @@ import argparse
 import json
 import statistics
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from contest import BOOK_CACHED, OUT, PEERS, Contestant, installed, machine, show_machine
+from contest import Contestant, machine, show_machine, warm_up
 from contest import start as start_program
+from packages import BOOK_CACHED, OUT, PEERS, installed
 from peers.trainer import VOCABULARY
 from torch import Tensor
 
@@ -62,18 +64,24 @@ def contestants(peers: list[str], *, compiled: bool) -> list[tuple[str, dict[str
 
 
 def measure(
-    entries: list[tuple[str, dict[str, Any]]], task: dict[str, Any], *, rounds: int
+    entries: list[tuple[str, dict[str, Any]]], *, rounds: int, together: bool
 ) -> list[Contestant]:
-    """Run all contestants in turn for several rounds."""
+    """Run all contestants in turn for several rounds, set up `together` or in sequence.
+
+    In sequence because setup takes more memory than decoding.
+    """
     running = []
-    for name, own in entries:  # in sequence: setup takes more memory than decoding
-        running.append(start(name, {**task, **own}))
-        running[-1].run(4)
+    for name, task in entries:
+        running.append(start(name, task))
+        if not together:
+            running[-1].run(4)
+    if together:
+        warm_up(running, 4, together=True)
     for number in range(rounds):
         for contestant in running:
             # decoding without a cache is slow: a single round must do
             if number == 0 or contestant.task["cached"]:
-                contestant.run(task["new"])
+                contestant.run(contestant.task["new"])
     for contestant in running:
         contestant.stop()
     return running
@@ -81,7 +89,8 @@ def measure(
 
 def bandwidth(device: str, *, seconds: float = 3.0) -> float:
     """Return bytes read per second, from the fastest sum of a large array."""
-    array = torch.ones(2**26, device=device)  # 256 MiB, larger than the caches
+    # larger than the caches, and on a GPU enough work to hide the time of the call
+    array = torch.ones(2**30 if device == "cuda" else 2**26, device=device)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
@@ -190,21 +199,33 @@ def main() -> None:
     read = bandwidth(options.device)
     where = {**machine(options.device), "read GB/s": round(read / 1e9, 1)}
     show_machine(where)
-    results = []
-    for shape in options.shapes:
-        for context in options.contexts:
-            for n_rows in options.rows:
-                task = {**SHAPES[shape], "length": context, "rows": n_rows}
-                task["device"] = options.device
-                entries = contestants(peers, compiled=options.compiled)
-                finished = measure(entries, task, rounds=options.rounds)
-                rows = [row(contestant, task, read) for contestant in finished]
-                results.append({"shape": shape, "task": task, "rows": rows})
-                title = f"{shape}, context {context}, {n_rows} rows, {task['prompt']} ids"
-                show(f"{title} and {task['new']} new ones each", rows)
-                (options.out / "generation.json").write_text(
-                    json.dumps({"machine": where, "results": results}, indent=1)
-                )
+    on_cuda = options.device == "cuda"
+    tasks = [
+        {**SHAPES[shape], "length": context, "rows": rows, "device": options.device, "shape": shape}
+        for shape, context, rows in product(options.shapes, options.contexts, options.rows)
+    ]
+    results: list[dict[str, Any]] = []
+    # the setups and compilers of all tasks share a GPU machine's cores; a CPU's memory holds one
+    for part in [tasks] if on_cuda else [[task] for task in tasks]:
+        # on a GPU, time is short: peers decode only the first number of rows
+        entries = [
+            (name, {**task, **own})
+            for task in part
+            for name, own in contestants(
+                peers if not on_cuda or task["rows"] == options.rows[0] else [],
+                compiled=options.compiled,
+            )
+        ]
+        finished = measure(entries, rounds=options.rounds, together=on_cuda)
+        for task in part:
+            own = [one for one in finished if task.items() <= one.task.items()]
+            rows = [row(contestant, task, read) for contestant in own]
+            results.append({"shape": task["shape"], "task": task, "rows": rows})
+            title = f"{task['shape']}, context {task['length']}, {task['rows']} rows"
+            show(f"{title}, {task['prompt']} ids and {task['new']} new ones each", rows)
+        (options.out / "generation.json").write_text(
+            json.dumps({"machine": where, "results": results}, indent=1)
+        )
 
 
 if __name__ == "__main__":

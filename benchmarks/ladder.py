@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import OUT, machine, show_machine
+from contest import Contestant, machine, show_machine, warm_up
+from packages import OUT
 from training import MEASURED, SHAPES, row, start
 
 FIRST: dict[str, Any] = {
@@ -67,28 +68,49 @@ def main() -> None:
     on_cuda = {"rows": 8, "length": 1024} if options.device == "cuda" else {}
     task = {**SHAPES[options.shape], **on_cuda, "device": options.device, **FIRST}
     task["contestant"] = "plain"
-    rows: list[dict[str, Any]] = []
-    print(f"{'':38} {'tokens/s':>9} {'GB':>6} {'step':>6}  loss               A100: tokens/s, GB")
-    for name, changes, published in RUNGS[: options.rungs]:
-        task |= changes
+    tasks: list[dict[str, Any]] = []
+    for name, changes, _ in RUNGS[: options.rungs]:
+        task = {**task, **changes}
         if name.startswith("10"):
             task["rows"] *= 4
-        figures = rung(name, task, rounds=options.rounds, steps=options.steps)
-        rows.append({**figures, "rung": name, "task": dict(task), "published": published})
-        show(rows)
-        (options.out / "ladder.json").write_text(
-            json.dumps({"machine": where, "rows": rows}, indent=1)
-        )
+        tasks.append(task)
+    rows: list[dict[str, Any]] = []
+    print(f"{'':38} {'tokens/s':>9} {'GB':>6} {'step':>6}  loss               A100: tokens/s, GB")
+    for group in groups(tasks):
+        running = [start(tasks[n]["contestant"], tasks[n], label=RUNGS[n][0]) for n in group]
+        compiled = len(group) > 1 and tasks[group[0]]["compile"]
+        if compiled:
+            warm_up(running, options.steps, together=True)
+        for number, contestant in zip(group, running, strict=True):
+            figures = rung(contestant, options.rounds + (not compiled), options.steps)
+            name, _, published = RUNGS[number]
+            figures |= {"rung": name, "task": tasks[number], "published": published}
+            rows.append(figures)
+            show(rows)
+            (options.out / "ladder.json").write_text(
+                json.dumps({"machine": where, "rows": rows}, indent=1)
+            )
     print(f"\n{options.out}/ladder.json")
 
 
-def rung(name: str, task: dict[str, Any], *, rounds: int, steps: int) -> dict[str, Any]:
-    """Return a rung's figures, without the first round."""
-    contestant = start(task["contestant"], task, label=name)
-    for _ in range(rounds + 1):
+def groups(tasks: list[dict[str, Any]]) -> list[list[int]]:
+    """Return the rungs to start together.
+
+    On a GPU the setups of all rungs share the cores, then the compilers of all compiled rungs. On
+    a CPU each rung runs alone.
+    """
+    numbers = range(len(tasks))
+    if tasks[0]["device"] != "cuda":
+        return [[number] for number in numbers]
+    return [[n for n in numbers if tasks[n]["compile"] == kind] for kind in (False, True)]
+
+
+def rung(contestant: Contestant, rounds: int, steps: int) -> dict[str, Any]:
+    """Return a rung's figures, without the first round of the process."""
+    for _ in range(rounds):
         contestant.run(steps)
     contestant.stop()
-    return row(contestant, task, 1e12)
+    return row(contestant, contestant.task, 1e12)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

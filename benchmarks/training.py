@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import OUT, PEERS, Contestant, installed, machine, show_machine
+from contest import Contestant, machine, show_machine, warm_up
 from contest import start as start_program
+from packages import OUT, PEERS, installed
 from peers.trainer import shape_of
 
-from gptmill.training.flops import measured_peak, train_flops_per_token
+from gptmill.training.flops import datasheet_peak, measured_peak, train_flops_per_token
 
 SHAPES: dict[str, dict[str, int]] = {
     "124M": {"width": 768, "layers": 12, "heads": 12, "rows": 4, "length": 256},
@@ -26,7 +27,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "tiny": {"width": 16, "layers": 1, "heads": 1, "rows": 2, "length": 16},  # a smoke test
 }
 MEASURED = ["124M", "small"]
-ON_CUDA = {"124M": {"rows": 32, "length": 1024}, "small": {"rows": 64, "length": 1024}}
+# as many rows as all contestants of a mode can hold side by side in 80 GB
+ON_CUDA = {"124M": {"rows": 8, "length": 1024}, "small": {"rows": 16, "length": 1024}}
 MODES = ["eager", "compiled"]
 
 
@@ -43,24 +45,20 @@ def mode(task: dict[str, Any]) -> str:
 
 
 def measure(
-    names: list[str], modes: list[str], task: dict[str, Any], *, rounds: int, steps: int
+    names: list[str], kind: str, task: dict[str, Any], *, rounds: int, steps: int
 ) -> list[Contestant]:
-    """Run contestants in turn.
+    """Run the contestants of a mode in turn.
 
-    Modes run in sequence, because all contestants of both modes would not fit into memory.
+    All contestants of both modes would not fit into memory.
     """
-    finished = []
-    for kind in modes:
-        running = [start(name, {**task, "compile": kind == "compiled"}) for name in names]
+    running = [start(name, {**task, "compile": kind == "compiled"}) for name in names]
+    warm_up(running, 2, together=task["device"] == "cuda")
+    for _ in range(rounds):
         for contestant in running:
-            contestant.run(2)
-        for _ in range(rounds):
-            for contestant in running:
-                contestant.run(steps)
-        for contestant in running:
-            contestant.stop()
-        finished += running
-    return finished
+            contestant.run(steps)
+    for contestant in running:
+        contestant.stop()
+    return running
 
 
 def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[str, Any]:
@@ -70,12 +68,15 @@ def row(contestant: Contestant, task: dict[str, Any], ceiling: float) -> dict[st
     tokens = task["rows"] * task["length"]
     rate = tokens / statistics.median(seconds) if seconds else 0.0
     flops = train_flops_per_token(shape_of(task), task["length"])
+    on_cuda = task["device"] == "cuda"
+    datasheet = datasheet_peak(torch.cuda.get_device_name()) if on_cuda else None
     return {
         "contestant": contestant.task["contestant"],
         "mode": mode(contestant.task),
         "tokens_per_second": round(rate, 1),
         "peak_memory_gb": round(contestant.answers[-1]["memory"] / 1e9, 2) if losses else 0.0,
         "share_of_ceiling": round(rate * flops / ceiling, 3),
+        "mfu": round(rate * flops / datasheet, 3) if datasheet else None,  # of the datasheet's bf16
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "losses": losses,
@@ -107,15 +108,15 @@ def main() -> None:
         for shape in options.shapes:
             task = {**SHAPES[shape], **(ON_CUDA.get(shape, {}) if options.device == "cuda" else {})}
             task |= {"device": options.device, "precision": precision}
-            finished = measure(
-                names, options.modes, task, rounds=options.rounds, steps=options.steps
-            )
-            rows = [row(contestant, task, ceiling) for contestant in finished]
+            rows: list[dict[str, Any]] = []
             results.append({"shape": shape, "precision": precision, "task": task, "rows": rows})
+            for kind in options.modes:
+                finished = measure(names, kind, task, rounds=options.rounds, steps=options.steps)
+                rows += [row(contestant, task, ceiling) for contestant in finished]
+                (options.out / "training.json").write_text(
+                    json.dumps({"machine": where, "results": results}, indent=1)
+                )
             show(shape, precision, rows)
-            (options.out / "training.json").write_text(
-                json.dumps({"machine": where, "results": results}, indent=1)
-            )
     plot(results, options.out)
 
 

@@ -54,9 +54,9 @@ def ours(task: dict[str, Any]) -> Decode:
 
 def transformers(task: dict[str, Any]) -> Decode:
     """Return Hugging Face's generate, with our initial weights."""
-    model: Any = trainer.transformers(task).eval().to(_dtype(task))
+    model: Any = trainer.transformers(task).eval().to(task["device"], _dtype(task))
     model.generation_config.eos_token_id = None
-    prompts = prompts_of(task)
+    prompts = prompts_of(task).to(task["device"])
 
     def decode(n_new: int) -> list[list[int]]:
         sequences = model.generate(
@@ -77,9 +77,9 @@ def litgpt(task: dict[str, Any]) -> Decode:
     from litgpt.generate.base import batched_generate_fn, generate
 
     torch.manual_seed(1)
-    model: Any = trainer.litgpt(task).eval().to(_dtype(task))
-    prompts = prompts_of(task)
-    model.set_kv_cache(batch_size=len(prompts), dtype=_dtype(task))
+    model: Any = trainer.litgpt(task).eval().to(task["device"], _dtype(task))
+    prompts = prompts_of(task).to(task["device"])
+    model.set_kv_cache(batch_size=len(prompts), device=task["device"], dtype=_dtype(task))
 
     def decode(n_new: int) -> list[list[int]]:
         length = prompts.size(1) + n_new
@@ -107,7 +107,7 @@ def book(task: dict[str, Any]) -> Decode:
 
     With a cache, use the package's version; without, recompute the whole sequence for each id.
     """
-    prompts = prompts_of(task)
+    prompts = prompts_of(task).to(task["device"])
     if task["cached"]:
         from llms_from_scratch.kv_cache.generate import generate_text_simple
         from llms_from_scratch.kv_cache.gpt2 import GPTModel
@@ -115,7 +115,7 @@ def book(task: dict[str, Any]) -> Decode:
         from llms_from_scratch.ch04 import GPTModel, generate_text_simple
 
     torch.manual_seed(1)
-    model = trainer.book(task, GPTModel).eval().to(_dtype(task))
+    model = trainer.book(task, GPTModel).eval().to(task["device"], _dtype(task))
 
     def decode(n_new: int) -> list[list[int]]:
         sequences = generate_text_simple(model, prompts, n_new, task["length"])

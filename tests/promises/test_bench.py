@@ -1,5 +1,7 @@
 """The benchmark runs: what it measures is for people, and asserted nowhere."""
 
+import ast
+import importlib.metadata
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from tasks.project.environment import ROOT
@@ -63,6 +66,62 @@ def test_levers_are_pulled_one_after_the_other_and_change_time_alone(tmp_path: P
     for row in rows[1:]:
         near = 0.2 if row["task"]["bf16"] else 1e-4
         assert row["losses"] == pytest.approx(rows[0]["losses"], abs=near)
+
+
+def imported(path: Path, seen: set[Path]) -> set[str]:
+    """Return the packages that a file imports when loaded, through this project's files too."""
+    seen.add(path)
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    found: set[str] = set()
+    for name in names:
+        top, path_of = name.split(".")[0], f"{name.replace('.', '/')}.py"
+        folders = [ROOT / folder for folder in ("src", ".", "benchmarks")]
+        for file in (folder / path_of for folder in folders):
+            if file.exists() and file not in seen:
+                found |= imported(file, seen)
+        if not any(
+            (folder / top).is_dir() or (folder / f"{top}.py").exists() for folder in folders
+        ):
+            found.add(top)
+    return found - sys.stdlib_module_names
+
+
+def test_a_bare_machine_gets_every_package_that_its_benchmarks_and_tests_import() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import gpu
+        import packages
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    programs = [f"benchmarks/{name}.py" for name in ("gpu", "training", "generation", "ladder")]
+    peers = [f"benchmarks/peers/{name}.py" for name in ("trainer", "decoder")]
+    files = [*programs, *peers, *gpu.BY_TESTS, "tests/conftest.py"]
+    seen: set[Path] = set()
+    needed = set().union(*(imported(ROOT / file, seen) for file in files))
+    plain = {name.lower().replace("_", "-") for name in packages.COMMON}
+    assert needed - {"torch", "numpy", "tiktoken_ext"} <= plain | {
+        name.replace("-", "_") for name in plain
+    }
+    # and what these packages need themselves; typer is for the command line of transformers
+    plain |= {"typer"}
+    for name in plain - {"typer"}:
+        for line in importlib.metadata.requires(name) or []:
+            one = Requirement(line)
+            if one.marker is None or one.marker.evaluate({"extra": "", "python_version": "3.12"}):
+                assert one.name.lower().replace("_", "-") in plain | {"torch", "numpy"}, line
+    marked = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if "pytest.mark.gpu" in path.read_text(encoding="utf-8") and path != Path(__file__)
+    }
+    two_gpus = {"tests/tasks/frame/test_ranks.py"}
+    assert marked == {*gpu.BY_TESTS, *two_gpus}
 
 
 def bench(name: str, *options: str) -> str:

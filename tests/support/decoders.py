@@ -1,10 +1,12 @@
 """What the tests of decoding share: prompts, models that do not repeat themselves, a reference."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmill.checkpoint.layouts import HUGGING_FACE_GPT2
 from gptmill.checkpoint.mapping import read_state
@@ -12,6 +14,9 @@ from gptmill.checkpoint.weights import of_dict
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.model.gpt import GPT, Llama
 from tests.support.tiny import tiny_config, tiny_gpt
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 PROMPTS = [[5, 6, 7], [9], list(range(40, 52)), [5, 6, 7, 8]]
 FAMILIES = ["gpt2", "llama"]
@@ -31,6 +36,8 @@ def babbler(context_length: int = 32, family: str = "gpt2") -> GPT:
 
 
 def theirs_of(*, seed: int, spread: float) -> GPT2LMHeadModel:
+    from transformers import GPT2Config, GPT2LMHeadModel  # the GPU tests do without
+
     torch.manual_seed(seed)
     theirs = GPT2LMHeadModel(
         GPT2Config(
