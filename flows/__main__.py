@@ -6,10 +6,14 @@ module is imported, because prefect and mlflow read environment variables at imp
 
 import importlib
 import sys
+import traceback
 
 from tasks.processes.process import Terminated, raise_on_sigterm
 from tasks.project.environment import (
     ROOT,
+    check_state,
+    memory_shortage,
+    sentence,
     set_environment,
     use_own_source,
     wrong_environment,
@@ -38,12 +42,19 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     raise_on_sigterm()
-    set_environment()
-    use_own_source()
     try:
+        set_environment()
+        use_own_source()
+        check_state()
         status: int = importlib.import_module(commands()[arguments[0]]).main(arguments[1:])
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(sentence(error), file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        shortage = memory_shortage("".join(traceback.format_exception(error)))
+        if shortage is None:
+            raise
+        print(shortage, file=sys.stderr)
         return 2
     except ImportError as error:
         print(wrong_environment(error), file=sys.stderr)

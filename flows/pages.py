@@ -14,8 +14,9 @@ from prefect.artifacts import (
 )
 
 from flows.dvc.repro import StageOutcome
+from flows.flow_states import FlowNote
 from flows.results import main_figure, metrics_of, shown
-from flows.servers import mlflow_address
+from flows.servers import MLFLOW_VIEW, mlflow_address
 from tasks.project.graph import locked_outputs, stages
 from tasks.tracking import runs
 
@@ -33,8 +34,9 @@ class ProgressPage:
     The bar is created at the first step.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, note: FlowNote) -> None:
         self.stage = stage
+        self.note = note
         self.id: UUID | None = None
         self.updated = 0.0
 
@@ -50,14 +52,16 @@ class ProgressPage:
             return
         self.updated = time.monotonic()
         percent = 100.0 * event["step"] / event["steps"]
+        self.note.send(lambda: self._show(percent, event["text"]))
+
+    def _show(self, percent: float, text: str) -> None:
         if self.id is None:
-            artifact_id = create_progress_artifact(
-                percent, key=f"{slug(self.stage)}-progress", description=event["text"]
-            )
+            key = f"{slug(self.stage)}-progress"
+            artifact_id = create_progress_artifact(percent, key=key, description=text)
             assert isinstance(artifact_id, UUID)
             self.id = artifact_id
         else:
-            update_progress_artifact(self.id, percent, description=event["text"])
+            update_progress_artifact(self.id, percent, description=text)
 
 
 def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
@@ -83,7 +87,7 @@ def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
 
 def run_address(run: str) -> str:
     """Return the address of a run's page in MLflow."""
-    return f"{mlflow_address()}/#/experiments/{runs.experiment()}/runs/{run}"
+    return f"{mlflow_address()}/#/experiments/{runs.experiment()}/runs/{run}?{MLFLOW_VIEW}"
 
 
 def _links(outcome: StageOutcome, run: str | None) -> str:

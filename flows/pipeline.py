@@ -5,34 +5,28 @@ run in the graph's order, a single stage at a time, since each stage takes the w
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
-from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound
-from prefect.runtime import flow_run
-from prefect.states import Completed, Crashed, Failed
+from prefect.runtime import flow_run, task_run
+from prefect.states import Completed, Failed
 from rich.console import Console
 from rich.table import Table
 
 from flows import pages
+from flows.changes import run_name
 from flows.dvc.repro import EXECUTED, FAILED, StageOutcome, repro
+from flows.flow_states import FlowNote, wait_for_prefect
 from flows.results import main_figure
-from gptmill.files import read_json, write_json
 from gptmill.records import content_hash
+from tasks.processes import locks
 from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
-from tasks.project.graph import locked_outputs, stages, upstream
+from tasks.project.graph import forget, locked_outputs, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
-
-ALIVE = ROOT / ".state" / "flows"
 
 
 @dataclass(frozen=True)
@@ -45,10 +39,12 @@ class StageRow:
     figure: str
 
 
-def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Task[[], State[None]]:
+def stage_task(
+    stage: str, context: dict[str, str], rows: list[StageRow], note: FlowNote
+) -> Task[[], State[None]]:
     """Return the Prefect task of a stage.
 
-    The task appends the outcome of the stage to `rows`.
+    The task appends the outcome of the stage to `rows`, and its state to the flow's note.
     """
 
     def bring_up_to_date() -> State[None]:
@@ -56,10 +52,15 @@ def stage_task(stage: str, context: dict[str, str], rows: list[StageRow]) -> Tas
         outcome = repro(
             stage,
             on_line=get_run_logger().info,
-            on_event=pages.ProgressPage(stage).on_event,
+            on_event=pages.ProgressPage(stage, note).on_event,
             context=context,
         )
-        return _prefect_state(outcome, time.monotonic() - started, rows)
+        seconds = time.monotonic() - started
+        if outcome.state != FAILED:
+            note.send(lambda: pages.stage_page(outcome, seconds=seconds))
+        state = _prefect_state(outcome, seconds, rows)
+        note.task(str(task_run.id), state)
+        return state
 
     return Task(
         bring_up_to_date,
@@ -81,7 +82,6 @@ def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) 
     if outcome.state == FAILED:
         rows.append(StageRow(stage, FAILED, seconds, outcome.message))
         return Failed(message=outcome.message)
-    pages.stage_page(outcome, seconds=seconds)
     figure = main_figure(stage)
     ran = outcome.state == EXECUTED
     rows.append(StageRow(stage, "ran" if ran else "cached", seconds, figure))
@@ -90,31 +90,38 @@ def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) 
     return Completed(name="Cached", message=f"{outcome.state}: {figure}")
 
 
-def _run_name() -> str:
-    commit = runs.git_tags().get("mlflow.source.git.commit", "")[:8]
-    return f"pipeline-{commit or 'no-git'}"
-
-
-@flow(name="pipeline", flow_run_name=_run_name, persist_result=False)
+@flow(name="pipeline", flow_run_name=run_name, persist_result=False)
 def pipeline() -> State[None]:
     """Run stale stages, from raw text to classifier and assistant."""
+    note = FlowNote(str(flow_run.id))
+    with note.kept():
+        with locks.project("make pipeline", say=get_run_logger().info):
+            forget()  # while this run waited, another command may have written params.yaml
+            state = _bring_up_to_date(note)
+        note.flow(state)
+        wait_for_prefect()
+    return state
+
+
+def _bring_up_to_date(note: FlowNote) -> State[None]:
+    """Run the stages below a parent run in MLflow; return the flow's final state."""
     started = time.monotonic()
     parent = _open_parent()
     try:
-        with _alive():
-            rows = _run_stages(parent.id)
+        rows = _run_stages(parent.id, note)
         _record(parent, rows)
-        create_markdown_artifact(_as_markdown(rows), key="pipeline", description=summary(rows))
+        page, text = _as_markdown(rows), summary(rows)
+        note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
     except BaseException:
         parent.end("KILLED", patience=SIGNAL_S)
         raise
     failed = rows[-1].state == FAILED
     parent.end("FAILED" if failed else "FINISHED")
     print_table(rows, time.monotonic() - started)
-    return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
+    return Failed(message=rows[-1].figure) if failed else Completed(message=text)
 
 
-def _run_stages(parent: str) -> list[StageRow]:
+def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
     """Run the stages in graph order, up to a failure."""
     context = {
         runs.PARENT_VARIABLE: parent,
@@ -124,7 +131,7 @@ def _run_stages(parent: str) -> list[StageRow]:
     states: dict[str, State[State[None]]] = {}
     for stage in stages():
         upstream_states = [states[name] for name in upstream(stage)]
-        task = stage_task(stage, context, rows)
+        task = stage_task(stage, context, rows, note)
         states[stage] = task(wait_for=upstream_states, return_state=True)
         if states[stage].is_failed():
             break
@@ -147,36 +154,6 @@ def _record(parent: RunRecord, rows: list[StageRow]) -> None:
         parent.tag(f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
     if (ROOT / "dvc.lock").exists():
         parent.tag("dvc.lock", content_hash(ROOT / "dvc.lock"))
-
-
-@contextmanager
-def _alive() -> Iterator[None]:
-    """Record the process of this flow run during the block.
-
-    A later process can then tell whether the flow run was killed.
-    """
-    ALIVE.mkdir(parents=True, exist_ok=True)
-    note = ALIVE / f"{flow_run.id}.json"
-    write_json(note, {"process": runs.this_process()})
-    try:
-        yield
-    finally:
-        note.unlink(missing_ok=True)
-
-
-def close_dead_flows() -> None:
-    """Mark flow runs of dead processes as Crashed.
-
-    Prefect alone would keep showing these flow runs as running.
-    """
-    for note in ALIVE.glob("*.json"):
-        if not runs.is_dead(read_json(note)["process"]):
-            continue
-        with get_client(sync_client=True) as client:
-            state: State[Any] = Crashed(message="the process was killed")
-            with suppress(ObjectNotFound):  # a deleted run, or a run of a second server
-                client.set_flow_run_state(UUID(note.stem), state, force=True)
-        note.unlink()
 
 
 def summary(rows: list[StageRow]) -> str:

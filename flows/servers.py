@@ -1,36 +1,30 @@
-"""Loopback-only Prefect and MLflow servers, and their allowed origins.
+"""Servers on this machine, kept alive: ports, health, and MLflow's own settings."""
 
-`make ui` keeps both servers running and records their addresses. A pipeline run uses the Prefect
-server of `make ui` while the server answers, and otherwise a temporary server over the same
-history.
-"""
-
-import atexit
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
-from gptmill.files import read_json, write_json
 from gptmill.serving.host_guard import allowed_names
-from tasks.processes.process import end_group
-from tasks.project.environment import ROOT
-from tasks.tracking.runs import is_dead, this_process
+from tasks.processes.process import end_group, leashed
+from tasks.project.environment import ROOT, memory_shortage
 from tasks.tracking.store import ARTIFACTS, STORE
 
 HOST = "127.0.0.1"
 # This machine, as MLflow's patterns: `[[]` is a bracket.
 LOCAL_NAMES = ("localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*", "[::1]", "[[]::1]:*")
-NOTE = ROOT / ".state" / "servers.json"
+MLFLOW_VIEW = "workflowType=machine_learning"  # MLflow opens on chat traces otherwise
 LOGS = ROOT / ".state" / "logs"
 START_SECONDS = 120.0
+WATCH_SECONDS = 2.0
+HUNG = 3  # health checks without an answer, of 5 seconds each, after which a server counts as hung
 
 
 def port_of(name: str, default: int) -> int:
@@ -57,12 +51,21 @@ def mlflow_address() -> str:
     return uri.rstrip("/") if uri.startswith("http") else f"http://{HOST}:{mlflow_port()}"
 
 
-def answers(url: str) -> bool:
-    """Return whether a server answers at `url`."""
+def answers(url: str, *, patience: float = 5.0) -> bool:
+    """Return whether a server answers at `url` within `patience` seconds."""
     try:
-        urllib.request.urlopen(url, timeout=5).close()
+        urllib.request.urlopen(url, timeout=patience).close()
     except urllib.error.HTTPError:
         return True
+    except OSError:
+        return False
+    return True
+
+
+def answers_well(url: str) -> bool:
+    """Return whether a server answers at `url`, without an error."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
     except OSError:
         return False
     return True
@@ -77,64 +80,6 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def running_prefect() -> str | None:
-    """Return the API address of `make ui`, or None."""
-    if not NOTE.exists():
-        return None
-    note = read_json(NOTE)
-    if is_dead(note["process"]) or not answers(note["prefect"] + "/health"):
-        return None
-    return str(note["prefect"])
-
-
-def prefect_api() -> str:
-    """Return a Prefect server's address, valid until this process exits.
-
-    The server in PREFECT_API_URL comes first, then the server of `make ui`, then a temporary
-    server. The temporary server stops when the process exits, after Prefect's own threads have
-    sent their last messages. Raises ValueError where PREFECT_API_URL does not answer.
-    """
-    url = os.environ.get("PREFECT_API_URL")
-    if url and not answers(url.rstrip("/") + "/health"):
-        raise ValueError(
-            f"no Prefect server answers at PREFECT_API_URL, {url}: start the server, or unset "
-            "PREFECT_API_URL to use a temporary server"
-        )
-    running = url or running_prefect()
-    if running:
-        return running
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    stack = ExitStack()
-    atexit.register(stack.close)
-    return stack.enter_context(prefect_server(port, pages=False))
-
-
-@contextmanager
-def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
-    """Run a Prefect server and yield its API address.
-
-    The server listens on `port` and works on this project's run history.
-    """
-    site = f"http://{HOST}:{port}"
-    environment = {
-        "PREFECT_API_URL": f"{site}/api",
-        "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_UI_API_URL": f"{site}/api",
-        "PREFECT_SERVER_UI_ENABLED": str(pages).lower(),
-        # without this list any page in the user's browser could control the server
-        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": f"{site},http://localhost:{port}",
-    }
-    if not pages:  # a pipeline run needs no scheduler
-        environment["PREFECT__SERVER_EPHEMERAL"] = "1"
-    command = ["-m", "uvicorn", "--factory", "flows.guarded_prefect:make_app"]
-    options = ["--host", HOST, "--port", str(port), "--log-level", "error"]
-    with server("prefect", [*command, *options], environment, f"{site}/api/health"):
-        yield f"{site}/api"
 
 
 @contextmanager
@@ -179,44 +124,85 @@ def _mlflow_names() -> dict[str, str]:
 def server(name: str, arguments: list[str], extra: dict[str, str], health: str) -> Iterator[None]:
     """Run `python ARGUMENTS` until the block ends.
 
-    The block begins once the health address answers. Raises ValueError where the server does not
-    start.
+    The block begins once the health address answers. A server that dies or hangs meanwhile is
+    started again. Raises ValueError where the server does not start.
     """
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"{name}.log"
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.processes.leash", sys.executable, *arguments],
-            cwd=ROOT,
-            env={**os.environ, **extra},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            _wait_until_healthy(process, name, health, log)
-            yield
-        finally:
-            end_group(process)
-
-
-def _wait_until_healthy(
-    process: subprocess.Popen[bytes], name: str, health: str, log: Path
-) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not answers(health):
-        if process.poll() is not None or time.monotonic() > deadline:
-            last_lines = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-            raise ValueError(f"the {name} server did not start; {log} ends with:\n{last_lines}")
-        time.sleep(0.1)
-
-
-@contextmanager
-def noted(prefect: str, mlflow: str) -> Iterator[None]:
-    """Record the servers' addresses for pipeline runs during the block."""
-    write_json(NOTE, {"prefect": prefect, "mlflow": mlflow, "process": this_process()})
+    kept = Server(name, arguments, extra, health)
     try:
+        kept.start()
+        kept.watch()
         yield
     finally:
-        NOTE.unlink(missing_ok=True)
+        kept.stop()
+
+
+class Server:
+    """A server of our own, kept alive."""
+
+    def __init__(self, name: str, arguments: list[str], extra: dict[str, str], health: str) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.extra = extra
+        self.health = health
+        self.log = LOGS / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ending = threading.Event()
+        self.watcher: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the process and wait until it answers."""
+        LOGS.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w", encoding="utf-8") as file:
+            self.process = subprocess.Popen(
+                leashed([sys.executable, *self.arguments]),
+                cwd=ROOT,
+                env={**os.environ, **self.extra},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(self.health) and not self.ending.is_set():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise ValueError(self._why_not())
+            time.sleep(0.1)
+
+    def watch(self) -> None:
+        """Start the server again whenever it dies or hangs, until `stop`."""
+        self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.watcher.start()
+
+    def stop(self) -> None:
+        """End the server's processes."""
+        self.ending.set()
+        if self.watcher is not None:
+            self.watcher.join(timeout=WATCH_SECONDS + START_SECONDS)
+        if self.process is not None:
+            end_group(self.process)
+
+    def _watch(self) -> None:
+        # the thread stays alive as long as its servers: the kernel ends them with the thread
+        silent = 0
+        while not self.ending.wait(WATCH_SECONDS):
+            assert self.process is not None
+            died = self.process.poll() is not None
+            silent = 0 if not died and answers(self.health) else silent + 1
+            if not died and silent < HUNG:
+                continue
+            how = "ended" if died else "does not answer"
+            print(f"the {self.name} server {how}: starting it again", file=sys.stderr, flush=True)
+            end_group(self.process, patience=2.0)
+            try:
+                self.start()
+            except (OSError, ValueError) as error:
+                print(error, file=sys.stderr, flush=True)
+            silent = 0
+
+    def _why_not(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        shortage = memory_shortage("\n".join(lines))
+        if shortage:
+            return f"the {self.name} server did not start: {shortage}"
+        last_lines = "\n".join(lines[-5:])
+        return f"the {self.name} server did not start; {self.log} ends with:\n{last_lines}"

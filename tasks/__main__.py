@@ -22,7 +22,14 @@ from tasks.processes.process import (
     raise_on_sigterm,
 )
 from tasks.processes.receipt import tell
-from tasks.project.environment import set_environment, use_own_source, wrong_environment
+from tasks.project.environment import (
+    check_state,
+    memory_shortage,
+    sentence,
+    set_environment,
+    use_own_source,
+    wrong_environment,
+)
 
 TERMINATE_AFTER_S = 20.0
 """Seconds a rank has to end: a rank waiting for a dead rank's answer would never end."""
@@ -32,10 +39,13 @@ def main(arguments: list[str]) -> int:
     """Run the named stage from this tree's own code."""
     raise_on_sigterm()
     die_with_parent()
-    set_environment()
-    use_own_source()
     try:
+        set_environment()
+        use_own_source()
+        check_state()
         return run(arguments)
+    except (ValueError, OSError) as error:
+        return fail(sentence(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except Terminated as stop:
@@ -65,12 +75,15 @@ def run(arguments: list[str]) -> int:
     except RanksError as error:
         return fail(str(error), error.status)
     except (ValueError, OSError) as error:
-        return fail(str(error), 2)
+        return fail(sentence(error), 2)
     except ImportError as error:
         return fail(wrong_environment(error), 2)
     except Exception as error:
         if is_lost(error):
             return fail(str(error), LOST)
+        shortage = memory_shortage("".join(traceback.format_exception(error)))
+        if shortage is not None:
+            return fail(shortage, 2)
         traceback.print_exc()
         return fail(f"{type(error).__name__}: {error}", 1)
     return 0

@@ -4,8 +4,10 @@ The settings are made before prefect, mlflow or dvc is imported. A value already
 environment wins: a team points the tools at the team's servers through the tools' own variables.
 """
 
+import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +51,9 @@ QUIET = {
     # notice an absent server within seconds: by default mlflow tries for many minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # work goes on without Prefect's server: no minutes of retries, no wait for a hung server
+    "PREFECT_API_REQUEST_TIMEOUT": "10",
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
 }
 
 # A waiting thread of torch's OpenMP spins so many times, then sleeps. With torch's default,
@@ -68,6 +73,7 @@ OF_A_HOOK = (
     "GIT_PREFIX",
     "GIT_WORK_TREE",
 )
+PROBE_BYTES = 1 << 18  # room for the notes of a run
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -99,6 +105,38 @@ def set_environment() -> None:
         os.environ["PATH"] = os.pathsep.join(filter(None, [bin_folder, path]))
 
 
+def check_state() -> None:
+    """Raise OSError, a sentence, where .state/ takes no more files.
+
+    Every command keeps locks, logs, states or databases there; each of their writers would fail
+    with a message of its own.
+    """
+    folder = ROOT / ".state"
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(exist_ok=True)
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), str(folder)) from None
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+
+
+def sentence(error: ValueError | OSError) -> str:
+    """Return an error as a sentence: the file, the reason, and the remedy for a full disk."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    remedy = {
+        errno.ENOSPC: ": make room on its disk and repeat the command; finished work is kept",
+        errno.EDQUOT: ": make room in your quota and repeat the command; finished work is kept",
+        errno.EROFS: ": the commands need a file system that can be written",
+        errno.EACCES: ": the commands need the permission to write there",
+    }
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{os.strerror(error.errno)}{remedy.get(error.errno, '')}"
+
+
 def use_own_source() -> None:
     """Put this tree's src first on the import path.
 
@@ -116,8 +154,26 @@ def use_own_source() -> None:
         )
 
 
+def memory_shortage(text: str) -> str | None:
+    """Return the error message for a failure of the memory limit, or None for other failures.
+
+    Threads, shared libraries and arrays fail with errors of their own.
+    """
+    signs = ("can't start new thread", "Cannot allocate memory", "MemoryError", "pthread_create")
+    more = ("failed to map segment", "DefaultCPUAllocator", "not enough memory")
+    if not any(sign in text for sign in (*signs, *more)):
+        return None
+    return (
+        "not enough memory or threads for this process: raise the limits (`ulimit -v` and "
+        "`ulimit -u` print them), or end other programs"
+    )
+
+
 def wrong_environment(error: ImportError) -> str:
     """Return the error message for a Python without the project's packages."""
+    shortage = memory_shortage(str(error))
+    if shortage:
+        return shortage
     return (
         f"{error}: {sys.executable} is not the project's environment; run `make env` to create "
         ".venv, and put .venv/bin first on PATH"

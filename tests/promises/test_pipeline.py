@@ -60,7 +60,7 @@ def test_dvc_repro_in_a_second_clone_makes_the_same_bytes(
 def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first: str) -> None:
     runs = {run["name"]: run for run in project.runs()}
     assert {run["status"] for run in runs.values()} == {"FINISHED"}
-    parents = [run["id"] for run in project.runs() if run["name"].startswith("pipeline-")]
+    parents = [run["id"] for run in project.runs() if run["name"].startswith("pipeline ")]
     hashes = lock(project)
     for stage in stages():
         tags = project.tags(runs[stage]["id"])

@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.project import Project, commit, copy_tree
@@ -98,6 +101,10 @@ def test_a_killed_stage_is_reported_by_its_signal(project: Project) -> None:
     assert done.returncode == 1
     assert "sample was killed by SIGKILL" in done.stdout
     assert [run["status"] for run in project.runs()][-2:] == ["FAILED", "KILLED"]
+    done = project.python("-m", "flows", "stage", "sample")
+    assert done.returncode == 1
+    assert "sample was killed by SIGKILL; the kernel kills processes when" in done.stderr
+    assert project.runs()[-1]["status"] == "KILLED"
 
 
 @pytest.fixture
@@ -160,7 +167,14 @@ def test_one_stage_alone_prints_to_the_terminal_and_obeys_ctrl_c(project: Projec
 
 def test_accept_takes_new_code_and_keeps_the_bytes(project: Project) -> None:
     ends(project, "well")
-    assert project.python("-m", "flows", "stage", "sample").returncode == 0
+    done = project.python("-m", "flows", "stage", "sample")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-3:] == [
+        "sample ran: steps 1",
+        "results   artifacts/sample/",
+        "next      make ui",
+    ]
+    assert "git add" not in done.stdout
     code = project.root / "tasks" / "sample.py"
     code.write_text(code.read_text(encoding="utf-8") + "\n# a comment\n", encoding="utf-8")
     done = project.python("-m", "flows", "accept", "sample")
@@ -193,3 +207,43 @@ def test_a_missing_input_names_the_command(project: Project, tmp_path: Path) -> 
     (tmp_path / "tokenize").rename(project.root / "artifacts" / "tokenize")
     assert done.returncode == 2
     assert "artifacts/tokenize is missing: run `make tokenize`" in done.stderr
+
+
+def states(project: Project) -> set[str]:
+    """Return the names of the states that Prefect has of flow and task runs."""
+    with closing(sqlite3.connect(project.root / ".state" / "prefect" / "prefect.db")) as store:
+        rows = store.execute(
+            "select state_name from flow_run union select state_name from task_run"
+        )
+        return {row[0] for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_work_goes_on_without_prefects_server(project: Project, number: int) -> None:
+    ends(project, "well", steps=100 + number)
+    (project.root / ".state" / "flows").mkdir(parents=True, exist_ok=True)
+    (project.root / ".state" / "flows" / "nothing.json").write_text("{", encoding="utf-8")
+    with project.start("python", "-m", "flows", "pipeline") as process:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if f"step 1/{100 + number}" in line:
+                break
+        (server,) = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "flows.guarded_prefect:make_app" in child.cmdline()
+        ]
+        os.kill(server.pid, number)
+        started = time.monotonic()
+        said += process.stdout.read()
+    assert process.returncode == 0, said
+    assert "nothing.json is unreadable and counts as none" in said
+    assert "starting it again" in said
+    assert "Traceback" not in said
+    assert "View at" not in said
+    assert time.monotonic() - started < 120
+    assert states(project).isdisjoint({"Running", "Pending"})
+    assert list((project.root / ".state" / "flows").iterdir()) == []

@@ -4,10 +4,13 @@ The worker executes the deployment's runs until Ctrl-C.
 """
 
 import os
+import signal
 import subprocess
 import sys
 
-from flows.servers import answers, running_prefect
+from flows.prefect_server import PAGES, running_prefect
+from flows.servers import answers
+from tasks.processes.process import leashed
 from tasks.project.environment import ROOT
 
 POOL = "gptmill"
@@ -23,12 +26,13 @@ def main(arguments: list[str]) -> int:
     environment = {
         **os.environ,
         "PREFECT_API_URL": url,
+        "PREFECT_UI_URL": f"{url.rstrip('/').removesuffix('/api')}/{PAGES}",
         "GPTMILL_ROOT": str(ROOT),  # read by prefect.yaml, in place of a machine's path
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
     }
 
     def prefect(*words: str) -> None:
-        command = [sys.executable, "-m", "prefect", *words]
+        command = leashed([sys.executable, "-m", "prefect", *words])
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if result.returncode != 0:
             raise ValueError(f"prefect {' '.join(words)}: {result.stderr.strip() or result.stdout}")
@@ -37,7 +41,13 @@ def main(arguments: list[str]) -> int:
     prefect("--no-prompt", "deploy", "--all")
     site = url.removesuffix("/api")
     print("deployment pipeline/nightly is registered: start a run or enable the schedule")
-    print(f"at {site}/deployments. This worker executes the runs, until Ctrl-C.", flush=True)
+    print(
+        f"at {site}/{PAGES}/deployments. This worker executes the runs, until Ctrl-C.", flush=True
+    )
     os.chdir(ROOT)
+    # a script's background jobs ignore Ctrl-C's signal, by which Prefect's worker ends itself
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # without a handler of this process: SIGTERM reaches the worker from its first moment
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL]
     os.execve(sys.executable, [*worker, "--type", "process"], environment)

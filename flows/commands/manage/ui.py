@@ -1,19 +1,17 @@
 """`make ui`: Prefect's and MLflow's pages, until Ctrl-C."""
 
-import signal
+import time
 from contextlib import ExitStack
 
-from flows.servers import (
-    is_free,
-    mlflow_port,
-    mlflow_server,
-    noted,
-    prefect_port,
-    prefect_server,
-    running_prefect,
-)
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.flow_states import settle
+from flows.prefect_server import PAGES, noted, prefect_server, running_prefect
+from flows.servers import MLFLOW_VIEW, is_free, mlflow_port, mlflow_server, prefect_port
 from tasks.tracking.runs import close_dead_runs
 from tasks.tracking.store import connect
+
+CHECK_S = 10.0  # seconds between two looks at the runs of dead processes
 
 
 def main(arguments: list[str]) -> int:
@@ -28,13 +26,17 @@ def main(arguments: list[str]) -> int:
         prefect = stack.enter_context(prefect_server(prefect_port(), pages=True))
         mlflow = stack.enter_context(mlflow_server(mlflow_port()))
         stack.enter_context(noted(prefect, mlflow))
-        print(f"\nPrefect  {prefect.removesuffix('/api')}   runs, pages, schedules")
-        print(f"MLflow   {mlflow}/#/experiments/{experiment}/runs   metrics, models, comparisons")
+        site = prefect.removesuffix("/api")
+        print(f"\nPrefect  {site}/{PAGES}/   runs, pages, schedules")
+        print(f"MLflow   {mlflow}/#/experiments/{experiment}/runs?{MLFLOW_VIEW}")
+        print("         metrics, models, comparisons")
         print(
             "\nCtrl-C stops both. In a second terminal: `make pipeline`, `make serve`.", flush=True
         )
-        signal.pause()
-    return 0
+        with temporary_settings(updates={PREFECT_API_URL: prefect}):
+            while True:
+                settle()
+                time.sleep(CHECK_S)
 
 
 def _check_ports() -> None:
