@@ -10,7 +10,13 @@ import psutil
 from tasks.processes import locks
 from tasks.project.environment import ROOT
 
-ADD = "import sys; from pathlib import Path; from flows.dvc.command import dvc; dvc(Path(sys.argv[1]), 'add', 'data')"
+ADD = """
+import sys
+from pathlib import Path
+from flows.dvc.command import dvc
+
+dvc(Path(sys.argv[1]), "add", "data")
+"""
 
 
 def test_dvc_ends_with_a_killed_command(tmp_path: Path) -> None:
