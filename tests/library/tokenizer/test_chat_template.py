@@ -270,7 +270,7 @@ def test_a_faulty_template_is_named_with_its_file(tmp_path: Path) -> None:
     refused(folder, "lm/chat_template.jinja is not UTF-8")
     (folder / "chat_template.jinja").unlink()
     write_json(folder / "tokenizer_config.json", {"chat_template": 5})
-    refused(folder, "lm/tokenizer_config.json: chat_template.str is 5; input should be a valid string")
+    refused(folder, "lm/tokenizer_config.json: chat_template.str is 5; input should be a valid")
 
 
 def refused(folder: Path, message: str) -> None:
