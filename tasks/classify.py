@@ -25,7 +25,7 @@ class Classify(ClassifierTraining):
 
 @stage
 def classify(params: Classify, run: Run) -> Metrics:
-    """Train a class head and the last layers of the base on balanced classes."""
+    """Train a class head and the base, or parts of the base, on labelled texts."""
     folder = run.input("load_gpt2")
     base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     data = Labelled.read(run.input("split/labelled"), tokenizer, base.config.context_length)

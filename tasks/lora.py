@@ -28,7 +28,7 @@ class Lora(ClassifierTraining):
 
 @stage
 def lora(params: Lora, run: Run) -> Metrics:
-    """Train a class head and low-rank additions to the frozen base on balanced classes."""
+    """Train a class head and low-rank additions to the frozen base on labelled texts."""
     folder = run.path(BASE)
     base, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
     data = Labelled.read(run.input("split/labelled"), tokenizer, base.config.context_length)

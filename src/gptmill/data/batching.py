@@ -19,12 +19,20 @@ BATCHES_IN_A_POOL = 16
 """Rows are sorted by length within pools of this many batches: random enough, little padding."""
 
 
-def pad(rows: Sequence[Sequence[int] | Ids], value: int) -> Tensor:
+WIDTH_STEP = 16
+"""Batches of few different widths save memory: a CPU keeps compiled bf16 kernels for each width."""
+
+
+def pad(rows: Sequence[Sequence[int] | Ids], value: int, *, limit: int | None = None) -> Tensor:
     """Return the rows as a right-padded tensor (B, T).
 
-    T is the length of the longest row. Shorter rows are filled up with `value`.
+    T is the length of the longest row; with a `limit`, the next multiple of 16 up to the limit.
+    Shorter rows are filled up with `value`.
     """
-    out = np.full((len(rows), max(len(row) for row in rows)), value, dtype=np.int64)
+    width = max(len(row) for row in rows)
+    if limit is not None:
+        width = max(width, min(limit, -(-width // WIDTH_STEP) * WIDTH_STEP))
+    out = np.full((len(rows), width), value, dtype=np.int64)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
     return torch.from_numpy(out)

@@ -8,7 +8,7 @@ Letters: N rows, B rows of a batch, T positions, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,6 +42,7 @@ class LabelledRows:
     labels: Indices  # (N,)
     n_cut: int
     """Number of texts longer than the context, cut at the end."""
+    context_length: int
 
     @property
     def lengths(self) -> Indices:
@@ -50,8 +51,8 @@ class LabelledRows:
 
     def take(self, indices: Indices) -> "LabelledRows":
         """Return the rows at `indices`, in the order of `indices`."""
-        return LabelledRows(
-            [self.ids[index] for index in indices], self.labels[indices], self.n_cut
+        return replace(
+            self, ids=[self.ids[index] for index in indices], labels=self.labels[indices]
         )
 
 
@@ -92,7 +93,8 @@ def encode_rows(
         raise ValueError(f"unknown label {unknown[0]!r}; the classes are {', '.join(class_names)}")
     ids, n_cut = encode(texts, tokenizer, context_length)
     class_id = {name: index for index, name in enumerate(class_names)}
-    return LabelledRows(ids, np.array([class_id[label] for label in labels], dtype=np.int64), n_cut)
+    classes = np.array([class_id[label] for label in labels], dtype=np.int64)
+    return LabelledRows(ids, classes, n_cut, context_length)
 
 
 def balanced(labels: Indices, how: Balance, *, seed: int) -> Indices:
@@ -145,7 +147,8 @@ def batch(rows: LabelledRows, indices: Indices, *, pad_id: int) -> Batch:
     The batch is (ids (B, T), last (B,), labels (B,)).
     """
     chosen = rows.take(indices)
-    return (*_padded(chosen.ids, pad_id), torch.from_numpy(chosen.labels))
+    ids, last = _padded(chosen.ids, pad_id, limit=rows.context_length)
+    return ids, last, torch.from_numpy(chosen.labels)
 
 
 def class_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -195,5 +198,5 @@ def measure(probabilities: npt.NDArray[np.float64], labels: Indices) -> dict[str
     return {"val/loss": loss, "val/accuracy": float(hits.mean())}
 
 
-def _padded(rows: Sequence[Ids], pad_id: int) -> tuple[Tensor, Tensor]:
-    return pad(rows, pad_id), torch.tensor([len(row) - 1 for row in rows])
+def _padded(rows: Sequence[Ids], pad_id: int, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    return pad(rows, pad_id, limit=limit), torch.tensor([len(row) - 1 for row in rows])

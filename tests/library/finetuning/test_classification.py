@@ -6,6 +6,7 @@ from torch import nn
 from gptmill.data.batching import RowOrder, by_length, pad
 from gptmill.finetuning.classification import (
     Balance,
+    LabelledRows,
     Trainable,
     balanced,
     batch,
@@ -183,3 +184,13 @@ def test_rows_of_like_length_share_a_batch():
     padded = sum(8 * lengths[order.rows(step)].max() for step in range(order.steps_per_epoch))
     assert padded < 1.15 * lengths.sum()
     assert [len(batch) for batch in by_length(lengths, 100)] == [100] * 5 + [12]
+
+
+def test_training_batches_have_few_widths_up_to_the_context() -> None:
+    ids = [np.arange(1, n + 1, dtype=np.uint32) for n in (3, 17, 90)]
+    rows = LabelledRows(ids, np.array([0, 1, 0]), n_cut=0, context_length=90)
+    widths = [batch(rows, np.array([row]), pad_id=0)[0].shape[1] for row in range(3)]
+    assert widths == [16, 32, 90]
+    padded, last, _ = batch(rows, np.array([0, 1]), pad_id=0)
+    assert (padded.shape, last.tolist()) == ((2, 32), [2, 16])
+    assert not padded[0, 3:].any()
