@@ -1,13 +1,19 @@
 """evaluate: tokenize, split, all checkpoints -> artifacts/evaluate (scores beside baselines)."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import Field, StringConstraints
 
 from gptmill.checkpoint.checkpoint import load_causal_lm
-from gptmill.evaluation.assistant import score_assistant
+from gptmill.data.questions import Question, read_questions
+from gptmill.evaluation.answering import Answer, answer_questions
+from gptmill.evaluation.assistant import EXERCISES, score_assistant, score_exercises
 from gptmill.evaluation.comparison import Classifiers, is_another, score_language_models
+from gptmill.evaluation.general import GENERAL, answer_table, score_answers, score_models
+from gptmill.evaluation.paired import compare
 from gptmill.files import read_json, write_csv, write_text
 from gptmill.generation.decoder import GenerationConfig, generate
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -16,11 +22,13 @@ from tasks.frame.stage import Section, stage
 from tasks.shared.report import (
     answers_page,
     figures,
+    general_page,
     report,
     samples_page,
 )
 from tasks.tracking import plots
 
+COMPARED = {"base": "load_gpt2", "assistant": "instruct"}  # on the general questions
 CHECKPOINTS = {"classify": "", "lora": "merged"}  # where a classifier's folder lies in its stage's
 
 
@@ -33,6 +41,8 @@ class Evaluate(Section):
     resamples: int = Field(gt=0, description="of the test rows, for intervals of F1 and ROC AUC")
     checked_rows: int = Field(gt=0, description="that saved classifiers must predict once more")
     answers_shown: int = Field(gt=0, description="of each kind of question")
+    questions: str = Field(description="JSON Lines file of general questions")
+    max_new_tokens: int = Field(gt=0, description="the longest answer to a general question")
 
 
 @stage
@@ -46,6 +56,12 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     answers = pd.DataFrame(read_json(run.input("instruct") / "answers.json"))
     taught = pd.DataFrame(read_json(run.input("split/instructions") / "train.json"))
 
+    questions = read_questions(run.path(params.questions))
+    general = {name: general_answers(params, run, questions, name) for name in COMPARED.values()}
+    scores = {name: score_answers(questions, general[folder]) for name, folder in COMPARED.items()}
+    resampling = {"resamples": params.resamples, "seed": run.seed}
+    exercises = score_exercises(answers, taught)
+
     tables = {
         "language_model": score_language_models(
             run.input("tokenize"),
@@ -54,18 +70,23 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
             windows=params.windows,
             device=device,
         ),
-        "classifiers": classifiers.score(resamples=params.resamples, seed=run.seed),
+        "classifiers": classifiers.score(**resampling),
         "assistant": score_assistant(answers, taught),
+        "assistant_gain": compare(exercises, ("answer", "before"), EXERCISES, **resampling),
+        "general": score_models(scores, **resampling),
+        "general_gain": compare(scores, ("assistant", "base"), GENERAL, **resampling),
     }
+    side_by_side = answer_table(questions, general["load_gpt2"], general["instruct"], scores)
     pages = {
         "samples": samples(params, run),
         "answers": answers_page(answers, params.answers_shown),
+        "general_answers": general_page(side_by_side, params.answers_shown),
         "report": report(tables),
     }
     confusions, curves = classifiers.confusions(), classifiers.roc_curves()
     drawn = {f"confusion_{name}": table for name, table in confusions.items()}
     drawn |= {f"roc_{name}": table for name, table in curves.items()}
-    for name, table in {**tables, **drawn}.items():
+    for name, table in {**tables, **drawn, "general_answers": side_by_side}.items():
         write_csv(run.out / f"{name}.csv", table)
     for name, page in pages.items():
         write_text(run.out / f"{name}.md", page)
@@ -75,6 +96,30 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     run.figure("roc", plots.roc(curves, positive=classifiers.rarest))
     run.figure("exact_matches", plots.exact_matches(tables["assistant"]))
     return figures(tables)
+
+
+def general_answers(
+    params: Evaluate, run: Run, questions: Sequence[Question], folder: str
+) -> list[Answer]:
+    """Return a model's answers to the general questions; the base's answers are kept.
+
+    The base changes rarely, the assistant with every training.
+    """
+
+    def make() -> list[dict[str, Any]]:
+        answers = answer_questions(
+            run.input(folder),
+            questions,
+            max_new_tokens=params.max_new_tokens,
+            device=run.device().device,
+        )
+        return [asdict(answer) for answer in answers]
+
+    if folder != "load_gpt2":
+        return [Answer(**answer) for answer in make()]
+    inputs = [f"artifacts/{folder}", params.questions]
+    kept = run.kept(inputs, {"max_new_tokens": params.max_new_tokens}, make)
+    return [Answer(**answer) for answer in kept]
 
 
 def samples(params: Evaluate, run: Run) -> str:

@@ -1,8 +1,10 @@
 """The interface of a stage to the project: inputs, outputs, and reports to MLflow and Prefect."""
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 
 from gptmill.data.tables import markdown_table
 from gptmill.device import Device, RuntimeConfig, pick
-from gptmill.files import write_json
+from gptmill.files import read_json, write_json
 from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
@@ -131,6 +133,30 @@ class Run(Inputs):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, kept := {name: compute()})
         return kept[name]
+
+    def kept(
+        self, inputs: Sequence[str], params: Mapping[str, Any], make: Callable[[], Any]
+    ) -> Any:
+        """Return JSON content kept from an earlier run, or make and keep the content.
+
+        The content is determined by `inputs` (paths among the deps), `params`, the device and the
+        stage's code; the hashes of all of them are the key. A damaged file is made again.
+        """
+        hashes = {dep["path"]: dep["md5"] for dep in self._training.entry["deps"]}
+        key = {
+            "inputs": {path: hashes[path] for path in inputs},
+            "params": dict(params),
+            "device": self.device().record(),
+            "code": self._training.code,
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        path = resume.STATES / "kept" / f"{name}.json"
+        try:
+            return read_json(path)
+        except (FileNotFoundError, ValueError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, made := make())
+            return made
 
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the MLflow run."""

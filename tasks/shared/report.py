@@ -1,6 +1,8 @@
 """The pages of `evaluate`: a report on the tables, answers and samples."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -8,7 +10,8 @@ from gptmill.data.tables import markdown_table
 from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
-EXACT = ("exact_match", "before_exact_match", "baseline_exact_match")
+NAMED = tuple(f"{prefix}named" for prefix in ("", "before_", "baseline_"))
+EXACT = tuple(f"{prefix}exact_match" for prefix in ("", "before_", "baseline_"))
 
 
 def figures(tables: Tables) -> Metrics:
@@ -24,7 +27,15 @@ def figures(tables: Tables) -> Metrics:
     metrics["instruct_kinds"] = len(kinds)
     metrics["instruct_kinds_beaten"] = sum(row["beats"] for row in kinds)
     metrics["instruct_kinds_beaten_beyond_interval"] = sum(row["beats_interval"] for row in kinds)
-    return metrics
+    for row in tables["general"][tables["general"]["kind"] == "all"].to_dict("records"):
+        metrics |= _prefixed(f"general_{row.pop('model')}", row)
+    for name in ("assistant_gain", "general_gain"):
+        metrics |= _prefixed(name, tables[name].iloc[-1].to_dict())
+    return {name: value for name, value in metrics.items() if math.isfinite(float(value))}
+
+
+def _prefixed(prefix: str, row: Mapping[Any, Any]) -> Metrics:
+    return {f"{prefix}_{name}": _number(row[name]) for name in row if name != "kind"}
 
 
 def report(tables: Tables) -> str:
@@ -34,6 +45,8 @@ def report(tables: Tables) -> str:
     )
     return "\n\n".join(
         [
+            "## Main figures",
+            markdown_table(main_figures(tables)),
             "## Pretrained model",
             _language_sentence(language),
             markdown_table(language),
@@ -42,13 +55,61 @@ def report(tables: Tables) -> str:
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
             "## Assistant",
             _assistant_sentence(assistant),
-            markdown_table(_with_intervals(assistant, EXACT)),
-            "All intervals are 95 % confidence intervals: Wilson's for accuracy and exact match, a "
-            "bootstrap over the test rows for F1 and AUC, a paired bootstrap for `f1_gain` (F1 "
-            "minus the F1 of the bag of words). The baseline of a kind of question is the most "
-            "frequent answer in the training part; `before` is the base without fine-tuning.\n",
+            markdown_table(_with_intervals(assistant, (*NAMED, *EXACT))),
+            "Assistant minus base on the exercises:",
+            markdown_table(_with_intervals(tables["assistant_gain"], ("named", "token_f1"))),
+            "## General questions",
+            _general_sentence(tables["general_gain"]),
+            markdown_table(
+                _with_intervals(tables["general"], ("passed", "loss", "token_f1", "stopped"))
+            ),
+            "Assistant minus base:",
+            markdown_table(_with_intervals(tables["general_gain"], ("passed", "loss", "token_f1"))),
+            "All intervals are 95 % confidence intervals: Wilson's for accuracy and other shares "
+            "of rows, a bootstrap over the rows for F1, AUC, losses and differences, a paired "
+            "bootstrap for `f1_gain` (F1 minus the F1 of the bag of words). The baseline "
+            "of a kind of exercise is the most frequent answer in the training part; `before` is "
+            "the base without fine-tuning. `named` is the share of answers that name the expected "
+            "word and nothing else, in a sentence or alone; `passed` is the share of answers that "
+            "follow the rules of the question; `loss` is the loss of the reference answers in nats "
+            "per token; `length_ratio` compares the words of the answers with the words of the "
+            "references; `stopped` is the share of answers that end before the limit.\n",
         ]
     )
+
+
+def main_figures(tables: Tables) -> pd.DataFrame:
+    """Return a row for each main figure, with the baseline beside the model."""
+    language = tables["language_model"].set_index("model")["bits_per_byte"]
+    classifiers = tables["classifiers"].set_index("model")
+    exercises, general = tables["assistant"].iloc[-1], tables["general"]
+    total = general[general["kind"] == "all"].set_index("model")
+    rows: list[tuple[str, str, str, float, str, float]] = [
+        ("language model", "bits per byte", model, language[model], "bigram", language["bigram"])
+        for model in ("pretrain", "load_gpt2")
+        if model in language
+    ]
+    words = "bag_of_words"
+    for model in classifiers.index.difference([words, "majority"]):
+        for figure in ("accuracy", "f1", "auc"):
+            value, usual = (classifiers[figure][name] for name in (model, words))
+            rows.append(("classifier", figure, model, value, "bag of words", usual))
+    for figure in ("named", "token_f1"):
+        before = exercises[f"before_{figure}"]
+        rows.append(("exercises", figure, "assistant", exercises[figure], "base", before))
+    for figure in ("passed", "loss", "token_f1", "length_ratio", "stopped"):
+        value, usual = (total[figure][name] for name in ("assistant", "base"))
+        rows.append(("general questions", figure, "assistant", value, "base", usual))
+    columns = ["task", "figure", "model", "value", "beside", "value beside"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def general_page(answers: pd.DataFrame, count: int) -> str:
+    """Return the first answers of each kind of question as markdown, both models side by side."""
+    blocks = []
+    for kind, rows in answers.groupby("kind", sort=True):
+        blocks += [f"## {kind}", markdown_table(rows.head(count).drop(columns=["id", "kind"]))]
+    return "\n\n".join([*blocks, ""])
 
 
 def answers_page(answers: pd.DataFrame, count: int) -> str:
@@ -127,6 +188,22 @@ def _assistant_sentence(table: pd.DataFrame) -> str:
         f"More exact answers than the baseline on {len(beaten)} of {len(kinds)} kinds of question "
         f"({', '.join(beaten) or 'none'}); above the baseline's confidence interval on "
         f"{len(beyond)} ({', '.join(beyond) or 'none'})."
+    )
+
+
+def _general_sentence(gains: pd.DataFrame) -> str:
+    total = gains.iloc[-1]
+    worse = [name for name in ("passed", "loss", "token_f1") if total[f"{name}_worse"]]
+    verdict = (
+        f"worse than the base beyond the interval in {', '.join(worse)}"
+        if worse
+        else "not worse than the base beyond the interval"
+    )
+    return (
+        f"On {int(total['rows'])} general questions the assistant is {verdict}: "
+        f"{100 * total['passed']:+.1f} points of passed checks ({100 * total['passed_low']:+.1f} "
+        f"to {100 * total['passed_high']:+.1f}), {total['loss']:+.3f} nats per token of the "
+        f"references ({total['loss_low']:+.3f} to {total['loss_high']:+.3f})."
     )
 
 

@@ -40,7 +40,12 @@ TINY: dict[str, Any] = {
     "lora": {"epochs": 1},
     "classify": {"epochs": 1},
     "instruct": {"epochs": 1, "max_new_tokens": 4},
-    "evaluate": {"windows": 8, "resamples": 20, "generation": {"max_new_tokens": 4}},
+    "evaluate": {
+        "windows": 8,
+        "resamples": 20,
+        "generation": {"max_new_tokens": 4},
+        "max_new_tokens": 4,
+    },
 }
 
 
@@ -163,7 +168,7 @@ def tiny_project(root: Path) -> Project:
 def write_tiny_data(data: Path) -> None:
     """Write texts, vocabulary, labelled rows, instructions and their manifest."""
     rng = random.Random(5)
-    for name in ("text", "labelled", "instructions"):
+    for name in ("text", "labelled", "instructions", "questions"):
         (data / name).mkdir(parents=True)
     tiny_bpe(data / "bpe")
     for number in range(12):
@@ -175,6 +180,8 @@ def write_tiny_data(data: Path) -> None:
     exercises = [_exercise(k) for k in range(80)]
     text = json.dumps(exercises)
     (data / "instructions" / "instructions.json").write_text(text, encoding="utf-8")
+    questions = "".join(_question(k) for k in range(4))
+    (data / "questions" / "general.jsonl").write_text(questions, encoding="utf-8")
     write_tiny_manifest(data)
 
 
@@ -202,6 +209,18 @@ KINDS = (("ham", WORDS), ("spam", SPAM))
 
 def _sentence(rng: random.Random, words: list[str]) -> str:
     return " ".join(rng.choice(words) for _ in range(6))
+
+
+def _question(number: int) -> str:
+    word = WORDS[number]
+    row = {
+        "id": f"word-{number}",
+        "kind": "word",
+        "messages": [{"role": "user", "content": f"Say {word}."}],
+        "reference": word,
+        "check": {"contains_any": [word]},
+    }
+    return json.dumps(row) + "\n"
 
 
 def _exercise(number: int) -> dict[str, str]:

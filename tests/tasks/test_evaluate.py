@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ PARAMS = {
     "resamples": 40,
     "checked_rows": 7,
     "answers_shown": 2,
+    "questions": "questions.jsonl",
+    "max_new_tokens": 5,
 }
 
 
@@ -57,6 +60,16 @@ class FakeRun:
 
     def input(self, stage: str) -> Path:
         return self.root / stage
+
+    def path(self, path: str) -> Path:
+        return self.root / path
+
+    def kept(self, inputs: list[str], params: dict[str, int], make: Callable[[], Any]) -> Any:
+        assert (inputs, params) == (
+            ["artifacts/load_gpt2", "questions.jsonl"],
+            {"max_new_tokens": 5},
+        )
+        return make()
 
     def device(self) -> Device:
         return Device(device="cpu", model="", precision="fp32", compile=False, threads=1, torch="")
@@ -89,7 +102,26 @@ def root(tmp_path: Path) -> Path:
     _write_classifier(tmp_path / "classify", tmp_path / "classify", labelled, seed=2)
     _write_classifier(tmp_path / "lora", tmp_path / "lora" / "merged", labelled, seed=3)
     _write_answers(tmp_path)
+    save_causal_lm(tmp_path / "instruct", tiny_gpt(seed=4), tiny_tokenizer())
+    _write_questions(tmp_path / "questions.jsonl")
     return tmp_path
+
+
+def _write_questions(path: Path) -> None:
+    user = {"role": "user", "content": "Hi"}
+    rows = [
+        {
+            "id": "1",
+            "kind": "b",
+            "messages": [user],
+            "reference": "you",
+            "check": {"max_words": 99},
+        },
+        {"id": "2", "kind": "a", "messages": [{"role": "system", "content": "S"}, user]}
+        | {"reference": "the | fox", "check": {"contains_any": ["fox"]}},
+        {"id": "3", "kind": "a", "messages": [{**user, "content": "Ho"}], "reference": "a dog"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_text(folder: Path) -> None:
@@ -188,7 +220,12 @@ def test_figures_equal_scoring_the_artifacts_with_torch_and_sklearn(root: Path) 
 
     assert metrics["instruct_exact_match"] == pytest.approx(12 / 14)
     assert metrics["instruct_baseline_exact_match"] == pytest.approx(1 / 14)
+    assert metrics["instruct_named"] == pytest.approx(13 / 14)
+    assert metrics["assistant_gain_named"] == pytest.approx(13 / 14)
     assert metrics["instruct_kinds"] == 2
+    assert metrics["general_base_rows"] == metrics["general_gain_rows"] == 3
+    gain = metrics["general_assistant_loss"] - metrics["general_base_loss"]
+    assert metrics["general_gain_loss"] == pytest.approx(gain)
     assert metrics["instruct_kinds_beaten"] == 1
     assert metrics["instruct_kinds_beaten_beyond_interval"] == 1
     assert all(type(value) in (int, float) for value in metrics.values())
@@ -200,8 +237,10 @@ def test_what_is_written_is_the_same_bytes_twice(root: Path) -> None:
     names = sorted(path.name for path in first.out.iterdir())
     models = ("bag_of_words", "classify", "lora", "majority")
     plots = [f"{plot}_{model}.csv" for plot in ("confusion", "roc") for model in models]
-    tables = ["assistant.csv", "classifiers.csv", "language_model.csv"]
-    assert names == sorted([*plots, *tables, "answers.md", "report.md", "samples.md"])
+    tables = ["assistant", "assistant_gain", "classifiers", "general", "general_answers"]
+    tables = [f"{table}.csv" for table in (*tables, "general_gain", "language_model")]
+    pages = [f"{page}.md" for page in ("answers", "general_answers", "report", "samples")]
+    assert names == sorted([*plots, *tables, *pages])
     for name in names:
         assert (first.out / name).read_bytes() == (second.out / name).read_bytes(), name
         assert str(root) not in (first.out / name).read_text(encoding="utf-8")
@@ -222,6 +261,11 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     assert "above the baseline's confidence interval on 1 (antonym)" in report
     assert f"{metrics['lora_accuracy']:.3f} (" in report
     assert run.shown["report"] == report
+    assert "On 3 general questions the assistant is not worse than the base" in report
+    assert "| exercises | named | assistant | 0.9286 | base | 0 |" in report
+    assert "| language model | bits per byte | pretrain |" in report
+    general = (run.out / "general_answers.md").read_text(encoding="utf-8")
+    assert general.index("## a") < general.index("| Ho | a dog |") < general.index("## b")
 
     confusion = pd.read_csv(run.out / "confusion_lora.csv")
     assert list(confusion.columns) == ["actual", "predicted"]

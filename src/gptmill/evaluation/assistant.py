@@ -4,39 +4,21 @@ The baseline is the most frequent answer of each kind.
 """
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
 from gptmill.evaluation.estimates import Estimate, wilson
+from gptmill.evaluation.overlap import Overlap, names, normalise
+from gptmill.evaluation.paired import Figure, by_kind, columns
 
-EDGES = ".,;:!?\"'`()[]{}<>*_\u2018\u2019\u201c\u201d\u2026"  # and curly quotes, ellipsis
-
-
-def normalise(text: str) -> list[str]:
-    """Return a text's casefolded words, without punctuation at the edges.
-
-    Answers that differ only in case, punctuation at the edges or white space count as equal. Signs
-    that change an answer ("-5", "C++", "50%") stay.
-    """
-    words = (word.strip(EDGES) for word in text.casefold().split())
-    return [word for word in words if word]
-
-
-def exact_match(answer: str, expected: str) -> bool:
-    """Return whether both answers have the same words in order."""
-    return normalise(answer) == normalise(expected)
-
-
-def token_f1(answer: str, expected: str) -> float:
-    """Return the F1 score of the words of both answers.
-
-    The harmonic mean of the shares of common words, as in SQuAD
-    (https://arxiv.org/abs/1606.05250), but with the articles kept.
-    """
-    counts, expected_counts = Counter(normalise(answer)), Counter(normalise(expected))
-    if not counts or not expected_counts:
-        return float(counts == expected_counts)
-    return 2 * (counts & expected_counts).total() / (counts.total() + expected_counts.total())
+CLOSED = 5  # uses of an answer, on average, in the training part of a closed kind
+COLUMNS = {"answer": "", "before": "before_", "baseline": "baseline_"}
+"""The columns of answers, with the prefixes of their figures."""
+ENDS = ("answer", "baseline")
+EXERCISES = {"named": Figure("named", "short"), "token_f1": Figure("token_f1", "one")}
+"""The figures in which the assistant is compared with its base."""
+NAMED_WORDS = 3  # expected answers of at most this many words are searched in a sentence
 
 
 def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
@@ -53,46 +35,97 @@ def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
     return answers
 
 
-def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
-    """Score answers by kind of question, beside a baseline.
+def closed_answers(train: pd.DataFrame) -> dict[str, frozenset[str]]:
+    """Return the answers of each closed kind, in lower case.
 
-    The baseline is the most frequent answer of the kind. `answers` has the columns kind, output
-    (the expected answer), answer, and before: the answer of the model before fine-tuning; `train`
-    has the columns kind and output. Returns a row per kind, sorted, and a last row named "all".
-    `beats` is true where more answers are exact than the baseline's; `beats_interval` where the
-    share of exact answers also lies above the baseline's 95 % interval.
+    A kind is closed if the training part uses each answer five times or more on average, as the
+    word classes. Of an open kind, any number of answers may be right, and the set is empty.
     """
-    usual = most_frequent_answers(train)
+    answers = {}
+    for kind, rows in train.groupby("kind", sort=True):
+        distinct = frozenset(" ".join(normalise(output)) for output in rows["output"])
+        answers[str(kind)] = distinct if len(rows) >= CLOSED * len(distinct) else frozenset()
+    return answers
+
+
+def score_exercises(answers: pd.DataFrame, train: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the figures of every answer, by column of answers.
+
+    `answers` has the columns kind, output (the expected answer), answer, and before: the answer of
+    the model before fine-tuning; `train` has the columns kind and output. The third column of
+    answers is the baseline, the most frequent answer of the kind.
+    """
+    usual, closed = most_frequent_answers(train), closed_answers(train)
     rows = answers.assign(baseline=answers["kind"].map(usual).fillna(""))
-    kinds = [(str(kind), part) for kind, part in rows.groupby("kind", sort=True)]
-    return pd.DataFrame([_score_kind(kind, part) for kind, part in [*kinds, ("all", rows)]])
+    others = rows["kind"].map(lambda kind: closed.get(kind, frozenset()))
+    scores = {}
+    for column in COLUMNS:
+        triples = zip(rows[column], rows["output"], others, strict=True)
+        scores[column] = pd.DataFrame([_score_answer(*triple) for triple in triples])
+        scores[column].insert(0, "kind", list(rows["kind"]))
+    return scores
 
 
-def _score_kind(kind: str, rows: pd.DataFrame) -> dict[str, str | int | float | bool]:
-    exact, f1 = _score_column(rows, "answer")
-    before, before_f1 = _score_column(rows, "before")
-    baseline, baseline_f1 = _score_column(rows, "baseline")
+def _score_answer(answer: str, expected: str, others: Collection[str]) -> dict[str, float]:
+    words, expected_words = normalise(answer), normalise(expected)
+    short = len(expected_words) <= NAMED_WORDS
+    overlap = Overlap.of(answer, expected)
     return {
-        "kind": kind,
-        "rows": len(rows),
-        "exact_match": exact.value,
-        "exact_match_low": exact.low,
-        "exact_match_high": exact.high,
-        "token_f1": f1,
-        "before_exact_match": before.value,
-        "before_exact_match_low": before.low,
-        "before_exact_match_high": before.high,
-        "before_token_f1": before_f1,
-        "baseline_exact_match": baseline.value,
-        "baseline_exact_match_low": baseline.low,
-        "baseline_exact_match_high": baseline.high,
-        "baseline_token_f1": baseline_f1,
-        "beats": exact.value > baseline.value,
-        "beats_interval": exact.value > baseline.high,
+        "one": 1,
+        "short": int(short),
+        "named": int(short and names(answer, expected, others)),
+        "exact": int(words == expected_words),
+        "token_precision": overlap.precision,
+        "token_recall": overlap.recall,
+        "token_f1": overlap.f1,
+        "words": len(words),
+        "expected_words": len(expected_words),
     }
 
 
-def _score_column(rows: pd.DataFrame, column: str) -> tuple[Estimate, float]:
-    pairs = list(zip(rows[column], rows["output"], strict=True))
-    right = sum(exact_match(answer, expected) for answer, expected in pairs)
-    return wilson(right, len(pairs)), sum(token_f1(*pair) for pair in pairs) / len(pairs)
+def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
+    """Score answers by kind of question, beside a baseline.
+
+    See `score_exercises` for the arguments. Returns a row per kind, sorted, and a last row named
+    "all". The assistant's columns have no prefix, the others the prefix `before_` or `baseline_`:
+
+    - named: the share of the `named_rows` with a short expected answer that name the expected
+      answer and nothing else, in a sentence or alone (see `overlap.names`); empty without such rows
+    - exact_match: the share of answers with the words of the expected answer alone
+    - token_precision, token_recall, token_f1: common words; length_ratio: the words of all answers
+      divided by the words of all expected answers
+
+    `beats` is true where more answers are exact than the baseline's; `beats_interval` where the
+    share of exact answers also lies above the baseline's 95 % interval.
+    """
+    scores = score_exercises(answers, train)
+    return pd.DataFrame([_score_kind(kind, parts) for kind, parts in by_kind(scores)])
+
+
+def _score_kind(
+    kind: str, parts: Mapping[str, pd.DataFrame]
+) -> dict[str, str | int | float | bool]:
+    rows = parts["answer"]
+    n_short = int(rows["short"].sum())
+    scores: dict[str, str | int | float | bool] = {
+        "kind": kind,
+        "rows": len(rows),
+        "named_rows": n_short,
+    }
+    for column, prefix in COLUMNS.items():
+        scores |= {f"{prefix}{name}": value for name, value in _summed(parts[column]).items()}
+    exact, usual = (wilson(int(parts[name]["exact"].sum()), len(rows)) for name in ENDS)
+    return scores | {"beats": exact.value > usual.value, "beats_interval": exact.value > usual.high}
+
+
+def _summed(rows: pd.DataFrame) -> dict[str, float]:
+    n_short = int(rows["short"].sum())
+    unknown = Estimate(float("nan"), float("nan"), float("nan"))
+    named = wilson(int(rows["named"].sum()), n_short) if n_short else unknown
+    means = ("token_precision", "token_recall", "token_f1")
+    return {
+        **columns("named", named),
+        **columns("exact_match", wilson(int(rows["exact"].sum()), len(rows))),
+        **{name: float(rows[name].mean()) for name in means},
+        "length_ratio": float(rows["words"].sum() / max(1, rows["expected_words"].sum())),
+    }

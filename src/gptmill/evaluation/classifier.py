@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from gptmill.evaluation.estimates import Estimate, wilson
+from gptmill.evaluation.estimates import Estimate, bootstrap, wilson
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -52,8 +52,8 @@ def score_classifier(
         wilson(int((predicted == actual).sum()), rows),
         float(figures["precision"][0]),
         float(figures["recall"][0]),
-        _bootstrapped(figures["f1"]),
-        _bootstrapped(figures["auc"]),
+        bootstrap(figures["f1"]),
+        bootstrap(figures["auc"]),
     )
 
 
@@ -75,7 +75,7 @@ def f1_difference(
     ours, theirs = (
         _figures(actual, scores, positive, weights)["f1"] for scores in (probabilities, baseline)
     )
-    return _bootstrapped(ours - theirs)
+    return bootstrap(ours - theirs)
 
 
 def _resampled(rows: int, resamples: int, seed: int) -> Floats:
@@ -163,15 +163,3 @@ def _auc(actual: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floa
     pairs = positive.sum(axis=1) * negative.sum(axis=1)
     shares: Floats = (positive * below).sum(axis=1) / np.where(pairs > 0, pairs, np.nan)
     return shares  # (1 + R,)
-
-
-def _bootstrapped(values: Floats) -> Estimate:
-    """Return an estimate with a bootstrap interval.
-
-    `values` has the value on the rows themselves first, followed by the values on resamples. A
-    resample in which a class is missing has no AUC and is left out.
-    """
-    assert np.isfinite(values[0]), "every class must occur among the actual classes"
-    drawn = values[1:][np.isfinite(values[1:])]
-    low, high = np.quantile(drawn if len(drawn) else values[:1], [0.025, 0.975])
-    return Estimate(float(values[0]), float(low), float(high))

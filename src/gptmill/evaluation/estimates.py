@@ -40,3 +40,14 @@ def mean(values: npt.NDArray[np.float64]) -> Estimate:
     spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     half = Z_95 * spread / math.sqrt(len(values))
     return Estimate(centre, centre - half, centre + half)
+
+
+def bootstrap(values: npt.NDArray[np.float64]) -> Estimate:
+    """Return an estimate with a percentile bootstrap interval.
+
+    `values` has the value on the rows themselves first, followed by the values on resamples.
+    Resamples without a value (NaN) are left out.
+    """
+    drawn = values[1:][np.isfinite(values[1:])]
+    low, high = np.quantile(drawn if len(drawn) else values[:1], [0.025, 0.975])
+    return Estimate(float(values[0]), float(low), float(high))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gptmill.data.documents import read_document
+from gptmill.data.questions import read_questions
 from gptmill.data.row_files import read_instructions, read_labelled, trim_label
 from gptmill.formats.importing import check_model
 from gptmill.sources.archive import visible_files
@@ -25,6 +26,7 @@ def check_files(folder: Path) -> None:
     checks: dict[str, Callable[[Path], object]] = {
         "instructions": _each(".json", read_instructions),
         "labelled": _each(".csv", _check_labelled),
+        "questions": _each(".jsonl", read_questions),
         "text": _each(DOCUMENT, read_document),
         "bpe": _check_vocabulary,
         "weights": _check_weights,

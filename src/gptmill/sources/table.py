@@ -13,7 +13,7 @@ from typing import Any
 
 from gptmill.sources.address import hidden
 
-TARGETS = ("bpe", "instructions", "labelled", "text", "weights")
+TARGETS = ("bpe", "instructions", "labelled", "questions", "text", "weights")
 SOURCE_FIELDS = ("name", "target", "licence", "place")
 SOURCE_OPTIONAL = ("attribution", "enabled", "files")
 

@@ -4,13 +4,12 @@ import pandas as pd
 import pytest
 
 from gptmill.evaluation.assistant import (
-    exact_match,
+    closed_answers,
     most_frequent_answers,
-    normalise,
     score_assistant,
-    token_f1,
 )
 from gptmill.evaluation.estimates import wilson
+from gptmill.evaluation.overlap import exact_match, normalise, token_f1
 
 
 @pytest.mark.parametrize(
@@ -85,3 +84,15 @@ def test_a_lead_within_the_baselines_interval_is_told_apart() -> None:
     assert (row["exact_match"], row["baseline_exact_match"]) == (0.6, 0.4)
     assert row["beats"]
     assert not row["beats_interval"]
+
+
+def test_a_kind_is_closed_where_few_answers_are_used_often() -> None:
+    rows = [("word class", word) for word in ("Noun", "verb") * 5]
+    rows += [("antonym", word) for word in ("hot", "cold", "big")]
+    train = pd.DataFrame(rows, columns=["kind", "output"])
+    assert closed_answers(train) == {"antonym": frozenset(), "word class": {"noun", "verb"}}
+    answers = pd.DataFrame({"kind": ["word class"] * 3, "output": ["noun", "verb", "a " * 9]})
+    answers["answer"] = ["It is a noun.", "noun, verb", "a"]
+    row = score_assistant(answers.assign(before="noun"), train).iloc[-1]
+    assert (row["named_rows"], row["named"], row["before_named"]) == (2, 0.5, 0.5)
+    assert row["exact_match"] == 0

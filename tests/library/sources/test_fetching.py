@@ -38,7 +38,7 @@ GOOD: dict[str, Any] = {
     "place": [{"kind": "path", "path": "books"}],
 }
 HASH = "ab" * 32
-FOLDER = "a folder in data/ beginning with bpe, instructions, labelled, text, weights"
+FOLDER = "a folder in data/ beginning with bpe, instructions, labelled, questions, text, weights"
 PIP = {"kind": "pip", "package": "a-b", "version": "1.0", "file": "a_b-1.0-py3-none-any.whl"}
 PIP |= {"sha256": HASH, "bytes": 10, "members": ["*.txt"]}  # type: ignore[dict-item]
 
@@ -57,17 +57,19 @@ def place(**fields: Any) -> Place:
 def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
     table = tomllib.loads((ROOT / "sources.toml").read_text(encoding="utf-8"))
     sources = parse(table, makers=MAKES)
-    assert {one.places[0].kind for one in sources} == {"pip"}
+    assert {one.places[0].kind for one in sources} == {"pip", "path"}
+    assert [one.name for one in sources if one.places[0].kind == "path"] == ["general"]
     assert {one.target.split("/")[0] for one in sources} == {
         "bpe",
         "text",
         "labelled",
         "instructions",
+        "questions",
     }
     everything = parse(
         {"source": [row | {"enabled": True} for row in table["source"]]}, makers=MAKES
     )
-    assert {at.kind for one in everything for at in one.places} == {"pip", "npm", "apt"}
+    assert {at.kind for one in everything for at in one.places} == {"pip", "npm", "apt", "path"}
 
 
 @pytest.mark.parametrize(
