@@ -94,7 +94,7 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     run.figure("losses", plots.losses(tables["language_model"]))
     run.figure("confusion_matrices", plots.confusion_matrices(confusions))
     run.figure("roc", plots.roc(curves, positive=classifiers.rarest))
-    run.figure("exact_matches", plots.exact_matches(tables["assistant"]))
+    run.figure("right_answers", plots.right_answers(tables["assistant"]))
     return figures(tables)
 
 

@@ -11,6 +11,7 @@ from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
 NAMED = tuple(f"{prefix}named" for prefix in ("", "before_", "baseline_"))
+RIGHT = tuple(f"{prefix}right" for prefix in ("", "before_", "baseline_"))
 EXACT = tuple(f"{prefix}exact_match" for prefix in ("", "before_", "baseline_"))
 
 
@@ -55,7 +56,7 @@ def report(tables: Tables) -> str:
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
             "## Assistant",
             _assistant_sentence(assistant),
-            markdown_table(_with_intervals(assistant, (*NAMED, *EXACT))),
+            markdown_table(_with_intervals(assistant, (*RIGHT, *NAMED, *EXACT))),
             "Assistant minus base on the exercises:",
             markdown_table(_with_intervals(tables["assistant_gain"], ("named", "token_f1"))),
             "## General questions",
@@ -70,7 +71,8 @@ def report(tables: Tables) -> str:
             "bootstrap for `f1_gain` (F1 minus the F1 of the bag of words). The baseline "
             "of a kind of exercise is the most frequent answer in the training part; `before` is "
             "the base without fine-tuning. `named` is the share of answers that name the expected "
-            "word and nothing else, in a sentence or alone; `passed` is the share of answers that "
+            "word and nothing else, in a sentence or alone; `right` counts these answers, and "
+            "exact ones where the expected answer is long; `passed` is the share of answers that "
             "follow the rules of the question; `loss` is the loss of the reference answers in nats "
             "per token; `length_ratio` compares the words of the answers with the words of the "
             "references; `stopped` is the share of answers that end before the limit.\n",
@@ -94,7 +96,7 @@ def main_figures(tables: Tables) -> pd.DataFrame:
         for figure in ("accuracy", "f1", "auc"):
             value, usual = (classifiers[figure][name] for name in (model, words))
             rows.append(("classifier", figure, model, value, "bag of words", usual))
-    for figure in ("named", "token_f1"):
+    for figure in ("right", "token_f1"):
         before = exercises[f"before_{figure}"]
         rows.append(("exercises", figure, "assistant", exercises[figure], "base", before))
     for figure in ("passed", "loss", "token_f1", "length_ratio", "stopped"):
@@ -185,7 +187,7 @@ def _assistant_sentence(table: pd.DataFrame) -> str:
     beaten = list(kinds.loc[kinds["beats"], "kind"])
     beyond = list(kinds.loc[kinds["beats_interval"], "kind"])
     return (
-        f"More exact answers than the baseline on {len(beaten)} of {len(kinds)} kinds of question "
+        f"More right answers than the baseline on {len(beaten)} of {len(kinds)} kinds of question "
         f"({', '.join(beaten) or 'none'}); above the baseline's confidence interval on "
         f"{len(beyond)} ({', '.join(beyond) or 'none'})."
     )

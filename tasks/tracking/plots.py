@@ -62,8 +62,8 @@ def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
     return figure
 
 
-def exact_matches(table: pd.DataFrame) -> Figure:
-    """Plot exact-match rates by kind of question, with intervals.
+def right_answers(table: pd.DataFrame) -> Figure:
+    """Plot the shares of right answers by kind of question, with intervals.
 
     Bars of the model before fine-tuning and of the most frequent answer stand beside them.
     """
@@ -71,9 +71,9 @@ def exact_matches(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     positions = np.arange(len(table))
     for offset, column, label in (
-        (-0.27, "exact_match", "assistant"),
-        (0, "before_exact_match", "before fine-tuning"),
-        (0.27, "baseline_exact_match", "most frequent answer"),
+        (-0.27, "right", "assistant"),
+        (0, "before_right", "before fine-tuning"),
+        (0.27, "baseline_right", "most frequent answer"),
     ):
         rates = table[column].to_numpy()
         below = rates - table[f"{column}_low"].to_numpy()
@@ -83,7 +83,7 @@ def exact_matches(table: pd.DataFrame) -> Figure:
     axes.set_yticks(positions, table["kind"])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
-    axes.set_xlabel("share of answers that match exactly, with 95 % interval")
+    axes.set_xlabel("share of right answers, with 95 % interval")
     axes.legend()
     return figure
 

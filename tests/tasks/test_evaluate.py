@@ -262,7 +262,7 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     assert f"{metrics['lora_accuracy']:.3f} (" in report
     assert run.shown["report"] == report
     assert "On 3 general questions the assistant is not worse than the base" in report
-    assert "| exercises | named | assistant | 0.9286 | base | 0 |" in report
+    assert "| exercises | right | assistant | 0.9286 | base | 0 |" in report
     assert "| language model | bits per byte | pretrain |" in report
     general = (run.out / "general_answers.md").read_text(encoding="utf-8")
     assert general.index("## a") < general.index("| Ho | a dog |") < general.index("## b")
@@ -271,7 +271,7 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     assert list(confusion.columns) == ["actual", "predicted"]
     right = (confusion["actual"] == confusion["predicted"]).mean()
     assert right == pytest.approx(metrics["lora_accuracy"])
-    assert set(run.figures) == {"losses", "confusion_matrices", "roc", "exact_matches"}
+    assert set(run.figures) == {"losses", "confusion_matrices", "roc", "right_answers"}
     for name, figure in run.figures.items():
         figure.savefig(root / f"{name}.png")
         assert (root / f"{name}.png").stat().st_size > 5000

@@ -14,7 +14,7 @@ import pandas as pd
 SURROGATE = re.compile("[\ud800-\udfff]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
 LABELLED_COLUMNS = ("label", "text")
-INSTRUCTION_COLUMNS = ("instruction", "input", "output", "kind")
+INSTRUCTION_COLUMNS = ("instruction", "input", "output", "kind", "key")
 
 
 def read_labelled(path: Path) -> pd.DataFrame:
@@ -112,8 +112,9 @@ def _labelled_table(path: Path, header: Sequence[str], rows: Sequence[list[str]]
 def read_instructions(path: Path) -> pd.DataFrame:
     """Read instruction rows from a JSON list of objects.
 
-    Each object has `instruction`, `output` and optionally `input` and `kind`. The table has
-    the columns instruction, input, output, kind; a row without a kind gets the kind "other".
+    Each object has `instruction`, `output` and optionally `input`, `kind` and `key`: the words
+    that a right answer must name. The table has a column for each; a row without a kind gets the
+    kind "other", a row without a key the empty text.
     Raises ValueError, naming the row, for a row unfit for training.
     """
     text = _read_utf8(path)
@@ -148,7 +149,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:
     if not isinstance(row, dict):
         raise ValueError(f"{path}, row {number} is not a JSON object with instruction and output")
-    record = {"input": "", "kind": "other"} | {
+    record = {"input": "", "kind": "other", "key": ""} | {
         name: row[name] for name in INSTRUCTION_COLUMNS if row.get(name) is not None
     }
     for name, value in record.items():

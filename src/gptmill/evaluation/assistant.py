@@ -18,7 +18,7 @@ COLUMNS = {"answer": "", "before": "before_", "baseline": "baseline_"}
 ENDS = ("answer", "baseline")
 EXERCISES = {"named": Figure("named", "short"), "token_f1": Figure("token_f1", "one")}
 """The figures in which the assistant is compared with its base."""
-NAMED_WORDS = 3  # expected answers of at most this many words are searched in a sentence
+NAMED_WORDS = 3  # keys of at most this many words are searched in a sentence
 
 
 def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
@@ -29,10 +29,17 @@ def most_frequent_answers(train: pd.DataFrame) -> dict[str, str]:
     """
     answers = {}
     for kind, rows in train.groupby("kind", sort=True):
-        spelled = {" ".join(normalise(output)): output for output in reversed(list(rows["output"]))}
-        counts = Counter(" ".join(normalise(output)) for output in rows["output"])
+        outputs = _expected(rows)
+        spelled = {" ".join(normalise(output)): output for output in reversed(outputs)}
+        counts = Counter(" ".join(normalise(output)) for output in outputs)
         answers[str(kind)] = spelled[min(counts, key=lambda words: (-counts[words], words))]
     return answers
+
+
+def _expected(rows: pd.DataFrame) -> list[str]:
+    """Return each row's key, or the output of a row without a key."""
+    keys = rows["key"] if "key" in rows else [""] * len(rows)
+    return [key or output for key, output in zip(keys, rows["output"], strict=True)]
 
 
 def closed_answers(train: pd.DataFrame) -> dict[str, frozenset[str]]:
@@ -43,7 +50,7 @@ def closed_answers(train: pd.DataFrame) -> dict[str, frozenset[str]]:
     """
     answers = {}
     for kind, rows in train.groupby("kind", sort=True):
-        distinct = frozenset(" ".join(normalise(output)) for output in rows["output"])
+        distinct = frozenset(" ".join(normalise(output)) for output in _expected(rows))
         answers[str(kind)] = distinct if len(rows) >= CLOSED * len(distinct) else frozenset()
     return answers
 
@@ -51,8 +58,9 @@ def closed_answers(train: pd.DataFrame) -> dict[str, frozenset[str]]:
 def score_exercises(answers: pd.DataFrame, train: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the figures of every answer, by column of answers.
 
-    `answers` has the columns kind, output (the expected answer), answer, and before: the answer of
-    the model before fine-tuning; `train` has the columns kind and output. The third column of
+    `answers` has the columns kind, output (the expected answer), key (the words that a right answer
+    names, empty for the output itself), answer, and before: the answer of the model before
+    fine-tuning; `train` has the columns kind, output and key. The third column of
     answers is the baseline, the most frequent answer of the kind.
     """
     usual, closed = most_frequent_answers(train), closed_answers(train)
@@ -60,21 +68,25 @@ def score_exercises(answers: pd.DataFrame, train: pd.DataFrame) -> dict[str, pd.
     others = rows["kind"].map(lambda kind: closed.get(kind, frozenset()))
     scores = {}
     for column in COLUMNS:
-        triples = zip(rows[column], rows["output"], others, strict=True)
-        scores[column] = pd.DataFrame([_score_answer(*triple) for triple in triples])
+        given = zip(rows[column], rows["output"], _expected(rows), others, strict=True)
+        scores[column] = pd.DataFrame([_score_answer(*fields) for fields in given])
         scores[column].insert(0, "kind", list(rows["kind"]))
     return scores
 
 
-def _score_answer(answer: str, expected: str, others: Collection[str]) -> dict[str, float]:
+def _score_answer(
+    answer: str, expected: str, key: str, others: Collection[str]
+) -> dict[str, float]:
     words, expected_words = normalise(answer), normalise(expected)
-    short = len(expected_words) <= NAMED_WORDS
+    short = len(normalise(key)) <= NAMED_WORDS
     overlap = Overlap.of(answer, expected)
+    named, exact = short and names(answer, key, others), words == expected_words
     return {
         "one": 1,
         "short": int(short),
-        "named": int(short and names(answer, expected, others)),
-        "exact": int(words == expected_words),
+        "named": int(named),
+        "exact": int(exact),
+        "right": int(named if short else exact),
         "token_precision": overlap.precision,
         "token_recall": overlap.recall,
         "token_f1": overlap.f1,
@@ -92,11 +104,12 @@ def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     - named: the share of the `named_rows` with a short expected answer that name the expected
       answer and nothing else, in a sentence or alone (see `overlap.names`); empty without such rows
     - exact_match: the share of answers with the words of the expected answer alone
+    - right: the share of answers that name a short expected answer, or match a long one exactly
     - token_precision, token_recall, token_f1: common words; length_ratio: the words of all answers
       divided by the words of all expected answers
 
-    `beats` is true where more answers are exact than the baseline's; `beats_interval` where the
-    share of exact answers also lies above the baseline's 95 % interval.
+    `beats` is true where more answers are right than the baseline's; `beats_interval` where the
+    share of right answers also lies above the baseline's 95 % interval.
     """
     scores = score_exercises(answers, train)
     return pd.DataFrame([_score_kind(kind, parts) for kind, parts in by_kind(scores)])
@@ -114,8 +127,8 @@ def _score_kind(
     }
     for column, prefix in COLUMNS.items():
         scores |= {f"{prefix}{name}": value for name, value in _summed(parts[column]).items()}
-    exact, usual = (wilson(int(parts[name]["exact"].sum()), len(rows)) for name in ENDS)
-    return scores | {"beats": exact.value > usual.value, "beats_interval": exact.value > usual.high}
+    right, usual = (wilson(int(parts[name]["right"].sum()), len(rows)) for name in ENDS)
+    return scores | {"beats": right.value > usual.value, "beats_interval": right.value > usual.high}
 
 
 def _summed(rows: pd.DataFrame) -> dict[str, float]:
@@ -125,6 +138,7 @@ def _summed(rows: pd.DataFrame) -> dict[str, float]:
     means = ("token_precision", "token_recall", "token_f1")
     return {
         **columns("named", named),
+        **columns("right", wilson(int(rows["right"].sum()), len(rows))),
         **columns("exact_match", wilson(int(rows["exact"].sum()), len(rows))),
         **{name: float(rows[name].mean()) for name in means},
         "length_ratio": float(rows["words"].sum() / max(1, rows["expected_words"].sum())),

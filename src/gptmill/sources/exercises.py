@@ -1,8 +1,8 @@
 """Word exercises, made from WordNet by seed, with scorable answers.
 
-Each row has the form of the book's instruction set (instruction, input, output) and a
-kind. The choice of words and phrasings is a pure function of the seed and the word: more
-rows of one kind change no row of another kind.
+Each row has the form of the book's instruction set (instruction, input, output), a kind, and a
+key: the words that a right answer names. Outputs are sentences. The choice of words and phrasings
+is a pure function of the seed and the word: more rows of one kind change no row of another kind.
 """
 
 import hashlib
@@ -80,6 +80,18 @@ PHRASINGS = {
         "Create a sentence using the given word.",
     ),
 }
+# Answers in sentences; `{}` stands for the word, `{a}` for the answer with its article, `{answer}`
+# for the bare answer.
+ANSWERS = {
+    "word class": ("The word '{}' is {a}.", "'{}' is {a}.", "It is {a}."),
+    "category": ("The word '{}' names {a}.", "It belongs to the category '{answer}'."),
+    "antonym": ("The opposite of '{}' is '{answer}'.", "An antonym of '{}' is '{answer}'."),
+    "synonym": ("Another word for '{}' is '{answer}'.", "A synonym of '{}' is '{answer}'."),
+    "definition": ("The word '{}' means: {answer}.", "'{}' means: {answer}."),
+    "sentence": ("{answer}",),
+}
+NAMED = ("word class", "category", "antonym", "synonym")
+"""The kinds whose answer is right if the sentence names the word in `key`."""
 
 
 class Pair(NamedTuple):
@@ -158,13 +170,16 @@ def draw(seed: int, *parts: str) -> int:
 
 
 def _row(kind: str, pair: Pair, *, seed: int) -> dict[str, str]:
-    phrasings = PHRASINGS[kind]
+    phrasings, answers = PHRASINGS[kind], ANSWERS[kind]
     phrasing = phrasings[draw(seed, "phrasing", kind, pair.word) % len(phrasings)]
+    answer = answers[draw(seed, "answer", kind, pair.word) % len(answers)]
+    article = "an" if pair.answer[0] in "aeiou" else "a"
     return {
         "instruction": phrasing.format(f"'{pair.word}'"),
         "input": "" if "{}" in phrasing else pair.word,
-        "output": pair.answer,
+        "output": answer.format(pair.word, a=f"{article} {pair.answer}", answer=pair.answer),
         "kind": kind,
+        "key": pair.answer if kind in NAMED else "",
     }
 
 

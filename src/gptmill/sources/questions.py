@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 
 MAX_WORDS = 25  # of a question or an answer: a longer row would not fit a small context
 
+NAMED_WORDS = 3  # a short answer is right in any sentence that names its words
+
 
 def questions(members: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return `instructions.json` with each distinct question and the answer.
@@ -23,6 +25,7 @@ def questions(members: Mapping[str, bytes]) -> dict[str, bytes]:
             if len(turns) == 2 and all(len(turn.split()) <= MAX_WORDS for turn in turns):
                 question, answer = turns
                 row = {"instruction": question, "input": "", "output": answer, "kind": "question"}
+                row["key"] = answer if len(answer.split()) <= NAMED_WORDS else ""
                 rows.setdefault(question.casefold(), row)
     text = json.dumps(list(rows.values()), indent=1, ensure_ascii=False)
     return {"instructions.json": (text + "\n").encode()}

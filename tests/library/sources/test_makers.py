@@ -138,6 +138,7 @@ def test_questions_are_distinct_and_of_two_turns() -> None:
         "input": "",
         "output": "Blue",
         "kind": "question",
+        "key": "Blue",
     }
 
 
@@ -214,19 +215,21 @@ def test_a_cut_data_file_reads_like_a_whole_one() -> None:
 
 def test_exercises_ask_for_what_wordnet_says() -> None:
     rows = rows_of()
-    answers = {
-        (row["kind"], row["input"] or row["instruction"].split("'")[1]): row["output"]
-        for row in rows
+    keys = {
+        (row["kind"], row["input"] or row["instruction"].split("'")[1]): row["key"] for row in rows
     }
-    assert len(answers) == sum(ROWS.values())
-    assert answers.get(("antonym", "hot")) == "cold" or answers["antonym", "cold"] == "hot"
-    assert answers["synonym", "quickly"] == "rapidly"
+    assert len(keys) == sum(ROWS.values())
+    assert keys.get(("antonym", "hot")) == "cold" or keys["antonym", "cold"] == "hot"
+    assert keys["synonym", "quickly"] == "rapidly"
     said = [row["output"] for row in rows if row["kind"] == "sentence"]
     assert all(text.startswith("He said ") and text.endswith(" to his friend.") for text in said)
-    classes = [row["output"] for row in rows if row["kind"] == "word class"]
+    classes = [row["key"] for row in rows if row["kind"] == "word class"]
     assert {name: classes.count(name) for name in classes} == dict.fromkeys(
         ("noun", "verb", "adjective", "adverb"), 2
     )
+    for row in rows:
+        assert row["key"] in row["output"]
+        assert row["output"].endswith(".")
 
 
 def test_a_row_depends_on_its_word_and_the_seed_only() -> None:
