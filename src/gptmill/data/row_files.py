@@ -110,14 +110,18 @@ def _labelled_table(path: Path, header: Sequence[str], rows: Sequence[list[str]]
 
 
 def read_instructions(path: Path) -> pd.DataFrame:
-    """Read instruction rows from a JSON list of objects.
+    """Read instruction rows from a JSON list of objects; see `parse_instructions`."""
+    return parse_instructions(_read_utf8(path), path)
+
+
+def parse_instructions(text: str, path: Path) -> pd.DataFrame:
+    """Return the instruction rows of a JSON list of objects; `path` is for error messages.
 
     Each object has `instruction`, `output` and optionally `input`, `kind` and `key`: the words
     that a right answer must name. The table has a column for each; a row without a kind gets the
     kind "other", a row without a key the empty text.
     Raises ValueError, naming the row, for a row unfit for training.
     """
-    text = _read_utf8(path)
     try:
         rows = json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:

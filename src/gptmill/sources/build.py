@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from gptmill.data.documents import decode_text
 from gptmill.files import sha256, write_json
 from gptmill.origins import manifest_of
 from gptmill.sources.archive import check_found, read_members, visible_files
@@ -24,12 +25,29 @@ from gptmill.sources.text import documents, kjv_books
 
 Made = dict[str, bytes | Path]  # file name in the target folder: content, or path of the content
 
+
+def rows(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return a file of instruction rows, checked, as `instructions.json`.
+
+    Sources of the same target join in this file. Raises ValueError for unfit rows and for
+    several files.
+    """
+    from gptmill.data.row_files import parse_instructions  # imports pandas, for this maker alone
+
+    if len(members) > 1:
+        raise ValueError(f"rows come from one file, not from {', '.join(sorted(members))}")
+    ((name, content),) = members.items()
+    parse_instructions(decode_text(content, name), Path(name))
+    return {"instructions.json": content}
+
+
 MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
     "bpe": bpe_files,
     "documents": documents,
     "exercises": exercises,
     "kjv-books": kjv_books,
     "questions": questions,
+    "rows": rows,
     "sms": sms_table,
 }
 # Allowed values of `make`, each with the names of the required options.

@@ -121,7 +121,8 @@ def grams(text: str) -> set[tuple[str, ...]]:
 
 def training_rows() -> Iterator[tuple[str, str, list[str]]]:
     """Yield file, prompt and all texts of every training row in the tree."""
-    for path in sorted((ROOT / "data" / "instructions").glob("*.json")):
+    files = [*(ROOT / "data" / "instructions").glob("*.json"), *(ROOT / "sets").glob("*.json")]
+    for path in sorted(files):
         for row in json.loads(path.read_text(encoding="utf-8")):
             prompt = f"{row['instruction']} {row.get('input', '')}"
             yield path.name, prompt, [row["instruction"], row.get("input", ""), row["output"]]

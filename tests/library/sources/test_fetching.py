@@ -58,7 +58,10 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
     table = tomllib.loads((ROOT / "sources.toml").read_text(encoding="utf-8"))
     sources = parse(table, makers=MAKES)
     assert {one.places[0].kind for one in sources} == {"pip", "path"}
-    assert [one.name for one in sources if one.places[0].kind == "path"] == ["general"]
+    assert [one.name for one in sources if one.places[0].kind == "path"] == [
+        "replies",
+        "general",
+    ]
     assert {one.target.split("/")[0] for one in sources} == {
         "bpe",
         "text",

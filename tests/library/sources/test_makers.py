@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from gptmill.sources import sms
 from gptmill.sources.bpe import bpe_files
+from gptmill.sources.build import rows
 from gptmill.sources.exercises import Pair, choose, exercises
 from gptmill.sources.questions import conversations, questions
 from gptmill.sources.sms import sms_table
@@ -140,6 +141,15 @@ def test_questions_are_distinct_and_of_two_turns() -> None:
         "kind": "question",
         "key": "Blue",
     }
+
+
+def test_rows_get_the_name_under_which_sources_join_and_are_checked() -> None:
+    content = b'[{"instruction": "Say yes.", "output": "Yes."}]'
+    assert rows({"mine.json": content}) == {"instructions.json": content}
+    with pytest.raises(ValueError, match=r"mine\.json, row 1 has no output"):
+        rows({"mine.json": b'[{"instruction": "Say yes."}]'})
+    with pytest.raises(ValueError, match=r"rows come from one file, not from a\.json, b\.json"):
+        rows({"b.json": content, "a.json": content})
 
 
 def test_yaml_beyond_plain_texts_is_refused() -> None:
