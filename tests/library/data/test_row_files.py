@@ -62,7 +62,7 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
     path = tmp_path / "some.json"
     path.write_text(json.dumps([{"instruction": "a", "output": "b", "more": 1, "input": None}]))
     assert read_instructions(path).to_dict("records") == [
-        {"instruction": "a", "input": "", "output": "b", "kind": "other"}
+        {"instruction": "a", "input": "", "output": "b", "kind": "other", "key": ""}
     ]
 
 
