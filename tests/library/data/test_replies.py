@@ -40,7 +40,7 @@ def test_the_kinds_have_equal_shares_and_the_answers_the_length_of_the_general_s
     kinds = Counter(row["kind"] for row in rows)
     assert len(rows) >= 600
     assert len(kinds) >= 12
-    assert max(kinds.values()) <= 1.2 * min(kinds.values())
+    assert max(kinds.values()) <= 1.25 * min(kinds.values())
     assert SET.stat().st_size < 300_000
     lengths = [len(row["output"].split()) for row in rows]
     references = [len(row.reference.split()) for row in read_questions(GENERAL)]
