@@ -54,6 +54,16 @@ def test_the_last_few_are_kept(tmp_path: Path) -> None:
     assert (found.step, found.seconds) == (4, 0.4)
 
 
+def test_only_one_large_state_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(value.nbytes for value in state(1).tensors.values())
+    for largest, kept in ((size, [2, 3]), (size - 1, [3])):
+        monkeypatch.setattr("gptmill.training.state.store.LARGE", largest)
+        folder = tmp_path / str(largest)
+        saved(folder, 1, 2, 3)
+        assert [int(path.stem[5:]) for path in sorted(folder.glob("*.safetensors"))] == kept
+        assert len(list(folder.iterdir())) == 2 * len(kept)
+
+
 def test_the_history_may_be_taken_back(tmp_path: Path) -> None:
     there = store(tmp_path)
     there.save(state(3), wait=True)

@@ -34,6 +34,9 @@ from gptmill.files import checked, sha256, write_text
 LARGEST_SHARE = 0.05
 """Maximum share of the time spent on saving; slower saving means fewer states."""
 
+LARGE = 10**9
+"""Bytes of a state above which one finished state is kept, whatever `keep` says."""
+
 SHARDS = "shards"
 """Key of a state's record for the folder, names and SHA-256 of the shard files."""
 
@@ -165,9 +168,11 @@ class StateStore:
         started = time.monotonic()
         path = self.folder / f"step-{state.step:09d}.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
+        keep = 1 if _size(state.tensors) > LARGE else self.keep
         state = self._set_aside(state, path)
         if self.leads:
             self._write_file(state, path, history)
+            self._drop_states(keep)
         self._cost = time.monotonic() - started
 
     def _set_aside(self, state: State, path: Path) -> State:
@@ -176,12 +181,14 @@ class StateStore:
 
     def _write_file(self, state: State, path: Path, history: Tensor) -> None:
         tensors = {**state.tensors, "history": history}
-        needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        needed = _size(tensors)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(errno.ENOSPC, no_room(path, f"{needed:,} bytes needed, {free:,} free"))
         _save_file(tensors, path, {"record": json.dumps(dict(state.record))})
-        for old in self._paths()[self.keep :]:
+
+    def _drop_states(self, keep: int) -> None:
+        for old in self._paths()[keep:]:
             _seal(old).unlink()
             old.unlink()
         self._drop_shards()
@@ -211,6 +218,11 @@ def _states(folder: Path) -> list[Path]:
     """Return the files of finished states, newest first."""
     paths = (path for path in folder.glob("step-*.safetensors") if FILE.fullmatch(path.name))
     return sorted((path for path in paths if _seal(path).exists()), reverse=True)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of tensors; a sharded tensor counts as a whole."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _step(path: Path) -> int:
