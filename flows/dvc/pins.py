@@ -15,11 +15,12 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows.dvc.command import dvc, run_dvc
-from gptmill.files import md5, sha256
+from gptmill.files import read_json
 from gptmill.origins import MANIFEST, read_manifest
-from gptmill.records import content_hash
+from gptmill.records import files_below
 from gptmill.sources.archive import visible_files
-from tasks.project.cache import cached_file
+from tasks.project.cache import cached_file, drop_damaged
+from tasks.project.hashes import known
 
 META = "made_from"
 
@@ -69,6 +70,7 @@ def read_pin(root: Path) -> Pin | None:
 
 def write_pin(root: Path, origin: MadeFrom) -> None:
     """Pin the present data/ with DVC, and record its origin."""
+    drop_damaged(root, map(known().md5, files_below(root / "data")))
     dvc(root, "add", "data")
     yaml, path = YAML(), root / "data.dvc"
     content = yaml.load(path.read_text(encoding="utf-8"))
@@ -86,13 +88,13 @@ def write_pin(root: Path, origin: MadeFrom) -> None:
 
 def matches(root: Path, pin: Pin) -> bool:
     """Return whether data/ equals the pinned data byte for byte."""
-    return (root / "data").is_dir() and content_hash(root / "data") == pin.md5
+    return (root / "data").is_dir() and known().content_hash(root / "data") == pin.md5
 
 
 def altered(root: Path) -> list[str]:
     """Return the files of data/ that differ from data/manifest/."""
     recorded = made_here(root)
-    hashes = {name: sha256(path) for name, path in raw_files(root).items()}
+    hashes = {name: known().sha256(path) for name, path in raw_files(root).items()}
     names = {*recorded, *hashes}
     return sorted(name for name in names if recorded.get(name) != hashes.get(name))
 
@@ -103,11 +105,13 @@ def unsaved(root: Path) -> list[str]:
     The bytes of these files exist only in data/: replacing data/ would lose them.
     """
     recorded = made_here(root)
-    unknown = [path for name, path in raw_files(root).items() if recorded.get(name) != sha256(path)]
+    unknown = [
+        path for name, path in raw_files(root).items() if recorded.get(name) != known().sha256(path)
+    ]
     return [
         path.relative_to(root).as_posix()
         for path in unknown
-        if not cached_file(root, md5(path)).exists()
+        if not cached_file(root, known().md5(path)).exists()
     ]
 
 
@@ -132,6 +136,7 @@ def restore(root: Path, pin: Pin) -> str:
 
     Returns "" where neither the cache nor the remote has the data.
     """
+    _drop_damaged(root, pin)
     if cached_file(root, pin.md5).exists() and _restore_with(root, pin, "checkout"):
         return "DVC's cache"
     remotes = dvc(root, "remote", "list").split()
@@ -140,6 +145,16 @@ def restore(root: Path, pin: Pin) -> str:
     if remotes:
         print(f"the DVC remote {remotes[0]} does not have this data, or cannot be reached")
     return ""
+
+
+def _drop_damaged(root: Path, pin: Pin) -> None:
+    """Remove the damaged ones of the cached files that `pin` names."""
+    listing = cached_file(root, pin.md5)
+    damaged = drop_damaged(root, [pin.md5])
+    if listing.exists():
+        damaged += drop_damaged(root, (entry["md5"] for entry in read_json(listing)))
+    for path in damaged:
+        print(f"{path} was damaged: the content has a different hash than the name; removed")
 
 
 def _restore_with(root: Path, pin: Pin, command: str) -> bool:

@@ -19,7 +19,7 @@ from flows.dvc.repair import repair
 from flows.dvc.verify import Faults, verify
 from tasks.processes import locks, receipt
 from tasks.processes.process import end_group, killed_by, start_group
-from tasks.project.cache import cache_folder
+from tasks.project.cache import cache_folder, cached_digest, drop_damaged
 from tasks.project.environment import ROOT
 from tasks.project.graph import lock
 from tasks.tracking import runs
@@ -73,6 +73,10 @@ def repro(
         locks.wait_for_dvc(on_line)
         outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
     faults = verify(lock()[stage]) if outcome.state != FAILED else None
+    if faults and faults.damaged and outcome.state == RESTORED:  # of an older run than dvc.lock's
+        _mend_cache(stage, on_line)
+        outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+        faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults:
         outcome = StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
     start = outcome.first("start")
@@ -91,8 +95,7 @@ def _mend_cache(stage: str, on_line: Callable[[str], None]) -> None:
     if not entry:
         return
     faults = verify(entry)
-    for path in faults.damaged:
-        path.unlink()
+    for path in drop_damaged(ROOT, map(cached_digest, faults.damaged)):
         on_line(f"{path} was damaged: the content has a different hash than the name; removed")
     if faults.damaged:
         faults = verify(entry)

@@ -1,25 +1,23 @@
 """Verification of a stage's outputs and their copies in DVC's cache against dvc.lock.
 
 DVC trusts its cache without reading it: a flipped bit in a cached file is restored as the output,
-with status 0. DVC also reports success after a full disk kept it from filling the cache. Each file
-that a lock entry names is therefore hashed when size or time of the file are new, in artifacts/ and
-in the cache; hashes of known files are read from `.state/verified.json`.
+with status 0. An output is a hard link to the cached file, so that an edit in place changes both.
+DVC also reports success after a full disk kept it from filling the cache. Each file that a lock
+entry names is therefore hashed when size, time or inode of the file are new, in artifacts/ and in
+the cache.
 """
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptmill.files import md5, write_json
-from gptmill.records import content_hash
 from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
+from tasks.project.hashes import known
 
 FOLDER = ".dir"  # the end of DVC's hash of a folder
-_LOCK = threading.Lock()  # the stages of a flow run in threads of one process
 
 
 @dataclass
@@ -39,21 +37,16 @@ class Faults:
 
 def verify(entry: dict[str, Any], root: Path = ROOT) -> Faults:
     """Compare the outputs and the cache with a stage's entry in dvc.lock."""
-    with _LOCK:
-        known = _Known(root / ".state" / "verified.json")
-        faults = Faults()
-        for out in entry.get("outs", []):
-            for path, digest in _files(root, out, known, faults):
-                if known.md5(path) != digest:
-                    faults.changed.append(path)
-                _check_cached(cached_file(root, digest), digest, known, faults)
-        known.save()
+    faults = Faults()
+    for out in entry.get("outs", []):
+        for path, digest in _files(root, out, faults):
+            if _md5(path) != digest:
+                faults.changed.append(path)
+            _check_cached(cached_file(root, digest), digest, faults)
     return faults
 
 
-def _files(
-    root: Path, out: dict[str, Any], known: "_Known", faults: Faults
-) -> Iterator[tuple[Path, str]]:
+def _files(root: Path, out: dict[str, Any], faults: Faults) -> Iterator[tuple[Path, str]]:
     """Yield the files of an output with their hashes; a folder's are listed in the cache.
 
     Without the list, the folder is compared as a whole, and no file is yielded.
@@ -63,16 +56,16 @@ def _files(
         yield output, digest
         return
     listing = cached_file(root, digest)
-    if _check_cached(listing, digest.removesuffix(FOLDER), known, faults):
+    if _check_cached(listing, digest.removesuffix(FOLDER), faults):
         for file in json.loads(listing.read_bytes()):
             yield output / file["relpath"], file["md5"]
-    elif not output.is_dir() or content_hash(output) != digest:
+    elif not output.is_dir() or known().content_hash(output) != digest:
         faults.changed.append(output)
 
 
-def _check_cached(path: Path, digest: str, known: "_Known", faults: Faults) -> bool:
+def _check_cached(path: Path, digest: str, faults: Faults) -> bool:
     """Return whether a cached file has the content of its hash, and record a fault."""
-    actual = known.md5(path)
+    actual = _md5(path)
     if actual is None:
         faults.missing.append(path)
     elif actual != digest:
@@ -80,36 +73,9 @@ def _check_cached(path: Path, digest: str, known: "_Known", faults: Faults) -> b
     return actual == digest
 
 
-class _Known:
-    """The hashes of files by path, valid while size and time of a file are unchanged."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            content = None
-        self.old: dict[str, Any] = content if isinstance(content, dict) else {}
-        self.new: dict[str, Any] = {}
-
-    def md5(self, path: Path) -> str | None:
-        """Return a file's hash, or None where there is no file."""
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            return None
-        key, stamp = str(path), [status.st_size, status.st_mtime_ns, status.st_ino]
-        if key not in self.new:
-            entry = self.old.get(key)
-            if isinstance(entry, list) and entry[:-1] == stamp:
-                self.new[key] = entry
-            else:
-                self.new[key] = [*stamp, md5(path)]
-        return str(self.new[key][-1])
-
-    def save(self) -> None:
-        """Write the hashes of all files that still exist."""
-        content = {key: entry for key, entry in self.old.items() if Path(key).exists()} | self.new
-        if content != self.old:
-            self.path.parent.mkdir(exist_ok=True)
-            write_json(self.path, content)
+def _md5(path: Path) -> str | None:
+    """Return a file's hash, or None where there is no file."""
+    try:
+        return known().md5(path)
+    except FileNotFoundError:
+        return None

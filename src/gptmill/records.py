@@ -7,11 +7,12 @@ and relative paths, followed by `.dir`.
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from gptmill.files import md5
+from gptmill.files import md5, read_json
 
 IGNORED = (
     "__pycache__",
@@ -38,22 +39,51 @@ def is_ignored(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in IGNORED)
 
 
-def file_hashes(path: Path) -> dict[str, str]:
+def file_hashes(path: Path, *, hasher: Callable[[Path], str] = md5) -> dict[str, str]:
     """Return the MD5 of every file below a folder.
 
-    The keys are relative paths; a single file has the key ".".
+    The keys are relative paths; a single file has the key ".". A `hasher` may know the MD5 of an
+    unchanged file already.
     """
     files = [path] if path.is_file() else files_below(path)
-    return {file.relative_to(path).as_posix(): md5(file) for file in files}
+    return {file.relative_to(path).as_posix(): hasher(file) for file in files}
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, *, hasher: Callable[[Path], str] = md5) -> str:
     """Return DVC's hash of a file or a folder."""
     if path.is_file():
-        return md5(path)
-    hashes = file_hashes(path)
+        return hasher(path)
+    hashes = file_hashes(path, hasher=hasher)
     entries = [{"md5": hashes[name], "relpath": name} for name in sorted(hashes)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def stamps(folder: Path, *, hasher: Callable[[Path], str] = md5) -> dict[str, list[Any]]:
+    """Return MD5, size in bytes and time of change in ns of each file below a folder."""
+    hashes = file_hashes(folder, hasher=hasher)
+    return {name: [hashes[name], *_stamp(folder / name)] for name in sorted(hashes)}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_stamps(folder: Path, record: Path) -> None:
+    """Compare a folder with the JSON file of its `stamps`.
+
+    Files with the recorded size and time count as unchanged; the rest are hashed. Raises
+    ValueError naming a file that is missing or has other content.
+    """
+    for name, (digest, *stamp) in read_json(record).items():
+        path = folder / name
+        if not path.exists():
+            raise ValueError(f"{path} is missing, and {record} lists the file")
+        if list(_stamp(path)) != stamp and md5(path) != digest:
+            raise ValueError(
+                f"{path} was changed after the model was logged (recorded MD5 {digest}): "
+                "run `make pipeline`, which makes a damaged file again and logs a new model"
+            )
 
 
 def recorded_at(folder: Path) -> str | None:

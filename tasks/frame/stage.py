@@ -17,15 +17,15 @@ from pydantic import BaseModel, ConfigDict
 
 from gptmill.device import RuntimeConfig, device_name
 from gptmill.files import atomic_folder, write_json
-from gptmill.records import content_hash
 from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
 from tasks.frame.run import Follower, Metrics, Run
 from tasks.processes import locks
 from tasks.processes.receipt import tell
-from tasks.project import graph
+from tasks.project import cache, graph
 from tasks.project.environment import ROOT
+from tasks.project.hashes import known
 from tasks.project.params import checked
 from tasks.tracking.record import SIGNAL_S, StageRun
 
@@ -148,8 +148,9 @@ def _lead(job: Job, world: World) -> None:
         tracking.tag("dvc.stage_key", training.key)
         run = Run(tracking, training, runtime=job.runtime, world=world)
         metrics = _produce(job, run)
+        cache.share(job.out, ROOT)
         run.finish(job.out)
-        tracking.outputs({path: content_hash(ROOT / path) for path in job.entry["outs"]})
+        tracking.outputs({path: known().content_hash(ROOT / path) for path in job.entry["outs"]})
     except BaseException as error:
         # a launcher that ends this rank because of another must not cut off the record
         with uninterrupted():

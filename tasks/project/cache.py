@@ -1,8 +1,15 @@
-"""The place of DVC's cached files."""
+"""DVC's cached files: their places, links to them, and removal of damaged ones."""
 
 import configparser
+import os
+import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+
+from gptmill.files import md5
+from gptmill.records import files_below
+from tasks.project.hashes import LARGE, known
 
 
 @cache
@@ -29,6 +36,51 @@ def cached_file(root: Path, digest: str) -> Path:
     return cache_folder(root) / "files" / "md5" / digest[:2] / digest[2:]
 
 
+def cached_digest(path: Path) -> str:
+    """Return the hash in the name of a cached file."""
+    return path.parent.name + path.name
+
+
 def cached_runs(root: Path, key: str) -> Path:
     """Return the folder of the run cache with the records of a key; it may be missing."""
     return cache_folder(root) / "runs" / key[:2] / key
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Make a hard link, or a copy where the file system has no link between the two places."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def drop_damaged(root: Path, digests: Iterable[str]) -> list[Path]:
+    """Remove cached files whose content differs from the hash in the name; return their paths.
+
+    DVC trusts its cache: it would take a damaged file for the file that a stage has just made.
+    """
+    paths = {cached_file(root, digest): digest.removesuffix(".dir") for digest in digests}
+    damaged = [path for path, digest in paths.items() if _is_damaged(path, digest)]
+    for path in damaged:
+        path.unlink()
+    return damaged
+
+
+def _is_damaged(path: Path, digest: str) -> bool:
+    return path.exists() and known().md5(path) != digest and md5(path) != digest
+
+
+def share(folder: Path, root: Path) -> None:
+    """Prepare an output folder for DVC's commit: large files become links to equal cached files.
+
+    DVC itself links files that are new to its cache, and leaves a copy of a known file as it is.
+    """
+    for path in files_below(folder):
+        digest = known().md5(path)
+        drop_damaged(root, [digest])
+        cached = cached_file(root, digest)
+        if path.stat().st_size >= LARGE and cached.exists() and not cached.samefile(path):
+            partial = path.with_name(f".{path.name}.partial")
+            partial.unlink(missing_ok=True)
+            link_or_copy(cached, partial)
+            partial.replace(path)

@@ -10,11 +10,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from gptmill.data.documents import decode_text
-from gptmill.files import md5, read_json, sha256
+from gptmill.files import read_json
 from gptmill.origins import MANIFEST, manifest_of
-from gptmill.records import content_hash, files_below
+from gptmill.records import files_below
 from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
+from tasks.project.hashes import known
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 DATA = "data"
@@ -197,7 +198,7 @@ def check_inputs(stage: str) -> dict[str, str]:
         remedy = "make data" if path.split("/")[0] == DATA else f"make {maker or 'data'}"
         if not (ROOT / path).exists():
             raise ValueError(f"{stage}: {path} is missing: run `{remedy}`")
-        hashes[path] = content_hash(ROOT / path)
+        hashes[path] = known().content_hash(ROOT / path)
         if maker is not None:
             _check_artifact(stage, path, hashes[path], maker)
         elif path.split("/")[0] == DATA:
@@ -226,7 +227,9 @@ def _first_difference(folder: Path, recorded: str) -> str | None:
     if not (folder.is_dir() and listing.exists()):
         return None
     cached = {entry["relpath"]: entry["md5"] for entry in read_json(listing)}
-    actual = {file.relative_to(folder).as_posix(): md5(file) for file in files_below(folder)}
+    actual = {
+        file.relative_to(folder).as_posix(): known().md5(file) for file in files_below(folder)
+    }
     names = {*cached, *actual}
     changed = sorted(name for name in names if cached.get(name) != actual.get(name))
     return f"{folder.relative_to(ROOT)}/{changed[0]}" if changed else None
@@ -248,7 +251,7 @@ def _check_raw(stage: str, path: str) -> None:
     recorded = {file: entry["sha256"] for file, entry in read_json(manifest)["files"].items()}
     root = ROOT / path
     files = files_below(root) if root.is_dir() else [root]
-    actual = {file.relative_to(ROOT / DATA).as_posix(): sha256(file) for file in files}
+    actual = {file.relative_to(ROOT / DATA).as_posix(): known().sha256(file) for file in files}
     prefix = path.removeprefix(DATA).strip("/")
     expected = {file for file in recorded if file == prefix or file.startswith(prefix + "/")}
     for file in sorted(expected | set(actual)):

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gptmill.checkpoint.model_card import Card, Task, write_card
-from gptmill.files import sha256
 from gptmill.origins import Origin, read_origins
 from tasks.frame.run import Inputs
+from tasks.project.hashes import known
 
 CLASSIFIER = (
     "Sorting texts similar to the training set into the classes in config.json.",
@@ -63,7 +63,7 @@ def stage_card(
         limits=limits,
         base=base,
         licence=licence,
-        read={name: f"sha256:{sha256(path)}" for name, path in read.items()},
+        read={name: f"sha256:{known().sha256(path)}" for name, path in read.items()},
         origins=tuple(origins),
         metrics=metrics,
     )

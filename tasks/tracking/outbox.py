@@ -7,7 +7,6 @@ again if its answer was lost, and MLflow keeps it once.
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 
 from gptmill.files import write_text
 from tasks.processes.locks import take
+from tasks.project.cache import link_or_copy
 from tasks.project.environment import HOME
 from tasks.tracking import store
 
@@ -82,7 +82,7 @@ class Outbox:
         Files are hard links: a later run replaces files and does not write into them.
         """
         target, place = self.new_file(source.name)
-        shutil.copytree(source, target, copy_function=_link)
+        shutil.copytree(source, target, copy_function=link_or_copy)
         return place
 
     def close(self) -> None:
@@ -94,13 +94,6 @@ class Outbox:
     def release(self) -> None:
         """Release the outbox for other processes."""
         self._lock.close()
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _read(journal: Path) -> Iterator[Entry]:

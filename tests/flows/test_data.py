@@ -140,6 +140,29 @@ def test_lost_data_comes_back_from_cache_remote_or_sources(
     assert (root / "data.dvc").read_bytes() == pinned
 
 
+@pytest.mark.parametrize("has_listing", [True, False])
+def test_a_cached_file_damaged_by_an_edit_in_place_never_comes_back(
+    root: Path, capsys: pytest.CaptureFixture[str], *, has_listing: bool
+) -> None:
+    dvc(root, "config", "cache.type", "hardlink,copy")
+    make(root)
+    made, pinned = contents(root), (root / "data.dvc").read_bytes()
+    file = root / "data" / "text" / "books" / "one.txt"
+    assert file.stat().st_nlink == 2, "a link to the cached file"
+    file.chmod(0o644)
+    file.write_bytes(b"ONE.\n")
+    with pytest.raises(ValueError, match=r"text/books/one\.txt"):
+        make(root)
+    file.rename(root / "mine.txt")
+    if not has_listing:
+        pins.cached_file(root, read_pin(root).md5).unlink()
+    make(root)
+    assert "data/ is built: 4 files" in capsys.readouterr().out
+    assert contents(root) == made
+    assert (root / "data.dvc").read_bytes() == pinned
+    assert (root / "mine.txt").read_bytes() == b"ONE.\n"
+
+
 def test_an_edit_of_the_table_is_pinned_and_told_file_by_file(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
