@@ -5,6 +5,7 @@ of the folder, gptmill's code and a `served_*.py` file, run by MLflow to load th
 is a pickle.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,8 +18,11 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from gptmill.checkpoint.checkpoint import read_class_names
-from gptmill.records import content_hash
+from gptmill.files import write_json
+from gptmill.records import stamps
 from tasks.project.environment import ROOT
+from tasks.project.hashes import known
+from tasks.tracking.links import linked_files
 from tasks.tracking.runs import MODEL_TAG, maker
 
 ServedKind = Literal["generator", "classifier", "assistant"]
@@ -88,18 +92,23 @@ SERVED: dict[ServedKind, Served] = {
 def log_model(kind: ServedKind, folder: Path, *, name: str) -> Any:
     """Log a checkpoint folder as a model of the active run.
 
-    Returns MLflow's record of the model.
+    Files in a local store are links: the model also records their hashes, to notice an edit before
+    use. Returns MLflow's record of the model.
     """
     served = SERVED[kind]
-    return mlflow.pyfunc.log_model(
-        name=name,
-        python_model=str(Path(__file__).with_name(f"served_{kind}.py")),
-        artifacts={"checkpoint": str(folder)},
-        code_paths=[str(CODE)],
-        pip_requirements=requirements(),
-        signature=ModelSignature(served.inputs, served.outputs(folder), served.params),
-        input_example=served.example,
-    )
+    with linked_files(), tempfile.TemporaryDirectory() as temporary:
+        record = Path(temporary) / "record"
+        record.mkdir()
+        write_json(record / "files.json", stamps(folder, hasher=known().md5))
+        return mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(Path(__file__).with_name(f"served_{kind}.py")),
+            artifacts={"checkpoint": str(folder), "record": str(record)},
+            code_paths=[str(CODE)],
+            pip_requirements=requirements(),
+            signature=ModelSignature(served.inputs, served.outputs(folder), served.params),
+            input_example=served.example,
+        )
 
 
 def requirements() -> list[str]:
@@ -116,7 +125,7 @@ def log_adopted(stage: str) -> None:
     A trial tags the run that wrote the stage's folder with the kind of model, but logs no model.
     """
     folder = ROOT / "artifacts" / stage
-    run = maker({f"artifacts/{stage}": content_hash(folder)})
+    run = maker({f"artifacts/{stage}": known().content_hash(folder)})
     if run is None:
         return
     kind = mlflow.MlflowClient().get_run(run).data.tags.get(MODEL_TAG)

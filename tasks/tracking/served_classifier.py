@@ -12,6 +12,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from gptmill.checkpoint.checkpoint import load_classifier
 from gptmill.finetuning.classification import encode, predict
+from gptmill.records import check_stamps
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,6 +25,7 @@ class Classifier(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the model, the class names and the tokenizer."""
         folder = Path(context.artifacts["checkpoint"])
+        check_stamps(folder, Path(context.artifacts["record"]) / "files.json")
         self.model, self.class_names = load_classifier(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
 

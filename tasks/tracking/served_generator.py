@@ -12,6 +12,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.records import check_stamps
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 
@@ -24,6 +25,7 @@ class Generator(PythonModel):
     def load_context(self, context: Any) -> None:
         """Load the model and the tokenizer."""
         folder = Path(context.artifacts["checkpoint"])
+        check_stamps(folder, Path(context.artifacts["record"]) / "files.json")
         self.model = load_causal_lm(folder)
         self.tokenizer = Tokenizer.from_folder(folder)
 

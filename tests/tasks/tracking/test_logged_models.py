@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_a_logged_model_is_code_and_checkpoint_and_no_pickle(
         assert f"served_{kind}.py" in files
         assert "code/gptmill/model/gpt.py" in files
         kept = model / "artifacts" / folders[kind].name / "model.safetensors"
-        assert kept.read_bytes() == (folders[kind] / "model.safetensors").read_bytes()
+        assert kept.samefile(folders[kind] / "model.safetensors"), "a link and no copy"
         recorded = (model / "requirements.txt").read_text(encoding="utf-8").split()
         assert set(requirements()) < set(recorded)
         assert f"mlflow=={mlflow.__version__}" in recorded
@@ -213,6 +214,23 @@ def test_the_assistant_takes_rows_without_an_input(
     assert list(found["answer"]) == expected
     with pytest.raises(mlflow.MlflowException, match="instruction"):
         model.predict(pd.DataFrame({"question": ["What jumps?"]}))
+
+
+def test_an_edit_in_place_of_a_file_is_noticed_before_use(
+    logged: dict[ServedKind, Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(logged["classifier"], tmp_path / "downloaded")
+    weights = next(model.rglob("model.safetensors"))
+    os.utime(weights)
+    mlflow.pyfunc.load_model(str(model))  # another time, the same bytes
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7f")
+    with pytest.raises(ValueError, match=r"model\.safetensors was changed after the model was log"):
+        mlflow.pyfunc.load_model(str(model))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        mlflow.pyfunc.load_model(str(model))
 
 
 # ---- served over HTTP
