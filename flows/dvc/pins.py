@@ -17,9 +17,8 @@ from ruamel.yaml import YAML
 from flows.dvc.command import dvc, run_dvc
 from gptmill.files import read_json
 from gptmill.origins import MANIFEST, read_manifest
-from gptmill.records import files_below
 from gptmill.sources.archive import visible_files
-from tasks.project.cache import cached_file, drop_damaged
+from tasks.project.cache import cached_file, drop_damaged, share
 from tasks.project.hashes import known
 
 META = "made_from"
@@ -70,7 +69,7 @@ def read_pin(root: Path) -> Pin | None:
 
 def write_pin(root: Path, origin: MadeFrom) -> None:
     """Pin the present data/ with DVC, and record its origin."""
-    drop_damaged(root, map(known().md5, files_below(root / "data")))
+    share(root / "data", root)
     dvc(root, "add", "data")
     yaml, path = YAML(), root / "data.dvc"
     content = yaml.load(path.read_text(encoding="utf-8"))

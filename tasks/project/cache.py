@@ -4,6 +4,7 @@ import configparser
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -82,5 +83,6 @@ def share(folder: Path, root: Path) -> None:
         if path.stat().st_size >= LARGE and cached.exists() and not cached.samefile(path):
             partial = path.with_name(f".{path.name}.partial")
             partial.unlink(missing_ok=True)
-            link_or_copy(cached, partial)
-            partial.replace(path)
+            with suppress(OSError):  # the cache may be on a different disk
+                partial.hardlink_to(cached)
+                partial.replace(path)

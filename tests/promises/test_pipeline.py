@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from gptmill.files import md5
 from tasks.project.graph import stages
 from tests.support.project import Project, commit, tiny_project
 
@@ -68,6 +69,19 @@ def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first
         for path in stages()[stage]["outs"]:
             assert tags[f"dvc.out.{path}"] == hashes[path]
     assert project.tags(parents[0])["stage.pretrain"] == f"ran:{runs['pretrain']['id']}"
+
+
+def test_outputs_the_cache_and_mlflow_share_the_bytes_of_weights(
+    project: Project, first: str
+) -> None:
+    logged = list(project.root.glob("mlflow/artifacts/**/model.safetensors"))
+    names = ("pretrain", "lora/merged", "classify", "instruct")
+    for weights in (project.root / "artifacts" / name / "model.safetensors" for name in names):
+        digest = md5(weights)
+        assert weights.samefile(project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]), (
+            weights
+        )
+        assert any(weights.samefile(path) for path in logged), weights
 
 
 def test_artifacts_hold_no_place_and_no_partial_file(project: Project, first: str) -> None:
