@@ -23,10 +23,10 @@ from gptmill.finetuning.instructions import (
     encode_rows,
     read_template,
 )
-from gptmill.model.lora import LoRAConfig, add_lora, merge
+from gptmill.model.lora import LoRAConfig, add_lora, merge, narrow_frozen, restore_frozen
 from gptmill.model.objectives import LANGUAGE, mean_language_loss
 from gptmill.tokenizer.tokenizer import Tokenizer
-from gptmill.training.flops import train_flops_per_token
+from gptmill.training.flops import DTYPES, train_flops_per_token
 from tasks.frame.run import Inputs, Metrics, Run
 from tasks.frame.stage import stage
 from tasks.shared.cards import tuned_card
@@ -81,18 +81,22 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     flops = train_flops_per_token(model.config, mean_length)
     device = run.device()
     validation = [
-        batch(rows["validation"], indices, end_id=end, mask_prompt=masked)
+        batch(rows["validation"], indices, end_id=end, mask_prompt=masked, limit=length)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
     answer = partial(answers, max_new_tokens=params.max_new_tokens)
     before = run.once("before", lambda: answer(model, records["test"], tokenizer, template))
     if params.adapter is not None:
         add_lora(model, params.adapter, generator=torch.Generator().manual_seed(run.seed))
+        if not device.sharded:  # shards of one unit have one dtype
+            narrow_frozen(model, DTYPES[device.precision])
     trained = train(
         run,
         model,
         LANGUAGE,
-        lambda step: batch(rows["train"], order.rows(step), end_id=end, mask_prompt=masked),
+        lambda step: batch(
+            rows["train"], order.rows(step), end_id=end, mask_prompt=masked, limit=length
+        ),
         plan=params.plan(run, steps=steps, evaluate_every=order.steps_per_epoch),
         evaluate=lambda: {"val/loss": mean_language_loss(model, validation, device)},
         describe=partial(params.describe_batch, run),
@@ -101,6 +105,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
 
     if params.adapter is not None:
         save_adapter(run.out / "adapter", model, params.adapter, base=BASE)
+        restore_frozen(model, lambda: load_causal_lm(folder).to(device.device))
         merge(model)
     ids = special_ids(tokenizer, sorted(template.stops))
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source, ids=ids)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -42,8 +43,9 @@ class RuntimeConfig:
     precision: PrecisionChoice
     compile: bool | Literal["auto"]
     micro_batch: int | Literal["auto"]
-    """Rows of a training step per forward and backward pass; `auto` halves the number where
-    memory runs out. The step's gradient is the same sum for every size."""
+    """Rows of a training step per forward and backward pass; `auto` is all rows on a GPU, and on
+    a CPU a number chosen by the shapes of batch and model; `auto` halves the number where memory
+    runs out. The step's gradient is the same sum for every size."""
     recompute: bool
     """Keep only the input of each block in the forward pass, and recompute the block in the
     backward pass: a third more work for far less memory, and the same bytes."""
@@ -120,10 +122,25 @@ def keep_freed_memory() -> None:
     sizes, freed blocks rarely fit and memory grows without bound (up to 18 GB observed). Without
     glibc the function does nothing.
     """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    if _has_glibc():
         libc = ctypes.CDLL(None)
         for option, value in ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, LARGEST)):
             libc.mallopt(option, value)
+
+
+def release_freed_memory() -> None:
+    """Make glibc return freed memory to the system.
+
+    Blocks freed after work with one shape of arrays rarely fit arrays of the next shape, and would
+    add to the memory of the next shape. Without glibc the function does nothing.
+    """
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 # mallopt(3)

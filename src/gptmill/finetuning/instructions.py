@@ -132,29 +132,36 @@ def collate(
     end_id: int,
     *,
     prompt_lengths: Sequence[int] | None = None,
+    limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return padded inputs and targets, both (B, T).
 
     Each row is followed by the end id and then by padding. End and padding are the same id, but
     only the end is a target: targets at padding are `IGNORE`. With `prompt_lengths`, the targets
-    of the prompts are `IGNORE` too.
+    of the prompts are `IGNORE` too. `limit`: see `pad`.
     """
-    ids = pad([[*row, end_id] for row in rows], end_id)  # (B, T + 1)
-    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].clone()
-    for index, row in enumerate(rows):
-        targets[index, len(row) :] = IGNORE
-        if prompt_lengths is not None:
-            targets[index, : prompt_lengths[index] - 1] = IGNORE
+    inputs = pad(rows, end_id, limit=limit)
+    targets = pad([[*row[1:], end_id] for row in rows], IGNORE, limit=limit)
+    for index, length in enumerate(prompt_lengths or ()):
+        targets[index, : length - 1] = IGNORE
     return inputs, targets
 
 
-def batch(rows: InstructionRows, indices: Indices, *, end_id: int, mask_prompt: bool) -> Batch:
+def batch(
+    rows: InstructionRows,
+    indices: Indices,
+    *,
+    end_id: int,
+    mask_prompt: bool,
+    limit: int | None = None,
+) -> Batch:
     """Return the rows at `indices` as a padded batch.
 
-    The batch is (inputs (B, T), targets (B, T)).
+    The batch is (inputs (B, T), targets (B, T)). `limit`: see `pad`.
     """
     prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
-    return collate([rows.ids[index] for index in indices], end_id, prompt_lengths=prompt_lengths)
+    chosen = [rows.ids[index] for index in indices]
+    return collate(chosen, end_id, prompt_lengths=prompt_lengths, limit=limit)
 
 
 def answers(

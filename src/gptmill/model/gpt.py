@@ -250,6 +250,8 @@ class Block(nn.Module):
         self.ln_2 = _norm(config)
         self.mlp = FeedForward(config)
         self.recompute = False
+        layers = [part for part in self.modules() if isinstance(part, nn.Linear)]
+        self.linear_width = sum(layer.in_features + layer.out_features for layer in layers)
 
     def forward(
         self, x: Tensor, cache: Cache | None, mask: Tensor | None, rotation: Rotation | None

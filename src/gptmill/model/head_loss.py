@@ -30,6 +30,9 @@ COLUMNS = 4096
 LARGEST = 2**28
 """Maximum logits in memory at once, half a gigabyte in bf16; more are computed in parts."""
 
+LARGEST_PLAIN = 2**23
+"""Maximum logits at once without gradients, with three arrays of them in memory."""
+
 
 def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the summed cross-entropy of the logits, in nats.
@@ -40,10 +43,11 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     is computed in plain fp32, exactly.
     """
     rows = max(1, LARGEST // _padded(weight))
-    if not torch.is_grad_enabled():
-        return _plain(hidden, weight, targets, rows)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    if not torch.is_grad_enabled():
+        largest = min(rows, max(1, LARGEST_PLAIN // _padded(weight)))
+        return _plain(hidden, weight.to(dtype), targets, largest)
     if len(hidden) > rows:
         in_parts: Tensor = _head_loss_in_parts(hidden, weight, targets, dtype, rows)[0]
         return in_parts
@@ -122,12 +126,15 @@ def _head_loss_backward(
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of hidden (N, C) and weight (V, C).
 
-    Both are in the precision of `hidden`.
+    Both are in the precision of `hidden`. With `n_ids` 0, for a frozen weight, the second is empty.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         to_hidden = (scores @ matrix).to(hidden.dtype) * upstream  # (N, C)
         scaled = (hidden * upstream).to(scores.dtype)  # (N, C)
-        to_weight = (scores.T @ scaled)[:n_ids].to(hidden.dtype)
+        if n_ids:
+            to_weight = (scores.T @ scaled)[:n_ids].to(hidden.dtype)
+        else:
+            to_weight = hidden.new_empty(0, hidden.size(1))
     return to_hidden, to_weight
 
 
@@ -147,10 +154,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.n_ids = len(weight)
 
 
-def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None]:
+def _backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, None, None]:
     hidden, scores, matrix = ctx.saved_tensors
-    to_hidden, to_weight = _head_loss_backward(upstream, hidden, scores, matrix, ctx.n_ids)
-    return to_hidden, to_weight, None, None
+    learns = ctx.needs_input_grad[1]
+    n_ids = ctx.n_ids if learns else 0
+    to_hidden, to_weight = _head_loss_backward(upstream, hidden, scores, matrix, n_ids)
+    return to_hidden, to_weight if learns else None, None, None
 
 
 _head_loss.register_autograd(_backward, setup_context=_save)

@@ -46,7 +46,7 @@ class Plan:
     stopping: StoppingConfig
     guard: GuardConfig
     micro_batch: int | None
-    """Rows per forward pass; None starts with all rows of the step, and halves out of memory."""
+    """Rows per forward pass; None: all on a GPU, a bounded part on a CPU, half out of memory."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptmill.device import Device
+from gptmill.device import Device, release_freed_memory
 from gptmill.model.objectives import Batch, Objective
 from gptmill.training.distributed import SINGLE_PROCESS, World, is_lost
 from gptmill.training.gradients import Gradients
@@ -213,7 +213,7 @@ class Trainer:
             "batch_number": loaded.index,
             "batch": loaded.digest,
             "fault": fault,
-            "micro_batch": progress.micro_batch or loaded.rows,
+            "micro_batch": self._gradients.rows(loaded, progress.micro_batch),
             "tokens_per_second": loaded.tokens / seconds,
             **figures,
         }
@@ -238,6 +238,7 @@ class Trainer:
         evaluation, text = None, None
         with torch.no_grad():
             if self._evaluate is not None and self._is_due(step, self.plan.evaluate_every):
+                release_freed_memory()
                 evaluation = self.world.broadcast_object(self._evaluate())
             if self._sample is not None and self._is_due(step, self.plan.sample_every):
                 text = self._sample(step)
@@ -271,6 +272,8 @@ class Trainer:
             load_parameters(self.model, self._best, self.world)
         self.world.unwrap(self._gradients.forward)
         self.model.eval()
+        self._optimizer.zero_grad()
+        release_freed_memory()
 
     # bad steps
 

@@ -103,6 +103,17 @@ def test_the_books_batch():
     ]
 
 
+def test_with_a_limit_the_width_is_a_multiple_of_16_and_the_targets_stay():
+    rows = [list(range(n)) for n in (5, 18)]
+    inputs, targets = collate(rows, EOT, limit=40)
+    plain_inputs, plain_targets = collate(rows, EOT)
+    assert inputs.shape == targets.shape == (2, 32)
+    assert torch.equal(inputs[:, :18], plain_inputs)
+    assert torch.equal(targets[:, :18], plain_targets)
+    assert bool((targets[:, 18:] == IGNORE).all())
+    assert collate(rows, EOT, limit=20)[0].shape == (2, 20)
+
+
 def test_the_books_losses():
     logits = torch.tensor([[-1.0, 1.0], [-0.5, 1.5]])
     loss = torch.nn.functional.cross_entropy

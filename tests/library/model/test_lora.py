@@ -24,9 +24,12 @@ from gptmill.model.lora import (
     Target,
     add_lora,
     merge,
+    narrow_frozen,
+    restore_frozen,
 )
+from gptmill.model.objectives import language_loss
 from tests.support.forms import llama_config, random_gpt
-from tests.support.tiny import tiny_gpt, tiny_tokenizer
+from tests.support.tiny import tiny_config, tiny_gpt, tiny_tokenizer
 
 # PEFT reads an attribute of transformers that is on its way out; the reference's own affair.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -212,3 +215,29 @@ def test_parameters_of_rank_16_on_the_fused_matrices(size: str, trained: int):
 def test_settings_out_of_bounds_are_named(change: dict[str, object], message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         replace(CONFIG, **change)
+
+
+def test_frozen_layers_in_bf16_change_no_bit_under_autocast_and_are_restored():
+    config = LoRAConfig(rank=2, alpha=4, dropout=0.0, targets=("c_attn", "c_proj"))
+    ids = torch.arange(12).view(2, 6)
+
+    def trained(*, narrow: bool) -> GPT:
+        model = tiny_gpt(tiny_config(tie_weights=True))
+        add_lora(model, config, generator=torch.Generator().manual_seed(1))
+        if narrow:
+            narrow_frozen(model, torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            language_loss(model.train(), (ids, ids)).backward()
+        return model
+
+    wide, narrow = trained(narrow=False), trained(narrow=True)
+    gradients = {name: p.grad for name, p in wide.named_parameters() if p.requires_grad}
+    for name, parameter in narrow.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(parameter.grad, gradients[name])
+    assert narrow.transformer.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
+    restore_frozen(narrow, lambda: tiny_gpt(tiny_config(tie_weights=True)))
+    for (name, ours), theirs in zip(
+        narrow.state_dict().items(), wide.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs), name

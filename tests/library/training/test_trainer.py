@@ -219,6 +219,20 @@ def test_micro_batches_change_nothing(rows):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("rows_at_once", "expected"), [(1, 1), (2, 2), (3, 3), (4, 3), (5, 5)])
+def test_a_step_on_a_cpu_is_cut_evenly_by_the_shapes_alone(monkeypatch, rows_at_once, expected):
+    model = tiny_gpt(tiny_config(qkv_bias=False))
+    whole = curve(tiny_gpt(tiny_config(qkv_bias=False)), batches=ragged)
+    row_bytes = 4 * batch_at(0)[0].size(1) * sum(b.linear_width for b in model.transformer.h)
+    limit = rows_at_once * row_bytes
+    monkeypatch.setattr("gptmill.training.gradients.LINEAR_BYTES", limit)
+    steps = run(model, batches=ragged)
+    assert {step.micro_batch for step in steps} == {expected}
+    assert [step.loss for step in steps] == pytest.approx(whole, rel=1e-5)
+    steps = run(tiny_gpt(), batches=ragged, micro_batch=4)
+    assert {step.micro_batch for step in steps} == {4}, "a number of rows in the plan is kept"
+
+
 def test_where_memory_runs_out_the_step_is_cut_and_the_curve_stays():
     def hungry(module, batch):
         if len(batch[0]) > 2:
