@@ -17,7 +17,14 @@ from rich.table import Table
 
 from flows import pages
 from flows.changes import run_name
-from flows.dvc.repro import EXECUTED, FAILED, StageOutcome, repro
+from flows.dvc.repro import (
+    EXECUTED,
+    FAILED,
+    UNCHANGED,
+    StageOutcome,
+    repro,
+    unchanged_stages,
+)
 from flows.flow_states import FlowNote, wait_for_prefect
 from flows.results import main_figure
 from gptmill.records import content_hash
@@ -40,11 +47,17 @@ class StageRow:
 
 
 def stage_task(
-    stage: str, context: dict[str, str], rows: list[StageRow], note: FlowNote
+    stage: str,
+    context: dict[str, str],
+    rows: list[StageRow],
+    *,
+    note: FlowNote,
+    unchanged: set[str],
 ) -> Task[[], State[None]]:
     """Return the Prefect task of a stage.
 
     The task appends the outcome of the stage to `rows`, and its state to the flow's note.
+    `unchanged` are the stages that DVC would skip: none once a stage ran.
     """
 
     def bring_up_to_date() -> State[None]:
@@ -54,7 +67,10 @@ def stage_task(
             on_line=get_run_logger().info,
             on_event=pages.ProgressPage(stage, note).on_event,
             context=context,
+            unchanged=stage in unchanged,
         )
+        if outcome.state != UNCHANGED:
+            unchanged.clear()
         seconds = time.monotonic() - started
         if outcome.state != FAILED:
             note.send(lambda: pages.stage_page(outcome, seconds=seconds))
@@ -128,10 +144,11 @@ def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
         runs.FLOW_VARIABLE: runs.this_process(),
     }
     rows: list[StageRow] = []
+    unchanged = unchanged_stages()
     states: dict[str, State[State[None]]] = {}
     for stage in stages():
         upstream_states = [states[name] for name in upstream(stage)]
-        task = stage_task(stage, context, rows, note)
+        task = stage_task(stage, context, rows, note=note, unchanged=unchanged)
         states[stage] = task(wait_for=upstream_states, return_state=True)
         if states[stage].is_failed():
             break

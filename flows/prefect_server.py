@@ -11,7 +11,7 @@ import re
 import socket
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -43,12 +43,13 @@ def running_prefect() -> str | None:
     return address
 
 
-def prefect_api() -> str:
+def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> str:
     """Return a Prefect server's address, valid until this process exits.
 
     The server in PREFECT_API_URL comes first, then the server of `make ui`, then a temporary
     server. The temporary server stops when the process exits, after Prefect's own threads have
-    sent their last messages. Raises ValueError where PREFECT_API_URL does not answer.
+    sent their last messages. `meanwhile` is called while the temporary server starts. Raises
+    ValueError where PREFECT_API_URL does not answer.
     """
     url = os.environ.get("PREFECT_API_URL")
     if url and not answers(url.rstrip("/") + "/health"):
@@ -64,7 +65,7 @@ def prefect_api() -> str:
         port = probe.getsockname()[1]
     stack = ExitStack()
     atexit.register(stack.close)
-    return stack.enter_context(prefect_server(port, pages=False))
+    return stack.enter_context(prefect_server(port, pages=False, meanwhile=meanwhile))
 
 
 def pages_at(api: str) -> str | None:
@@ -74,10 +75,13 @@ def pages_at(api: str) -> str | None:
 
 
 @contextmanager
-def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
+def prefect_server(
+    port: int, *, pages: bool, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """Run a Prefect server and yield its API address.
 
-    The server listens on `port` and works on this project's run history.
+    The server listens on `port` and works on this project's run history. `meanwhile` is called
+    while the server starts.
     """
     site = f"http://{HOST}:{port}"
     environment = {
@@ -94,7 +98,8 @@ def prefect_server(port: int, *, pages: bool) -> Iterator[str]:
     command = ["-m", "uvicorn", "--factory", "flows.guarded_prefect:make_app"]
     options = ["--host", HOST, "--port", str(port), "--log-level", "error"]
     check_database()
-    with server("prefect", [*command, *options], environment, f"{site}/api/health"):
+    health = f"{site}/api/health"
+    with server("prefect", [*command, *options], environment, health, meanwhile=meanwhile):
         yield f"{site}/api"
 
 

@@ -9,7 +9,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gptmill.serving.host_guard import allowed_names
@@ -121,15 +121,23 @@ def _mlflow_names() -> dict[str, str]:
 
 
 @contextmanager
-def server(name: str, arguments: list[str], extra: dict[str, str], health: str) -> Iterator[None]:
+def server(
+    name: str,
+    arguments: list[str],
+    extra: dict[str, str],
+    health: str,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
     """Run `python ARGUMENTS` until the block ends.
 
-    The block begins once the health address answers. A server that dies or hangs meanwhile is
-    started again. Raises ValueError where the server does not start.
+    The block begins once the health address answers, and after `meanwhile`, a call that needs no
+    server. A server that dies or hangs during the block is started again. Raises ValueError where
+    the server does not start.
     """
     kept = Server(name, arguments, extra, health)
     try:
-        kept.start()
+        kept.start(meanwhile)
         kept.watch()
         yield
     finally:
@@ -149,8 +157,8 @@ class Server:
         self.ending = threading.Event()
         self.watcher: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the process and wait until it answers."""
+    def start(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Start the process, call `meanwhile`, and wait until the process answers."""
         LOGS.mkdir(parents=True, exist_ok=True)
         with self.log.open("w", encoding="utf-8") as file:
             self.process = subprocess.Popen(
@@ -162,6 +170,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        meanwhile()
         deadline = time.monotonic() + START_SECONDS
         while not answers(self.health) and not self.ending.is_set():
             if self.process.poll() is not None or time.monotonic() > deadline:

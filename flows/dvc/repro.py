@@ -7,6 +7,7 @@ option `--single-item` is used because a recursive `repro` fails on inputs in us
 `repro`.
 """
 
+import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from tasks.processes import locks, receipt
 from tasks.processes.process import end_group, killed_by, start_group
 from tasks.project.cache import cache_folder, cached_digest, drop_damaged
 from tasks.project.environment import ROOT
-from tasks.project.graph import lock
+from tasks.project.graph import lock, stages
 from tasks.tracking import runs
 
 KILLED_BY = re.compile(r"exited with -(\d+)")
@@ -59,15 +60,19 @@ def repro(
     on_line: Callable[[str], None],
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
+    unchanged: bool = False,
 ) -> StageOutcome:
     """Bring a stage up to date and verify the outputs; forward output and events.
 
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
     error), the stage's whole process group is ended first. A damaged file in DVC's cache is removed
-    and made again, and a missing one is stored again.
+    and made again, and a missing one is stored again. DVC does not start for a stage that
+    `unchanged_stages` named.
     """
     repair()
     _mend_cache(stage, on_line)
+    if unchanged and not verify(lock()[stage]):
+        return StageOutcome(stage, UNCHANGED)
     outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
     while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
         locks.wait_for_dvc(on_line)
@@ -83,6 +88,19 @@ def repro(
     if outcome.state == FAILED and start:
         runs.close_killed(start["run"], outcome.message)
     return outcome
+
+
+def unchanged_stages() -> set[str]:
+    """Return the stages that DVC would skip, or none while DVC gives no answer.
+
+    A single `dvc status` takes as long as `dvc repro` of one stage. The answer holds until a stage
+    runs.
+    """
+    result = run_dvc(ROOT, "status", "--json")
+    if result.returncode != 0:
+        return set()
+    changed = json.loads(result.stdout)
+    return {stage for stage in stages() if stage in lock() and stage not in changed}
 
 
 def _mend_cache(stage: str, on_line: Callable[[str], None]) -> None:

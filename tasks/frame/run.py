@@ -9,10 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from gptmill.data.tables import markdown_table
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.files import read_json, write_json
 from gptmill.origins import Origin, manifest_of, manifest_origins
@@ -29,6 +25,9 @@ from tasks.tracking.record import StageRun
 from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from tasks.tracking.models import ServedKind
 
 Metrics = dict[str, float | int | str]
@@ -198,14 +197,19 @@ class Run(Inputs):
         if line is not None:
             print(line, flush=True)
 
-    def show(self, title: str, content: str | pd.DataFrame) -> None:
+    def show(self, title: str, content: "str | pd.DataFrame") -> None:
         """Put a table or markdown on the run's pages in Prefect and MLflow."""
-        text = content if isinstance(content, str) else markdown_table(content)
+        if isinstance(content, str):
+            text = content
+        else:
+            from gptmill.data.tables import markdown_table  # imports pandas
+
+            text = markdown_table(content)
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         self._tracking.text(f"# {title}\n\n{text}\n", f"pages/{slug}.md")
         tell("show", title=title, text=text)
 
-    def figure(self, name: str, figure: Figure) -> None:
+    def figure(self, name: str, figure: "Figure") -> None:
         """Log a plot to the MLflow run; artifacts hold no pixels."""
         self._tracking.figure(figure, f"plots/{name}.png")
         tell("figure", name=name)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,18 @@ def read_yaml(path: Path) -> Any:
 
     Raises ValueError if the file is missing or not YAML.
     """
-    name = path.relative_to(ROOT)
+    name = path.relative_to(ROOT).as_posix()
     try:
-        return YAML(typ="safe").load(read_text(path))
+        return _parsed(read_text(path), name)
     except FileNotFoundError:
         raise ValueError(
             f"{name} is missing: run `git checkout {name}` to restore the file"
         ) from None
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return YAML(typ="safe").load(text)
     except YAMLError as error:
         raise ValueError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
 
@@ -174,8 +179,13 @@ def inputs(stage: str) -> list[str]:
 def lock() -> dict[str, Any]:
     """Load dvc.lock's stages: inputs and outputs of the last runs."""
     path = ROOT / "dvc.lock"
-    content = read_yaml(path) if path.exists() else None
-    return dict((content or {}).get("stages") or {})
+    return dict(_locked(read_text(path)) if path.exists() else {})
+
+
+@lru_cache(maxsize=1)
+def _locked(text: str) -> dict[str, Any]:
+    """Parse dvc.lock, once per content: a pipeline run asks 60 times, of 50 ms each."""
+    return (_parsed(text, "dvc.lock") or {}).get("stages") or {}
 
 
 def locked_outputs(stage: str) -> dict[str, str]:

@@ -4,16 +4,29 @@ The figures go to MLflow; the plotted numbers are artifacts.
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-def losses(table: pd.DataFrame) -> Figure:
+def _figure(width: float, height: float) -> "Figure":
+    """Return an empty figure, of a size in inches.
+
+    matplotlib is imported here, since most processes that import this module draw nothing.
+    """
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def losses(table: pd.DataFrame) -> "Figure":
     """Plot the loss of each language model as a bar."""
-    figure = Figure(figsize=(6, 2.5), layout="constrained")
+    figure = _figure(6, 2.5)
     axes = figure.subplots()
     bars = axes.barh(table["model"], table["loss"])
     axes.bar_label(bars, fmt="%.2f", padding=3)
@@ -23,9 +36,9 @@ def losses(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> "Figure":
     """Plot a confusion matrix for each model in a separate panel."""
-    figure = Figure(figsize=(3.2 * len(tables), 3.4), layout="constrained")
+    figure = _figure(3.2 * len(tables), 3.4)
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (model, table) in zip(panels, tables.items(), strict=True):
         names = sorted({*table["actual"], *table["predicted"]})
@@ -35,7 +48,7 @@ def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def _matrix(axes: Axes, counts: pd.DataFrame) -> None:
+def _matrix(axes: "Axes", counts: pd.DataFrame) -> None:
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     positions = np.arange(len(counts))
@@ -48,9 +61,9 @@ def _matrix(axes: Axes, counts: pd.DataFrame) -> None:
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
 
 
-def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
+def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> "Figure":
     """Plot the ROC curves of all models."""
-    figure = Figure(figsize=(4.5, 4), layout="constrained")
+    figure = _figure(4.5, 4)
     axes = figure.subplots()
     for model, curve in curves.items():
         axes.plot(
@@ -62,12 +75,12 @@ def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> Figure:
     return figure
 
 
-def right_answers(table: pd.DataFrame) -> Figure:
+def right_answers(table: pd.DataFrame) -> "Figure":
     """Plot the shares of right answers by kind of question, with intervals.
 
     Bars of the model before fine-tuning and of the most frequent answer stand beside them.
     """
-    figure = Figure(figsize=(7, 0.6 + 0.6 * len(table)), layout="constrained")
+    figure = _figure(7, 0.6 + 0.6 * len(table))
     axes = figure.subplots()
     positions = np.arange(len(table))
     for offset, column, label in (
@@ -88,10 +101,10 @@ def right_answers(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def curves(table: pd.DataFrame) -> Figure:
+def curves(table: pd.DataFrame) -> "Figure":
     """Plot losses over steps, and the accuracy beside them if measured."""
     names = ["loss", "accuracy"] if "val_accuracy" in table else ["loss"]
-    figure = Figure(figsize=(6 * len(names), 4), layout="constrained")
+    figure = _figure(6 * len(names), 4)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for column in (f"train_{name}", f"val_{name}"):
             if column in table:
@@ -103,9 +116,9 @@ def curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def line(table: pd.DataFrame, column: str) -> Figure:
+def line(table: pd.DataFrame, column: str) -> "Figure":
     """Plot a column over steps."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = _figure(6, 4)
     axes = figure.subplots()
     axes.plot(table["step"], table[column])
     axes.set_xlabel("step")

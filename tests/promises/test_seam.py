@@ -166,11 +166,11 @@ def test_one_stage_alone_prints_to_the_terminal_and_obeys_ctrl_c(project: Projec
 
 
 def test_accept_takes_new_code_and_keeps_the_bytes(project: Project) -> None:
-    ends(project, "well")
+    ends(project, "well", steps=2)  # never run before: DVC has nothing to restore
     done = project.python("-m", "flows", "stage", "sample")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-3:] == [
-        "sample ran: steps 1",
+        "sample ran: steps 2",
         "results   artifacts/sample/",
         "next      make ui",
     ]

@@ -17,22 +17,24 @@ gathers them at the end, so that its memory must hold the weights in fp32.
 
 import copy
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gptmill.model.objectives import Batch
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """Timeout for a rank that is alive but silent; a dead rank is noticed at once."""
@@ -93,9 +95,12 @@ class World:
 
     def reshard(self, model: nn.Module) -> None:
         """Reshard parameters that evaluation left gathered."""
-        for part in model.modules() if self.sharded else ():
-            if isinstance(part, FSDPModule):
-                part.reshard()
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            for part in model.modules():
+                if isinstance(part, FSDPModule):
+                    part.reshard()
 
     @property
     def reorders(self) -> bool:
@@ -112,7 +117,7 @@ class World:
 
     def broadcast(self, value: Tensor) -> Tensor:
         """Return the first rank's value, or all of a sharded value, equal on all ranks."""
-        if isinstance(value, DTensor):
+        if is_shard(value):
             return value.full_tensor()
         if self.size > 1:
             dist.broadcast(value, 0)
@@ -147,7 +152,7 @@ class World:
         without shards in a sharded training is copied on every rank.
         """
         mine = tensor.detach()
-        if isinstance(mine, DTensor):
+        if is_shard(mine):
             return _share(mine.to_local().to("cpu", copy=True), mine, _on_cpu(self.size))
         return mine.to("cpu", copy=True) if self.sharded or self.rank == 0 else mine.to("meta")
 
@@ -155,8 +160,8 @@ class World:
         """Return the inverse of `to_cpu`: the value on the device of `like`, on every rank."""
         if self.size == 1:
             return value
-        if isinstance(value, DTensor):
-            assert isinstance(like, DTensor)
+        if is_shard(value):
+            assert is_shard(like)
             return _share(value.to_local().to(like.device), value, like.device_mesh)
         if self.sharded:
             return value.to(like.device)
@@ -172,27 +177,41 @@ class World:
         A value with a shape unlike `like` is not sharded: each rank gets all of the value.
         """
         whole = value if self.rank == 0 else torch.empty_like(value, device="cpu")
-        if isinstance(like, DTensor) and like.shape == whole.shape:
+        if is_shard(like) and like.shape == whole.shape:
+            from torch.distributed.tensor import distribute_tensor
+
             return distribute_tensor(whole, _on_cpu(self.size), like.placements)
         dist.broadcast(whole, 0)
         return whole
 
-    def empty_shard(self, shape: Tensor, like: Tensor) -> DTensor:
+    def empty_shard(self, shape: Tensor, like: Tensor) -> "DTensor":
         """Return an empty shard of the shape of `like` and the type of `shape`."""
-        assert isinstance(like, DTensor)
+        assert is_shard(like)
         assert like.shape == shape.shape
         local = torch.empty(like.to_local().shape, dtype=shape.dtype)
         return _share(local, like, _on_cpu(self.size))
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
         """Return the whole tensor on the first rank's CPU, and the shape alone on other ranks."""
-        if isinstance(tensor, DTensor):
+        if is_shard(tensor):
             tensor = tensor.full_tensor()
         return tensor.detach().to("cpu" if self.rank == 0 else "meta")
 
 
-def _share(local: Tensor, like: DTensor, mesh: DeviceMesh) -> DTensor:
+def is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Return whether a tensor is a shard of a rank.
+
+    torch.distributed.tensor takes half a second of imports, that only sharded training needs: no
+    shard exists before the module is loaded.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _share(local: Tensor, like: "DTensor", mesh: DeviceMesh) -> "DTensor":
     """Return a local tensor as a shard with the placements of `like`, on `mesh`."""
+    from torch.distributed.tensor import DTensor
+
     shape, stride = like.shape, like.stride()
     return DTensor.from_local(
         local, mesh, like.placements, run_check=False, shape=shape, stride=stride
@@ -213,6 +232,8 @@ class Sharded(nn.Module):
     """A module with a sharded `model`: one FSDP unit per block, and one for the rest."""
 
     def __init__(self, module: nn.Module, model: nn.Module, device: str) -> None:
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
         super().__init__()
         self._model = [model]  # lists hide both from `parameters`
         self._plain = [_without_content(model)]

@@ -9,6 +9,9 @@ beside the state file. The state file names the shard files with their SHA-256 a
 small tensors, the history and the record. The state file is written and sealed last, as in
 unsharded training. Without a state file there is no state, and a damaged shard means a damaged
 state.
+
+torch.distributed.checkpoint is imported where shards are written or read: the imports take half a
+second, and most trainings have no shards.
 """
 
 import errno
@@ -19,29 +22,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import (
-    HuggingFaceStorageReader,
-    HuggingFaceStorageWriter,
-)
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from gptmill.files import sha256
-from gptmill.training.distributed import COLLECTIVE_TIMEOUT, World
+from gptmill.training.distributed import COLLECTIVE_TIMEOUT, World, is_shard
 from gptmill.training.state.store import (
     SHARDS,
     State,
     StateStore,
     no_room,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 
 def for_ranks(store: StateStore | None, world: World) -> StateStore | None:
@@ -117,7 +114,7 @@ class ShardedStore(StateStore):
 
         The returned record names the folder and the files of the shards.
         """
-        shards = {n: value for n, value in state.tensors.items() if isinstance(value, DTensor)}
+        shards = {n: value for n, value in state.tensors.items() if is_shard(value)}
         rest = {n: value for n, value in state.tensors.items() if n not in shards}
         folder = self._new_folder(path, shards)
         partial = folder.with_name(f".{folder.name}.partial")
@@ -168,6 +165,8 @@ class ShardedStore(StateStore):
 
 def read_whole(folder: Path) -> dict[str, Tensor]:
     """Load whole tensors from a shard folder, in one process."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     tensors = {name: torch.empty_like(meta, device="cpu") for name, meta in _shapes(folder).items()}
     with warnings.catch_warnings():  # ignore the warning about a single process: no group is needed
         warnings.simplefilter("ignore")
@@ -180,6 +179,8 @@ def _load_shards(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict
 
     Different ranks, and a different number of ranks, may have written the parts of a shard.
     """
+    from torch.distributed.checkpoint.state_dict_loader import load
+
     tensors: dict[str, Tensor] = {
         name: world.empty_shard(meta, like[_parameter(name, like)])
         for name, meta in _shapes(folder).items()
@@ -190,6 +191,8 @@ def _load_shards(folder: Path, world: World, like: Mapping[str, Tensor]) -> dict
 
 def _shapes(folder: Path) -> dict[str, Tensor]:
     """Return a folder's tensors as meta tensors, without content."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     tensors = {}
     for name, entry in sorted(_reader(folder).read_metadata().state_dict_metadata.items()):
         assert isinstance(entry, TensorStorageMetadata)
@@ -197,7 +200,9 @@ def _shapes(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _reader(folder: Path) -> HuggingFaceStorageReader:
+def _reader(folder: Path) -> "HuggingFaceStorageReader":
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
     return HuggingFaceStorageReader(str(folder))
 
 
@@ -207,6 +212,10 @@ def _save(folder: Path, shards: Mapping[str, Tensor], group: dist.ProcessGroup) 
     If writing fails on one rank, all ranks raise: OSError if the cause is an OSError, otherwise
     RuntimeError.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         save(dict(shards), storage_writer=writer, process_group=group)
