@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, StringConstraints
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
-from gptmill.data.text_windows import TextWindows
+from gptmill.data.windows import TextWindows
 from gptmill.device import RuntimeConfig, keep_freed_memory, processes
 from gptmill.files import write_text
 from gptmill.generation.decoder import GenerationConfig, generate

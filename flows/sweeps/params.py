@@ -8,8 +8,19 @@ from io import StringIO
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.representer import RoundTripRepresenter
 
 Changes = dict[str, Any]  # new values by key: `pretrain.optimizer.warmup`
+
+
+class Representer(RoundTripRepresenter):
+    """ruamel.yaml's representer, with `null` written out: an empty value looks forgotten."""
+
+
+Representer.add_representer(
+    type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 def encoded(choice: Any) -> str:
@@ -30,7 +41,13 @@ def put(content: Any, changes: Changes) -> None:
         section = content
         for part in path:
             section = section[part]
-        section[last] = value
+        section[last] = _in_one_line(value) if isinstance(value, dict) else value
+
+
+def _in_one_line(value: dict[str, Any]) -> CommentedMap:
+    mapping = CommentedMap(value)
+    mapping.fa.set_flow_style()
+    return mapping
 
 
 def edited(text: str, changes: Changes) -> str:
@@ -39,6 +56,7 @@ def edited(text: str, changes: Changes) -> str:
     Comments and layout stay unchanged.
     """
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
