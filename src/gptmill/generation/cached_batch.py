@@ -87,6 +87,7 @@ class CachedBatch(Generic[S]):
         self._swap(len(self.rows) - 1, index)
         self.rows.pop()
         self.cache.lengths.pop()
+        self.cache.release(len(self.rows))
 
     def replace(self, rows: Sequence[S], sources: Sequence[int]) -> None:
         """Replace all sequences and reorder the cache to match.

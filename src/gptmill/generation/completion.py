@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from torch import nn
+
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.generation.decoder import (
     DecodingBatch,
@@ -117,6 +119,15 @@ class CompletionBatch:
         return deltas
 
 
+def _own_memory(model: GPT) -> GPT:
+    """Copy the tensors that `quantize` shares, so that the pages of a mapped file are released."""
+    for part in model.modules():
+        if not isinstance(part, nn.Linear):
+            for name, parameter in part.named_parameters(recurse=False):
+                setattr(part, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+    return model
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextGenerator:
     """A model with a tokenizer and an optional chat template.
@@ -147,7 +158,7 @@ class TextGenerator:
                 f"{model.config.vocab_size}: the two do not belong together"
             )
         if weights is not None:
-            model = quantize(model, weights)
+            model = quantize(_own_memory(model), weights)
         name = folder.resolve().name
         return cls(
             name=name,

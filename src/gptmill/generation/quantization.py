@@ -3,10 +3,11 @@
 Decoding a new id reads every weight once, and memory bandwidth is the limit. Weights are therefore
 stored in fewer bytes, and on a CPU in the blocked layout that oneDNN reads at full bandwidth
 (oneDNN reads plain rows at about half the bandwidth, and MKL at a third on an AMD Zen 5).
-Activations between the layers, norms, embeddings and the cache are unchanged.
+Activations between the layers, norms and embeddings are unchanged.
 
 - fp32: the original values, in the blocked layout.
 - bf16: weights rounded to bfloat16, and the inputs multiplied with the weights too.
+  The KV cache is in bfloat16, also with int8 weights.
 - int8: weights rounded to 255 steps of the largest weight of each output channel (absmax,
   symmetric), and the inputs rounded to bfloat16. Activations are not quantized, and no
   calibration is needed.
@@ -49,6 +50,7 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
     weight = model.head_weight.detach()
     head = _layer(weight, None, kind)
     quantized.lm_head = head if kind == "fp32" else ShortlistHead(head, weight)
+    quantized.cache_dtype = None if kind == "fp32" else torch.bfloat16
     return quantized
 
 

@@ -349,6 +349,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
+        self.cache_dtype: torch.dtype | None = None  # None: as the embedding
         self.transformer = Transformer(config)
         self.transformer.tied = config.tie_weights
         self.lm_head: nn.Module | None = (
@@ -385,7 +386,8 @@ class GPT(nn.Module):
         config = self.config
         assert capacity <= config.context_length, "a cache never holds more than the context"
         shape = (config.n_layers, config.n_kv_heads, config.head_dim)
-        return KVCache(n_rows, capacity, like=self.transformer.wte.weight, shape=shape)
+        like = self.transformer.wte.weight
+        return KVCache(n_rows, capacity, like=like, shape=shape, dtype=self.cache_dtype)
 
 
 class GPTClassifier(nn.Module):

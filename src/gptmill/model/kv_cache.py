@@ -7,6 +7,9 @@ Letters: B rows, L layers, G key-value heads, T new positions, S stored position
 head.
 """
 
+import math
+import mmap
+import sys
 from collections.abc import Sequence
 from typing import Protocol, Self
 
@@ -38,20 +41,31 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of up to `n_rows` rows.
 
-    Memory is allocated once, for `capacity` positions per row. `lengths` holds the number of
-    stored positions of each row in use. Rows of different lengths grow by one position at a time.
+    Room is reserved once, for `capacity` positions per row; on a CPU only pages with stored
+    positions take memory, until `release`. `lengths` holds the number of stored positions of each
+    row in use. Rows of different lengths grow by one position at a time.
     Memory behind the end of a row is never read: reducing the length discards positions.
     """
 
-    def __init__(self, n_rows: int, capacity: int, *, like: Tensor, shape: tuple[int, int, int]):
-        """Allocate memory with the dtype and device of `like`.
+    def __init__(
+        self,
+        n_rows: int,
+        capacity: int,
+        *,
+        like: Tensor,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype | None = None,
+    ):
+        """Reserve memory on the device of `like`, with its dtype or `dtype`.
 
         `shape` is (layers, heads, width of a head).
         """
         n_layers, n_heads, head_dim = shape
         size = (n_layers, n_rows, n_heads, capacity, head_dim)
-        self.keys = torch.zeros(size, dtype=like.dtype, device=like.device)  # (L, B, G, S, D)
-        self.values = torch.zeros_like(self.keys)  # (L, B, G, S, D)
+        dtype = like.dtype if dtype is None else dtype
+        self._pages: list[mmap.mmap] = []
+        self.keys = self._zeros(size, dtype, like.device)  # (L, B, G, S, D)
+        self.values = self._zeros(size, dtype, like.device)  # (L, B, G, S, D)
         self.lengths = [0] * n_rows
 
         self._row_positions: Tensor | None = None  # (B,) of the new ids if row lengths differ
@@ -112,6 +126,31 @@ class KVCache:
         part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
         part.lengths = self.lengths[first:last]
         return part
+
+    def release(self, row: int) -> None:
+        """Return the memory of an unused row to the system."""
+        if sys.platform != "linux":
+            return
+        n_layers, n_rows = self.keys.shape[:2]
+        row_bytes = self.keys[0, 0].numel() * self.keys.element_size()
+        for pages in self._pages:
+            for layer in range(n_layers):
+                start = (layer * n_rows + row) * row_bytes
+                first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+                last = (start + row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+                if last > first:
+                    pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+    def _zeros(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return zeros that take memory on a CPU only from their first use on, page by page."""
+        if device.type != "cpu" or not math.prod(size):
+            return torch.zeros(size, dtype=dtype, device=device)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        pages = mmap.mmap(-1, math.prod(size) * dtype.itemsize, flags=flags)
+        if sys.platform == "linux":
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self._pages.append(pages)
+        return torch.frombuffer(pages, dtype=dtype).view(size)
 
     def swap(self, first: int, second: int) -> None:
         """Swap two rows."""

@@ -1,3 +1,6 @@
+import mmap
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +132,24 @@ def test_a_cache_does_not_grow() -> None:
     cache = KVCache(1, 4, like=torch.zeros(1), shape=(1, 1, 1))
     with pytest.raises(AssertionError, match="5 positions > 4"):
         cache.begin(5)
+
+
+def resident() -> int:
+    """Return the bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts pages")
+def test_a_cache_takes_memory_only_for_stored_positions_and_returns_that_of_a_row() -> None:
+    before = resident()
+    cache = KVCache(4, 2**16, like=torch.zeros(1), shape=(2, 2, 64))  # 2 x 268 MB
+    cache.keys[:, 1, :, : 2**12], cache.keys[:, 2, :, : 2**12] = 1, 2
+    stored = resident() - before
+    assert 8e6 < stored < 32e6
+    cache.release(1)
+    assert resident() - before < 0.75 * stored
+    assert not cache.keys[:, 1].any()
+    assert cache.keys[:, 2, :, : 2**12].eq(2).all()
 
 
 def test_the_head_is_tied_or_not() -> None:
