@@ -85,7 +85,11 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
     answer = partial(answers, max_new_tokens=params.max_new_tokens)
-    before = run.once("before", lambda: answer(model, records["test"], tokenizer, template))
+    before = run.kept(
+        [BASE, "artifacts/split/instructions"],
+        {"max_new_tokens": params.max_new_tokens},
+        lambda: answer(model, records["test"], tokenizer, template),
+    )
     if params.adapter is not None:
         add_lora(model, params.adapter, generator=torch.Generator().manual_seed(run.seed))
         if not device.sharded:  # shards of one unit have one dtype

@@ -97,20 +97,34 @@ def pick(config: RuntimeConfig, *, flops: float = 0.0, one_shape: bool = True) -
     auto: Precision = "bf16" if _fast_in_bf16(name) else "fp32"
     # cuBLAS is deterministic only with a fixed workspace, and reads the setting once, at startup
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
     # on by default with deterministic algorithms: torch writes NaN over every new tensor to reveal
     # reads of uninitialized memory, a fifth of a CPU step's time; equal hashes are tested instead
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    compiled = one_shape and (
+        flops >= WORTH_COMPILING[name] if config.compile == "auto" else config.compile
+    )
+    _use_deterministic_algorithms(compiled)
     return Device(
         device=name,
         model=_model(name),
         precision=auto if config.precision == "auto" else config.precision,
-        compile=one_shape
-        and (flops >= WORTH_COMPILING[name] if config.compile == "auto" else config.compile),
+        compile=compiled,
         threads=torch.get_num_threads(),
         torch=str(torch.__version__),
         recompute=config.recompute,
     )
+
+
+def _use_deterministic_algorithms(compiled: bool) -> None:
+    """Have torch raise an error where an algorithm is not deterministic.
+
+    The debug mode sets the same flag of the process as `use_deterministic_algorithms`, without
+    importing torch's compiler, which takes more than a second.
+    """
+    if compiled:
+        torch.use_deterministic_algorithms(True)
+    else:
+        torch.set_deterministic_debug_mode("error")
 
 
 def keep_freed_memory() -> None:

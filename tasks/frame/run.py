@@ -15,7 +15,6 @@ from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
 from tasks.frame import resume
-from tasks.frame.resume import read_note
 from tasks.processes.progress import Meter
 from tasks.processes.receipt import tell
 from tasks.project import graph
@@ -120,18 +119,6 @@ class Run(Inputs):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
         self._tracking.file(path, str(Path(name).parent))
-
-    def once(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return `compute()`, kept as JSON beside the state for a resumed run of the stage.
-
-        A damaged file counts as none. The state's key determines the value, as it does the state.
-        """
-        path = self._training.folder / f"{name}.json"
-        kept = read_note(path)
-        if kept is None or name not in kept:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, kept := {name: compute()})
-        return kept[name]
 
     def kept(
         self, inputs: Sequence[str], params: Mapping[str, Any], make: Callable[[], Any]

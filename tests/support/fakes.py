@@ -1,7 +1,8 @@
 """Stand-ins: what a stage's body needs of a run, on folders of its own and with no tracking."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gptmill.device import Device, RuntimeConfig, pick
 from gptmill.origins import Origin, manifest_origins
@@ -23,7 +24,7 @@ class FakeRun:
         self.runtime = CPU
         self.world = SINGLE_PROCESS
         self.tags: dict[str, str] = {}
-        self.kept: dict[str, object] = {}
+        self.saved: dict[str, object] = {}
         self.shown: dict[str, object] = {}
         self.said: list[str] = []
         self.steps: list[Mapping[str, float]] = []
@@ -51,10 +52,12 @@ class FakeRun:
     is_first_rank = True
 
     def save_beside_state(self, name: str, content: object) -> None:
-        self.kept[name] = content
+        self.saved[name] = content
 
-    def once(self, name: str, compute: Callable[[], object]) -> object:
-        return compute()
+    def kept(
+        self, inputs: Sequence[str], params: Mapping[str, Any], make: Callable[[], object]
+    ) -> object:
+        return make()
 
     def tag(self, name: str, value: str) -> None:
         self.tags[name] = value

@@ -91,7 +91,7 @@ class Project:
             if not name.startswith(("PREFECT", "MLFLOW", "DVC", "GPTMILL", "PYTEST", "PYTHONPATH"))
         }
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def params(self, changes: dict[str, Any]) -> None:
         """Merge changes into params.yaml."""
