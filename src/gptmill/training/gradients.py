@@ -17,8 +17,8 @@ from gptmill.training.loader import LoadedBatch
 LINEAR_BYTES = 2**28
 """Maximum bytes of the blocks' linear inputs and outputs in a forward pass on a CPU.
 
-All that a forward pass saves takes 1.5 to 2 times as much memory. More rows at once are no faster
-on a CPU (benchmarks/README.md); GPUs need all rows at once to be fast.
+All that a forward pass saves takes 1.5 to 2 times as much memory. Smaller parts take less memory
+and more time (benchmarks/README.md); GPUs need all rows at once to be fast.
 """
 
 
@@ -177,7 +177,7 @@ def _linear_bytes(blocks: Sequence[Block], device: Device) -> int:
     weights = [p for block in blocks for p in block.parameters() if p.ndim == 2]
     frozen = sum(p.numel() for p in weights if not p.requires_grad)
     if 2 * frozen > sum(p.numel() for p in weights):
-        saved *= 2  # frozen weights get no gradients: small parts cost no time
+        saved *= 2  # frozen weights get no gradients to add up: half the rows cost less time
     return saved * DTYPES[device.precision].itemsize
 
 
