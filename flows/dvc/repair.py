@@ -11,6 +11,7 @@ record, and the last commit has a complete dvc.lock, from which `repro` continue
 listed in the truncated dvc.lock are in the cache, and the run cache maps them to their stages.
 """
 
+import configparser
 import json
 import re
 import subprocess
@@ -18,13 +19,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from gptmill.files import write_bytes
+from gptmill.files import write_bytes, write_text
 from tasks.processes import locks
 from tasks.project.cache import cache_folder
 from tasks.project.environment import ROOT
@@ -45,10 +47,31 @@ def repair(root: Path = ROOT) -> None:
     for record in ("dvc.lock", "data.dvc"):
         _repair_record(root, record)
     _repair_runs(root)
+    _allow_no_git(root)
 
 
 def _report(record: str) -> None:
     message = f"{record}: DVC was killed while writing this record; repaired"
+    print(message, file=sys.stderr, flush=True)
+
+
+def _allow_no_git(root: Path) -> None:
+    """Let DVC work in a project without a git repository, such as an unpacked archive."""
+    path = root / ".dvc" / "config.local"
+    settings = configparser.ConfigParser(interpolation=None, strict=False)
+    settings.read(path, encoding="utf-8")
+    if (root / ".git").exists() or settings.has_option("core", "no_scm"):
+        return
+    if not settings.has_section("core"):
+        settings.add_section("core")
+    settings.set("core", "no_scm", "true")
+    text = StringIO()
+    settings.write(text)
+    write_text(path, text.getvalue())
+    message = (
+        "this folder is no git repository: DVC works without git, and runs have no commit. After "
+        "`git init`, remove `no_scm` from .dvc/config.local"
+    )
     print(message, file=sys.stderr, flush=True)
 
 

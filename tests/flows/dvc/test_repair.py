@@ -1,6 +1,7 @@
 """What a killed DVC leaves half written stops the next one, and does not any more."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,3 +150,15 @@ def test_a_living_dvc_is_left_alone(project: Project, monkeypatch: pytest.Monkey
         fcntl.flock(file, fcntl.LOCK_EX)
         repair(project.root)
         assert (project.root / ".dvc/tmp/rwlock").exists()
+
+
+def test_a_project_without_git_runs(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(project.root / ".git")
+    assert "not a git repository" in repro(project)
+    repair(project.root)
+    assert "this folder is no git repository" in capsys.readouterr().err
+    (project.root / "given").write_text("2\n")
+    assert repro(project) == ""
+    assert runs(project) == ["first", "second", "first", "second"]
+    repair(project.root)
+    assert capsys.readouterr().err == ""
