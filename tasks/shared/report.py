@@ -10,9 +10,9 @@ from gptmill.data.tables import markdown_table
 from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
-NAMED = tuple(f"{prefix}named" for prefix in ("", "before_", "baseline_"))
-RIGHT = tuple(f"{prefix}right" for prefix in ("", "before_", "baseline_"))
-EXACT = tuple(f"{prefix}exact_match" for prefix in ("", "before_", "baseline_"))
+RIGHT = ("right", "before_right", "baseline_right")
+ASSISTANT = ("kind", "rows", *RIGHT, "token_f1", "before_token_f1", "length_ratio")
+"""The columns of the assistant's table in the report; the CSV file has all columns."""
 
 
 def figures(tables: Tables) -> Metrics:
@@ -56,7 +56,7 @@ def report(tables: Tables) -> str:
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
             "## Assistant",
             _assistant_sentence(assistant),
-            markdown_table(_with_intervals(assistant, (*RIGHT, *NAMED, *EXACT))),
+            markdown_table(_with_intervals(assistant, RIGHT)[list(ASSISTANT)]),
             "Assistant minus base on the exercises:",
             markdown_table(_with_intervals(tables["assistant_gain"], ("named", "token_f1"))),
             "## General questions",
@@ -70,9 +70,10 @@ def report(tables: Tables) -> str:
             "of rows, a bootstrap over the rows for F1, AUC, losses and differences, a paired "
             "bootstrap for `f1_gain` (F1 minus the F1 of the bag of words). The baseline "
             "of a kind of exercise is the most frequent answer in the training part; `before` is "
-            "the base without fine-tuning. `named` is the share of answers that name the expected "
-            "word and nothing else, in a sentence or alone; `right` counts these answers, and "
-            "exact ones where the expected answer is long; `passed` is the share of answers that "
+            "the base without fine-tuning. `right` is the share of answers that name the expected "
+            "word and nothing else, in a sentence or alone, and that match the expected answer "
+            "where it is longer than three words; `named` is the same share of the rows with a "
+            "short expected answer; `passed` is the share of answers that "
             "follow the rules of the question; `loss` is the loss of the reference answers in nats "
             "per token; `length_ratio` compares the words of the answers with the words of the "
             "references; `stopped` is the share of answers that end before the limit.\n",
