@@ -40,6 +40,7 @@ PEERS = ["book", "litgpt", "transformers"]
 # what torch and numpy do not bring along: the library's, pytest's, and those of transformers
 COMMON = [
     *("jinja2", "markupsafe", "regex", "safetensors", "tiktoken", "tokenizers"),
+    *("annotated-types", "pydantic", "pydantic-core", "typing-inspection"),
     *("execnet", "iniconfig", "packaging", "pluggy", "pygments"),
     *("psutil", "pytest", "pytest-timeout", "pytest-xdist"),
     *("anyio", "certifi", "charset-normalizer", "click", "filelock", "fsspec", "h11"),
