@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +58,11 @@ def _allow_no_git(root: Path) -> None:
     """Let DVC work in a project without a git repository, such as an unpacked archive."""
     path = root / ".dvc" / "config.local"
     settings = configparser.ConfigParser(interpolation=None, strict=False)
-    settings.read(path, encoding="utf-8")
+    settings.read([path.with_name("config"), path], encoding="utf-8")
     if (root / ".git").exists() or settings.has_option("core", "no_scm"):
         return
-    if not settings.has_section("core"):
-        settings.add_section("core")
-    settings.set("core", "no_scm", "true")
-    text = StringIO()
-    settings.write(text)
-    write_text(path, text.getvalue())
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, f"[core]\n    no_scm = true\n{before}")
     message = (
         "this folder is no git repository: DVC works without git, and runs have no commit. After "
         "`git init`, remove `no_scm` from .dvc/config.local"

@@ -127,6 +127,9 @@ def sentence(error: ValueError | OSError) -> str:
     """Return an error as a sentence: the file, the reason, and the remedy for a full disk."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
+    reason = os.strerror(error.errno)
+    if error.strerror and error.strerror != reason:
+        return error.strerror  # our own sentence, such as that of a state that was not saved
     remedy = {
         errno.ENOSPC: ": make room on its disk and repeat the command; finished work is kept",
         errno.EDQUOT: ": make room in your quota and repeat the command; finished work is kept",
@@ -134,7 +137,7 @@ def sentence(error: ValueError | OSError) -> str:
         errno.EACCES: ": the commands need the permission to write there",
     }
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{os.strerror(error.errno)}{remedy.get(error.errno, '')}"
+    return f"{place}{reason}{remedy.get(error.errno, '')}"
 
 
 def use_own_source() -> None:

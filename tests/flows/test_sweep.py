@@ -340,6 +340,15 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> None:
     assert process.wait(timeout=60) == {9: -9, 2: 130, 15: 143}[number]
 
 
+SETTLE = """
+from tasks.project.environment import set_environment
+set_environment()
+from tasks.tracking import runs, store
+runs.finish_runs()
+runs.close_dead_runs(store.connect())
+"""
+
+
 @pytest.mark.parametrize(
     "stops",
     [
@@ -359,6 +368,8 @@ def test_a_sweep_that_is_stopped_goes_on_without_loss(
         stop(second, signal.SIGTERM)
         stop(process, number)
         assert wait_for_end(waiting) == []
+        settled = waiting.python("-c", SETTLE)  # what a killed trial had no time to send
+        assert settled.returncode == 0, settled.stderr
         statuses = {run["name"].split("-")[0]: run["status"] for run in waiting.runs()}
         assert statuses["sweep"] == statuses["trial"] == statuses["sample"] == "KILLED"
         assert len(worktrees(waiting)) == 1  # of the trial that was cut off

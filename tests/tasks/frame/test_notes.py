@@ -6,7 +6,6 @@ import pytest
 
 from gptmill.device import RuntimeConfig
 from tasks.frame import resume
-from tasks.frame.run import Run
 
 ENTRY = {"cmd": "c", "deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": ["artifacts/x"]}
 RUNTIME = RuntimeConfig(
@@ -35,22 +34,3 @@ def test_a_damaged_note_names_no_change_and_stops_nothing(
     assert training.run in (None, "r")
     differences = resume.differences(resume.read_note(note), training)
     assert differences == ["unknown, since training.json beside the state is missing or damaged"]
-
-
-@pytest.mark.parametrize("content", GARBAGE[:6])
-def test_a_value_is_computed_once_unless_its_file_is_damaged(
-    training: resume.Training, content: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run, calls = Run(None, training, runtime=RUNTIME), []
-
-    def compute() -> list[str]:
-        calls.append(1)
-        return ["first", "zwölf"]
-
-    path = training.folder / "before.json"
-    for text in (None, path, content):
-        if isinstance(text, bytes):
-            path.write_bytes(text)
-        assert run.once("before", compute) == ["first", "zwölf"]
-    assert len(calls) == 2
-    assert f"{path}" in capsys.readouterr().err

@@ -348,14 +348,17 @@ def test_two_processes_at_one_training_are_one_sentence(
     first = start(STAGE)
     first.until_step(5)
     os.kill(first.process.pid, signal.SIGSTOP)
+    worker = f"process {first.process.pid} (`python -m tasks pretrain`)"
     second = anew.run(*STAGE)
-    fresh = anew.python("-m", "flows", "fresh", "pretrain")
+    assert second.returncode == 2
+    busy = f"pretrain: {worker} works in this project: repeat the command after its end\n"
+    assert second.stderr == busy
+    fresh = anew.start(sys.executable, "-m", "flows", "fresh", "pretrain")
+    assert fresh.stdout is not None
+    assert worker in fresh.stdout.readline()
     os.kill(first.process.pid, signal.SIGCONT)
-    for done in (second, fresh):
-        assert done.returncode == 2
-        busy = f"pretrain: process {first.process.pid} is running this stage: wait for the end of "
-        assert done.stderr == f"{busy}the process, or stop the process\n"
     assert first.end() == 0, first.text()
+    assert "pretrain: dropped" in fresh.communicate(timeout=60)[0]
     assert _resume_hash(anew) == whole["outs"][0]["md5"]
 
 

@@ -148,4 +148,4 @@ def test_the_figures_of_a_run_wait_for_the_server(
     )
     assert model.status == "READY"
     kept = client.list_logged_model_artifacts(model.model_id, "artifacts")
-    assert [file.path for file in kept] == ["artifacts/pretrain"]
+    assert [file.path for file in kept] == ["artifacts/pretrain", "artifacts/record"]
