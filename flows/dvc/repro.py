@@ -8,6 +8,7 @@ option `--single-item` is used because a recursive `repro` fails on inputs in us
 """
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -132,7 +133,11 @@ def _repro(
     """Run `dvc repro` of a stage."""
     before = lock().get(stage)
     with tempfile.TemporaryDirectory() as folder:
-        reader = receipt.ReceiptReader(Path(folder) / "receipt.jsonl")
+        # a starter of this command may read the receipt too
+        reader = receipt.ReceiptReader(
+            Path(os.environ.get(receipt.VARIABLE) or f"{folder}/receipt.jsonl")
+        )
+        reader.new()  # of earlier stages
         words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
         variables = {**(context or {}), receipt.VARIABLE: str(reader.path)}
         variables[locks.HELD] = str(ROOT)

@@ -11,7 +11,7 @@ from flows.dvc.command import dvc
 from flows.dvc.repair import repair
 from flows.dvc.repro import FAILED, repro
 from flows.results import result_lines
-from tasks.processes import locks, receipt
+from tasks.processes import locks
 from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, check_inputs, forget, one_stage
 
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         repair()
         check_inputs(stage)
         _check_fresh(stage)
-        outcome = repro(stage, on_line=on_line, on_event=lambda event: receipt.tell(**event))
+        outcome = repro(stage, on_line=on_line)
     if outcome.state == FAILED:
         if outcome.message.splitlines()[0] not in printed:
             print(outcome.message, file=sys.stderr)

@@ -32,6 +32,7 @@ ERROR_CHARACTERS = 300
 def main(cpu_seconds: float, memory_bytes: int) -> None:
     """Answer each line of standard input until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # nobody reads the answer of a killed parent
     if sys.platform != "darwin":  # macOS has no such limit: the processor time alone is bounded
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,9 @@
 """Chat templates: the ids of `apply_chat_template`, and messages that cannot speak for others."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +15,7 @@ from transformers import AutoTokenizer
 from gptmill.files import write_json, write_text
 from gptmill.finetuning.instructions import default_template, read_template
 from gptmill.tokenizer.chat_template import Template
-from gptmill.tokenizer.template_process import TemplateProcess
+from gptmill.tokenizer.template_process import MEMORY_BYTES, PROGRAM, TemplateProcess
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tests.support.tiny import (
     CHATTY,
@@ -271,6 +274,20 @@ def test_a_faulty_template_is_named_with_its_file(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     write_json(folder / "tokenizer_config.json", {"chat_template": 5})
     refused(folder, "lm/tokenizer_config.json: chat_template.str is 5; input should be a valid")
+
+
+def test_the_renderer_ends_without_a_word_when_its_parent_is_gone() -> None:
+    command = [sys.executable, "-m", PROGRAM, "2.0", str(MEMORY_BYTES)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.stdin.write(json.dumps({"source": "a", "variables": {}}).encode() + b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
 
 
 def refused(folder: Path, message: str) -> None:
