@@ -323,12 +323,17 @@ def wait_for_end(project: Project) -> list[str]:
 
 def start(project: Project, until: str) -> subprocess.Popen[str]:
     process = project.start("python", "-m", "flows", "sweep")
+    read_until(process, until)
+    return process
+
+
+def read_until(process: subprocess.Popen[str], until: str) -> None:
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
         lines.append(line)
         if until in line:
-            return process
+            return
     raise AssertionError("".join(lines))
 
 
@@ -360,12 +365,13 @@ def test_a_sweep_that_is_stopped_goes_on_without_loss(
     waiting: Project, stops: list[signal.Signals]
 ) -> None:
     for number in stops:
-        process = start(waiting, "step 1/61")
+        process = start(waiting, "")  # the sweep is announced
         second = waiting.start("python", "-m", "flows", "sweep")
-        assert second.stdout is not None
-        said = f"waiting for process {process.pid} (`make sweep`), which works in this project\n"
-        assert said in iter(second.stdout.readline, "")
+        read_until(
+            second, f"waiting for process {process.pid} (`make sweep`), which works in this project"
+        )
         stop(second, signal.SIGTERM)
+        read_until(process, "step 1/61")
         stop(process, number)
         assert wait_for_end(waiting) == []
         settled = waiting.python("-c", SETTLE)  # what a killed trial had no time to send

@@ -265,6 +265,7 @@ MEMORY = """
 import resource, sys
 sys.path[:0] = ["src", "."]
 import torch
+import torch._dynamo  # imported by AdamW: memory shall run out in a step, not here
 torch.set_num_threads(1)
 from tests.support.courses import batch_at, run
 from gptmill.model.gpt import GPT
