@@ -99,14 +99,17 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
-def parse_json(text: str, where: Path) -> Any:
+def parse_json(text: str, where: Path | str, *, surrogates: bool = False) -> Any:
     """Parse strict JSON: unique keys, no NaN or Infinity, valid Unicode.
 
-    Raises ValueError with `where` and the mistake.
+    With `surrogates`, the caller names half a surrogate pair by its place. Raises ValueError with
+    `where` and the mistake.
     """
     try:
         content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        if "\\ud" in text or "\\uD" in text:  # escapes of surrogates, valid only in pairs
+        if not surrogates and (
+            "\\ud" in text or "\\uD" in text
+        ):  # escapes of surrogates, valid only in pairs
             json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ValueError(f"{where} is not JSON: an escaped surrogate stands alone") from None

@@ -261,7 +261,7 @@ BAD = {
     "one.csv": ("labelled", b"label,text\nham,a\nham,b\n", r"has one label \(ham\)"),
     "none.csv": ("labelled", b"label,text\nham,\n", "row 1 has an empty text"),
     "rows.json": ("instructions", b'[{"instruction": "Do."}]', "row 1 has no output"),
-    "broken.json": ("instructions", b"[", "is not JSON"),
+    "broken.json": ("instructions", b"[", "is not UTF-8 JSON"),
     "config.json": ("weights/x", b"{}", "vocab_size|model_type|n_embd|config"),
     "model.safetensors": ("weights/x", b"", r"config\.json is missing"),
 }

@@ -4,7 +4,6 @@ A file has a JSON object a line. A row with a check is judged by rule (see
 `gptmill.evaluation.checks`); a row without a check by the likelihood of the reference alone.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-Line = dict[str, Any]
+from gptmill.files import parse_json
 
 
 def _not_blank(text: str) -> str:
@@ -134,26 +133,11 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def _question(where: str, line: str) -> Question:
+    parse_json(line, where)
     try:
-        json.loads(line, object_pairs_hook=_unique_keys)
         return Question.model_validate_json(line)
     except ValidationError as error:
         raise ValueError(f"{where}: {_sentence(error)}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}; write an object a line") from None
-    except RecursionError:
-        raise ValueError(f"{where} is nested too deeply for a question") from None
-    except KeyError as error:
-        raise ValueError(f"{where} has two values for {error}; write each key once") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Line:
-    content: Line = {}
-    for key, value in pairs:
-        if key in content:
-            raise KeyError(key)
-        content[key] = value
-    return content
 
 
 def _sentence(error: ValidationError) -> str:

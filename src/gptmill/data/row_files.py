@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from gptmill.files import parse_json
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
@@ -122,32 +123,11 @@ def parse_instructions(text: str, path: Path) -> pd.DataFrame:
     kind "other", a row without a key the empty text.
     Raises ValueError, naming the row, for a row unfit for training.
     """
-    try:
-        rows = json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    except RecursionError:
-        raise ValueError(
-            f"{path} is nested too deeply; allowed is a list of objects, each with text"
-        ) from None
-    except KeyError as error:
-        raise ValueError(
-            f"{path} has an object with two values for {error}; each key may occur once"
-        ) from None
+    rows = parse_json(text, path, surrogates=True)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a JSON list of at least one instruction row")
     records = [_instruction(path, number, row) for number, row in enumerate(rows, start=1)]
     return pd.DataFrame(records, columns=list(INSTRUCTION_COLUMNS), dtype="str")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object; raise KeyError for a key that occurs twice."""
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise KeyError(key)
-        content[key] = value
-    return content
 
 
 def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:

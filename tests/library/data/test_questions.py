@@ -35,9 +35,9 @@ def test_a_row_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("[", "line 1 is not JSON"),
+        ("[", "line 1 is not UTF-8 JSON"),
         ("3", "line 1: the line: "),
-        ('{"id": "1", "id": "2"}', "line 1 has two values for 'id'; write each key once"),
+        ('{"id": "1", "id": "2"}', "line 1 is not UTF-8 JSON: an object has the key 'id' twice"),
         ({"reference": None}, "line 1: reference: input should be a valid string, not None"),
         ({"reference": " "}, "line 1: reference must have text"),
         ({"answer": "x"}, "line 1: answer is unknown; allowed are id, kind, messages, reference"),
@@ -45,7 +45,7 @@ def test_a_row_is_read(tmp_path: Path) -> None:
         ({"check": {"item": 3}}, "line 1: check.item is unknown; allowed are contains_any,"),
         ({"check": {"items": "3"}}, "check.items: input should be a valid integer, not '3'"),
         ({"check": {"matches": "("}}, "check.matches must be a regular expression (missing )"),
-        ({"check": {"number": float("nan")}}, "check.number"),
+        ({"check": {"number": float("nan")}}, "line 1 is not UTF-8 JSON: NaN is no number of JSON"),
         ({"messages": []}, "messages must be user and assistant in turn, with the user first"),
         ({"messages": [USER, REPLY]}, "the roles are user, assistant"),
         ({"messages": [{**USER, "role": "tool"}]}, "messages.0.role: input should be 'system',"),

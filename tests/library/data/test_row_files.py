@@ -69,7 +69,7 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "not JSON"),
+        ("[", "some.json is not UTF-8 JSON"),
         ("[]", "at least one"),
         ('{"instruction": "a"}', "JSON list"),
         ("[1]", "row 1 is not a JSON object"),
@@ -77,7 +77,10 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
         ('[{"instruction": "a", "output": " "}]', "row 1 has no output"),
         ('[{"instruction": "", "output": "b"}]', "row 1 has no instruction"),
         ('[{"instruction": "a", "output": 4}]', "row 1: output must be text, not 4"),
-        ('[{"instruction": "a", "output": "b", "output": "c"}]', "two values for 'output'"),
+        (
+            '[{"instruction": "a", "output": "b", "output": "c"}]',
+            "an object has the key 'output' twice",
+        ),
         ("[" * 100_000, "nested too deeply"),
         ('[{"instruction": "a\\ud800", "output": "b"}]', "row 1: instruction has half a surrogate"),
     ],
