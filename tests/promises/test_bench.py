@@ -57,6 +57,7 @@ def test_what_rounding_costs_is_shown(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_levers_are_pulled_one_after_the_other_and_change_time_alone(tmp_path: Path) -> None:
     fast = ["--shape", "tiny", "--rungs", "8", "--rounds", "1", "--steps", "2"]
     bench("ladder.py", *fast, "--device", "cpu", "--out", str(tmp_path))
