@@ -112,6 +112,7 @@ def general_answers(
             questions,
             max_new_tokens=params.max_new_tokens,
             device=run.device().device,
+            weights=run.device().precision,
         )
         return [asdict(answer) for answer in answers]
 

@@ -63,7 +63,9 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     adapter is saved in the folder `adapter` and merged into the saved weights.
     """
     folder = run.path(BASE)
-    model, tokenizer = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    device = run.device()
+    model = load_causal_lm(folder).to(device.device)
+    tokenizer = Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
     split = run.input("split/instructions")
     records = {part: read_json(split / f"{part}.json") for part in PARTS}
@@ -79,12 +81,11 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     steps = params.epochs * order.steps_per_epoch
     mean_length = int(rows["train"].lengths.mean())
     flops = train_flops_per_token(model.config, mean_length)
-    device = run.device()
     validation = [
         batch(rows["validation"], indices, end_id=end, mask_prompt=masked, limit=length)
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
-    answer = partial(answers, max_new_tokens=params.max_new_tokens)
+    answer = partial(answers, max_new_tokens=params.max_new_tokens, weights=device.precision)
     before = run.kept(
         [BASE, "artifacts/split/instructions"],
         {"max_new_tokens": params.max_new_tokens},

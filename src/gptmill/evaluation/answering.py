@@ -17,6 +17,7 @@ from gptmill.data.batching import by_length
 from gptmill.data.questions import Question
 from gptmill.finetuning.instructions import collate, read_template
 from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
 from gptmill.model.objectives import IGNORE
 from gptmill.tokenizer.chat_template import Template
@@ -43,11 +44,16 @@ class Answer:
 
 
 def answer_questions(
-    folder: Path, questions: Sequence[Question], *, max_new_tokens: int, device: str
+    folder: Path,
+    questions: Sequence[Question],
+    *,
+    max_new_tokens: int,
+    device: str,
+    weights: WeightFormat = "fp32",
 ) -> list[Answer]:
     """Answer every question greedily, and score every reference, with the model in a folder.
 
-    A folder without a chat template gets the default template of instruction fine-tuning.
+    Answers are decoded with `weights`, and references scored in float32. A folder without a chat template gets the default template of instruction fine-tuning.
     """
     model, tokenizer = load_causal_lm(folder).to(device).eval(), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
@@ -55,7 +61,7 @@ def answer_questions(
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [template.encode(tokenizer, chat) for chat in chats]
     stops = template.stop_ids(tokenizer)
-    new_ids = generate(model, prompts, greedy, stop_ids=stops, seed=0)
+    new_ids = generate(quantize(model, weights), prompts, greedy, stop_ids=stops, seed=0)
     rows = [
         _exchange(tokenizer, template, chat, question.reference)
         for chat, question in zip(chats, questions, strict=True)

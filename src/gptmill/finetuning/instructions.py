@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gptmill.data.batching import Ids, Indices, pad
 from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
 from gptmill.model.objectives import IGNORE, Batch
 from gptmill.tokenizer.chat_template import Template
@@ -171,12 +172,14 @@ def answers(
     template: Template,
     *,
     max_new_tokens: int,
+    weights: WeightFormat = "fp32",
 ) -> list[str]:
-    """Generate the model's answer to each instruction.
+    """Generate the model's answer to each instruction, decoded with `weights`.
 
     Decoding is greedy: the likeliest token at every step.
     """
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [template.encode(tokenizer, messages(record)) for record in records]
-    new_ids = generate(model, prompts, greedy, stop_ids=template.stop_ids(tokenizer), seed=0)
+    stops = template.stop_ids(tokenizer)
+    new_ids = generate(quantize(model, weights), prompts, greedy, stop_ids=stops, seed=0)
     return [tokenizer.decode(ids).strip() for ids in new_ids]

@@ -58,11 +58,11 @@ class LoRALinear(nn.Module):
         self.base = base.requires_grad_(False)
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
-        like = base.weight
-        self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=like.device)
-        self.lora_B = nn.Linear(config.rank, base.out_features, bias=False, device=like.device)
+        self.lora_A = nn.Linear(base.in_features, config.rank, bias=False)
+        self.lora_B = nn.Linear(config.rank, base.out_features, bias=False)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5), generator=generator)
         nn.init.zeros_(self.lora_B.weight)
+        self.to(base.weight.device)  # drawn on the CPU: equal on every device
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the base output plus the low-rank output."""
