@@ -53,7 +53,8 @@ def answer_questions(
 ) -> list[Answer]:
     """Answer every question greedily, and score every reference, with the model in a folder.
 
-    Answers are decoded with `weights`, and references scored in float32. A folder without a chat template gets the default template of instruction fine-tuning.
+    Answers are decoded with `weights`, and references scored in float32. A folder without a chat
+    template gets the default template of instruction fine-tuning.
     """
     model, tokenizer = load_causal_lm(folder).to(device).eval(), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
