@@ -17,6 +17,7 @@ from rich.table import Table
 
 from flows import pages
 from flows.changes import run_name
+from flows.commands.data.base import current
 from flows.dvc.repro import (
     EXECUTED,
     FAILED,
@@ -157,7 +158,7 @@ def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
 
 def _open_parent() -> RunRecord:
     """Open the parent MLflow run of the stages' runs."""
-    tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline"}
+    tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline", "base": current()}
     return RunRecord(flow_run.name or "pipeline", tags=tags)
 
 

@@ -32,8 +32,9 @@ def test_every_base_says_what_the_others_say() -> None:
     assert len(set(map(frozenset, keys.values()))) == 1, "going from one to another leaves nothing"
 
 
-def test_the_committed_params_are_those_of_our_own_base() -> None:
-    for key, value in base.read("pretrain").params.items():
+def test_the_committed_params_are_those_of_the_default_base() -> None:
+    assert base.current() == "smollm2"
+    for key, value in base.read("smollm2").params.items():
         found = graph.params()
         for part in key.split("."):
             found = found[part]
@@ -51,21 +52,26 @@ def test_the_sources_of_the_bases_are_in_the_table() -> None:
 
 def test_a_base_is_taken_and_given_back(tree: Project) -> None:
     before = content(tree.root)
-    assert "smollm2" not in enabled(tree.root)
-    done = tree.python("-m", "flows", "base", "smollm2")
-    assert done.returncode == 0, done.stderr
-    assert "sources.toml: smollm2 is enabled" in done.stdout
-    assert "weights data/weights/smollm2" in done.stdout
-    assert "weights: data/weights/smollm2" in (tree.root / "params.yaml").read_text()
     assert "smollm2" in enabled(tree.root)
-    again = tree.python("-m", "flows", "base", "smollm2")
-    message = "the base is smollm2: run `make pipeline` to update the stages that use the base\n"
-    assert again.stdout == message
-    back = tree.python("-m", "flows", "base", "pretrain")
-    assert back.returncode == 0, back.stderr
-    assert "sources.toml: smollm2 is disabled" in back.stdout
+    done = tree.python("-m", "flows", "base", "pretrain")
+    assert done.returncode == 0, done.stderr
+    assert "sources.toml: smollm2 is disabled" in done.stdout
+    assert "weights artifacts/pretrain" in done.stdout
+    assert "weights: artifacts/pretrain" in (tree.root / "params.yaml").read_text()
     assert "smollm2" not in enabled(tree.root)
+    again = tree.python("-m", "flows", "base", "pretrain")
+    message = "the base is pretrain: run `make pipeline` to update the stages that use the base\n"
+    assert again.stdout == message
+    back = tree.python("-m", "flows", "base", "smollm2")
+    assert back.returncode == 0, back.stderr
+    assert "sources.toml: smollm2 is enabled" in back.stdout
+    assert "smollm2" in enabled(tree.root)
     assert content(tree.root) == before
+
+
+def test_a_base_that_cannot_be_fetched_names_the_base_without_a_download() -> None:
+    assert "`make pipeline BASE=pretrain`" in base.way_without("smollm2")
+    assert base.way_without("shakespeare") == ""
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from flows.commands.data import base
+from flows.sweeps.params import edited
 from gptmill.files import sha256, write_json
 from gptmill.sources.table import TARGETS
 from tasks.project.environment import ROOT
@@ -101,6 +103,11 @@ class Project:
         _merge(content, changes)
         yaml.dump(content, path)
 
+    def base(self, name: str) -> None:
+        """Write the params of configs/bases/NAME.yaml into params.yaml."""
+        path = self.root / "params.yaml"
+        path.write_text(edited(path.read_text(encoding="utf-8"), base.read(name).params))
+
     def runs(self) -> list[dict[str, str]]:
         """Return the MLflow runs, oldest first: id, name, status."""
         with sqlite3.connect(self.root / "mlflow" / "mlflow.db") as store:
@@ -157,6 +164,7 @@ def commit(project: Project, message: str) -> None:
 def tiny_project(root: Path) -> Project:
     """Make a project whose whole pipeline takes a minute."""
     project = copy_tree(root)
+    project.base("pretrain")
     project.params(TINY)
     write_tiny_data(root / "data")
     done = project.python("-m", "dvc", "add", "data")

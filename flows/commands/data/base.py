@@ -87,6 +87,24 @@ def read(name: str) -> Base:
     return base
 
 
+def current() -> str:
+    """Return the name of the base that params.yaml uses, or else the place of the weights."""
+    weights = str(graph.params()["load_gpt2"]["weights"])
+    for name in names():
+        if read(name).params.get("load_gpt2.weights") == weights:
+            return name
+    return weights
+
+
+def way_without(source: str) -> str:
+    """Return advice for a source that cannot be fetched, empty unless a base needs the source."""
+    bases = {name: read_source(name) for name in names()}
+    others = [name for name, needed in bases.items() if not needed]
+    if source not in bases.values() or not others:
+        return ""
+    return f", or fine-tune from a base that needs no download: `make pipeline BASE={others[0]}`"
+
+
 def read_source(name: str) -> str:
     """Return the source that a base file names, empty for none."""
     content = graph.read_yaml(ROOT / f"configs/bases/{name}.yaml")

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flows.commands.data.base import way_without
 from flows.dvc import own, pins
 from flows.dvc.pins import MadeFrom, Pin
 from flows.dvc.repair import repair
@@ -216,6 +217,7 @@ def obtain(root: Path, source: Source) -> Made:
         return files
     raise ValueError(
         f"source {source.name}: {'; '.join(reasons)}. Run `make data` again to continue"
+        + way_without(source.name)
     )
 
 
