@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger bench bench-generation test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger compare bench bench-generation test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -81,6 +81,9 @@ params: $(ENV)  ## print the params of a stage, or of all stages: STAGE=x
 
 ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
+
+compare: $(ENV)  ## compare two versions on the same test rows: A=HEAD B=artifacts, a folder, revision or run id
+	@python -m flows compare "A=$(A)" "B=$(B)"
 
 bench: $(ENV)  ## measure training steps and new ids per second, of gptmill and of peers
 	@PYTHONPATH=src:. python benchmarks/training.py

@@ -185,7 +185,15 @@ def lock() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _locked(text: str) -> dict[str, Any]:
     """Parse dvc.lock, once per content: a pipeline run asks 60 times, of 50 ms each."""
-    return (_parsed(text, "dvc.lock") or {}).get("stages") or {}
+    return parse_lock(text, "dvc.lock")
+
+
+def parse_lock(text: str, name: str) -> dict[str, Any]:
+    """Return the stages of a dvc.lock; raise ValueError with the name for other texts."""
+    content = _parsed(text, name) or {}
+    if not isinstance(content, dict) or not isinstance(content.get("stages") or {}, dict):
+        raise ValueError(f"{name} is no dvc.lock: `stages` must hold an entry for each stage")
+    return content.get("stages") or {}
 
 
 def locked_outputs(stage: str) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""Read-only commands: values of params, rows of training data."""
+"""Read-only commands: values of params, rows of training data, comparisons."""

@@ -93,7 +93,7 @@ def _figures(
     scored = range(probabilities.shape[1]) if positive is None else [positive]
     parts = [_precision_recall_f1(actual == k, predicted == k, weights) for k in scored]
     precision, recall, f1 = np.mean(parts, axis=0)  # each (1 + R,)
-    auc = np.mean([_auc(actual == k, probabilities[:, k], weights) for k in scored], axis=0)
+    auc = np.mean([roc_auc(actual == k, probabilities[:, k], weights) for k in scored], axis=0)
     return {"precision": precision, "recall": recall, "f1": f1, "auc": auc}
 
 
@@ -151,7 +151,7 @@ def _precision_recall_f1(
     )  # (3, 1 + R)
 
 
-def _auc(actual: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
+def roc_auc(actual: npt.NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
     """Return the share of pairs in the right order.
 
     A pair is a positive and a negative row; ties count half.

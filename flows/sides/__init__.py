@@ -1,0 +1,1 @@
+"""Sides of a comparison: a folder, a git revision, an MLflow run."""

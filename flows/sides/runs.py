@@ -1,0 +1,94 @@
+"""A side from MLflow: the outputs that a run of the pipeline or a stage recorded."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.sides.cached import ARTIFACTS, link_outputs
+from flows.sides.records import Record, plain
+from gptmill.comparing.side import Side
+from tasks.tracking.delivery import find_run
+
+OUT, DEP, STAGE = "dvc.out.", "dvc.dep.", "stage."
+DEVICE = "device."
+
+
+def side_of_run(letter: str, name: str, temporary: Path) -> Side | None:
+    """Return the side of a run, None if MLflow has no such run.
+
+    A run records its outputs by hash, and DVC's cache has the files. Without the cache, the models
+    logged by the run take their place. Raises ValueError where neither has an output.
+    """
+    run = find_run(name)
+    if run is None:
+        return None
+    runs = [run, *_stage_runs(run)]
+    folder = temporary / letter
+    recorded = _recorded(runs)
+    missing = link_outputs(recorded, folder)
+    lacking = [path for path in missing if not _from_models(runs, path, folder)]
+    if len(lacking) == len(recorded):
+        raise ValueError(
+            f"{letter}={name}: neither DVC's cache nor the models of the run "
+            f"{run.info.run_name} have an output of a stage"
+        )
+    why = "neither DVC's cache nor a model of the run has the file"
+    absent = {path.removeprefix(ARTIFACTS): why for path in lacking}
+    origin = f"MLflow run {run.info.run_name}"
+    return Side(letter, name, folder, origin=origin, absent=absent, record=_record(run, runs))
+
+
+def _stage_runs(run: Any) -> list[Any]:
+    """Return the runs of a pipeline's stages: the tag `stage.NAME` holds `STATE:ID`."""
+    tags = run.data.tags.items()
+    names = [value.partition(":")[2] for tag, value in tags if tag.startswith(STAGE)]
+    found = [find_run(name) for name in names if name]
+    return [stage for stage in found if stage is not None]
+
+
+def _recorded(runs: list[Any]) -> dict[str, str]:
+    """Return the hashes of outputs, and of the outputs that the stages read."""
+    hashes: dict[str, str] = {}
+    for prefix in (OUT, DEP):
+        for run in runs:
+            for tag, digest in run.data.tags.items():
+                if tag.startswith(f"{prefix}{ARTIFACTS}"):
+                    hashes.setdefault(tag.removeprefix(prefix), digest)
+    return hashes
+
+
+def _from_models(runs: list[Any], path: str, folder: Path) -> bool:
+    """Fetch a missing output from the model that the run of its stage logged."""
+    from mlflow.artifacts import download_artifacts
+
+    for run in runs:
+        if f"{OUT}{path}" not in run.data.tags or run.outputs is None:
+            continue
+        for model in run.outputs.model_outputs:
+            place = folder.with_name(f"{folder.name}.{model.model_id}")
+            place.mkdir()
+            uri = f"models:/{model.model_id}"
+            files = Path(download_artifacts(artifact_uri=uri, dst_path=str(place)))
+            for config in sorted((files / "artifacts").glob("*/config.json")):
+                target = folder / path.removeprefix(ARTIFACTS)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                config.parent.rename(target)
+                return True
+    return False
+
+
+def _record(run: Any, runs: list[Any]) -> Record:
+    record: Record = {"params": {}, "data": {}, "environment": {}}
+    tags = run.data.tags
+    if commit := tags.get("mlflow.source.git.commit"):
+        dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
+        record["commit"] = {"commit": f"{commit[:7]}{dirty}"}
+    for one in runs:
+        stage = one.data.tags.get("stage", "")
+        for name, value in one.data.params.items():
+            kind = "environment" if name.startswith(DEVICE) else "params"
+            full = name if name == "seed" else f"{stage}.{name}"
+            record[kind][full] = plain(value)
+        for tag, digest in one.data.tags.items():
+            if tag.startswith(DEP) and not tag.startswith(f"{DEP}{ARTIFACTS}"):
+                record["data"][tag.removeprefix(DEP)] = digest
+    return record

@@ -1,0 +1,1 @@
+"""Comparison of two sides: paired tests on common rows, verdicts in words, a page."""

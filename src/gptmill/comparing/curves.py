@@ -1,0 +1,85 @@
+"""Training curves of two sides in one plot, as SVG for an HTML page."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from gptmill.comparing.side import Side
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TRAINED = ("pretrain", "classify", "lora", "instruct")
+COLOURS = {"A": "#d9822b", "B": "#3b82c4"}
+"""Colours that can be read on a light and on a dark page."""
+INK = "#010203"
+"""Replaced by the page's text colour."""
+SMOOTHED = 50
+"""The training loss is a mean of a fiftieth of the steps."""
+
+
+def training_curves(first: Side, second: Side) -> dict[str, str]:
+    """Return an SVG for each stage of which either side has a training.csv."""
+    drawn = {}
+    for stage in TRAINED:
+        path = f"{stage}/training.csv"
+        tables = {s.letter: _read(s.folder / path) for s in (first, second) if s.has(path)}
+        if tables:
+            drawn[stage] = _svg(tables)
+    return drawn
+
+
+def _read(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    absent = {"step", "train_loss"} - set(table.columns)
+    if absent:
+        raise ValueError(f"{path} has no column {', '.join(sorted(absent))}")
+    return table
+
+
+def _svg(tables: dict[str, pd.DataFrame]) -> str:
+    """Return the losses over steps as SVG without ids that vary between two runs."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, str] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "gptmill",
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for letter, table in tables.items():
+            _draw(axes, letter, table)
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss, nats")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _draw(axes: "Axes", letter: str, table: pd.DataFrame) -> None:
+    colour, style = COLOURS[letter], "--" if letter == "A" else "-"
+    smooth = table["train_loss"].rolling(max(1, len(table) // SMOOTHED), min_periods=1).mean()
+    axes.plot(table["step"], smooth, style, color=colour, linewidth=1, label=f"{letter} training")
+    if "val_loss" in table:
+        measured = table[["step", "val_loss"]].dropna()
+        axes.plot(
+            measured["step"],
+            measured["val_loss"],
+            style,
+            color=colour,
+            marker="o",
+            linewidth=2,
+            label=f"{letter} validation",
+        )

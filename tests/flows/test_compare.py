@@ -1,0 +1,144 @@
+"""`make compare`: sides by folder, revision and run; the table, the page, and refusals."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run, RunData, RunInfo, RunTag
+from ruamel.yaml import YAML
+
+from flows.commands.inspect import compare as command
+from flows.sides import cached, resolve, runs
+from gptmill.comparing import significance
+from gptmill.files import md5
+from gptmill.records import content_hash, files_below
+from tests.library.comparing.planted import write_side
+from tests.support.project import Project, commit
+
+OUTPUTS = ("classify", "split/labelled", "split/instructions", "instruct", "evaluate")
+RUN, STAGE_RUN = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Return a project whose commit records a version better than artifacts/."""
+    project = Project(tmp_path)
+    assert project.run("git", "init", "-q").returncode == 0
+    write_side(tmp_path / "artifacts", wrong=30)
+    record(tmp_path)
+    (tmp_path / ".gitignore").write_text("/artifacts\n/compare\n/.dvc\n")
+    commit(project, "the first version")
+    shutil.rmtree(tmp_path / "artifacts")
+    write_side(tmp_path / "artifacts", wrong=80)
+    for module in (command, cached, resolve):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(significance, "RESAMPLES", 1000)
+    return project
+
+
+def record(root: Path) -> None:
+    """Write dvc.lock, and put the outputs into DVC's cache."""
+    hashes = {f"artifacts/{name}": content_hash(root / "artifacts" / name) for name in OUTPUTS}
+    outs = [{"path": path, "md5": digest} for path, digest in hashes.items()]
+    stage = {"outs": outs, "params": {"params.yaml": {"classify": {"epochs": 3}}}}
+    YAML().dump({"schema": "2.0", "stages": {"classify": stage}}, root / "dvc.lock")
+    for path, digest in hashes.items():
+        listing = []
+        for file in files_below(root / path):
+            listing.append({"md5": md5(file), "relpath": file.relative_to(root / path).as_posix()})
+            shutil.copy(file, place(root, md5(file)))
+        text = json.dumps(listing, sort_keys=True)
+        place(root, digest).write_text(text)
+
+
+def place(root: Path, digest: str) -> Path:
+    """Return the path of a cached file, in a folder that exists."""
+    path = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_the_last_commit_and_artifacts_are_the_default(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["A=", "B="]) == 0
+    printed = capsys.readouterr().out
+    assert "verdict   B is worse on accuracy (classify), F1 of spam (classify)" in printed
+    assert "pretrain is not compared: A (HEAD) has no pretrain/model.safetensors" in printed
+    assert "B         artifacts (a folder, other than in dvc.lock: classify)" in printed
+    assert "page      compare/HEAD-artifacts.html" in printed
+    content = json.loads((project.root / "compare/HEAD-artifacts.json").read_text())
+    assert content["sides"]["A"]["origin"].endswith("the first version")
+    assert "<svg" in (project.root / "compare/HEAD-artifacts.html").read_text()
+    assert project.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_a_pipeline_run_has_the_outputs_of_its_stages(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests = resolve.records.outputs(
+        resolve.parse_lock((project.root / "dvc.lock").read_text(), "")
+    )
+    tags = {f"dvc.out.{path}": digest for path, digest in digests.items()}
+    store = {
+        RUN: run(RUN, {"stage.classify": f"ran:{STAGE_RUN}", "mlflow.source.git.commit": "abc"}),
+        STAGE_RUN: run(STAGE_RUN, {**tags, "stage": "classify"}),
+    }
+    monkeypatch.setattr(runs, "find_run", store.get)
+    for name in (RUN, STAGE_RUN):
+        assert command.main([f"A={name}", "B=HEAD"]) == 0
+        assert "No significant difference between A and B on 7 figures" in capsys.readouterr().out
+    shutil.rmtree(project.root / ".dvc")
+    with pytest.raises(ValueError, match=f"A={RUN}: neither DVC's cache nor the models"):
+        command.main([f"A={RUN}"])
+
+
+def run(name: str, tags: dict[str, str]) -> Run:
+    info = RunInfo(name, "0", "user", "FINISHED", 0, 0, "active", run_name="a run")
+    return Run(info, RunData(tags=[RunTag(key, value) for key, value in tags.items()]))
+
+
+def test_a_damaged_or_missing_output_of_a_commit_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (project.root / "dvc.lock").open() as file:
+        outs = YAML(typ="safe").load(file)["stages"]["classify"]["outs"]
+    place(project.root, outs[0]["md5"]).write_text("[]")
+    assert command.main(["A=HEAD"]) == 0
+    assert (
+        "classify is not compared: A (HEAD) has no classify/predictions.csv: DVC's cache lacks "
+        "artifacts/classify of that commit"
+    ) in capsys.readouterr().out
+    shutil.rmtree(project.root / ".dvc")
+    with pytest.raises(ValueError, match="DVC's cache has none of the outputs"):
+        command.main(["A=HEAD"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["A=nothing"],
+            "A=nothing is none of these: allowed are a folder .* revision .* run",
+        ),
+        (["A=.git"], "A=.git is a folder without an artifact of a stage: allowed are"),
+        (["B=--help"], "B=--help is none of these"),
+        (["C=HEAD"], "usage: make compare A=HEAD~1 B=artifacts; .*; given: C=HEAD"),
+        (["HEAD"], "usage: make compare"),
+    ],
+)
+def test_other_names_are_refused_in_a_sentence(
+    project: Project, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        command.main(arguments)
+    assert not (project.root / "compare").exists()
+
+
+def test_a_commit_without_a_lock_is_refused(project: Project) -> None:
+    (project.root / "dvc.lock").unlink()
+    commit(project, "no lock")
+    with pytest.raises(ValueError, match="A=HEAD is a commit without a dvc"):
+        command.main([])
+    assert command.main(["A=HEAD~1"]) == 0

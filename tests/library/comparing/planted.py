@@ -1,0 +1,59 @@
+"""Artifacts of a side with a given number of wrong answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gptmill.comparing.side import Side
+from gptmill.files import write_csv, write_json
+
+ROWS = 1000
+EVIL = "<script>alert(1)</script>"
+
+
+def write_side(folder: Path, *, wrong: int = 30, rows: Sequence[int] = range(ROWS)) -> Side:
+    """Write a side whose answers are wrong in the first rows of every task."""
+    text = [f"{EVIL if k < 2 else 'text'} {k}" for k in rows]
+    label = ["spam" if k % 5 == 0 else "ham" for k in rows]
+    p = [0.9 if (lab == "spam") != (k < wrong) else 0.1 for k, lab in zip(rows, label, strict=True)]
+    probabilities = {"p_ham": 1 - np.array(p), "p_spam": p}
+    predicted = ["spam" if x > 0.5 else "ham" for x in p]
+    table = pd.DataFrame({"text": text, "label": label, "predicted": predicted, **probabilities})
+    for name in ("classify", "split/labelled", "split/instructions", "instruct", "evaluate"):
+        (folder / name).mkdir(parents=True)
+    write_csv(folder / "classify/predictions.csv", table)
+    steps = {"step": [1, 2], "train_loss": [2.0, 1.0], "val_loss": [None, 1.5]}
+    write_csv(folder / "classify/training.csv", pd.DataFrame(steps))
+    for part in ("train", "validation"):
+        write_csv(folder / f"split/labelled/{part}.csv", trained_rows(part))
+        write_json(folder / f"split/instructions/{part}.json", [exercise(f"{part} 1", "noun")])
+    answers = [
+        {**exercise(str(k), "noun"), "before": "", "answer": "verb" if k < wrong else "a noun"}
+        for k in range(200)
+    ]
+    write_json(folder / "instruct/answers.json", answers)
+    general = pd.DataFrame(
+        {
+            "id": [str(k) for k in range(200)],
+            "kind": "word",
+            "question": [f"Say {k}" for k in range(200)],
+            "reference": "cat",
+            "base": "",
+            "assistant": ["dog" if k < wrong else "cat" for k in range(200)],
+            "base_passed": "0",
+            "assistant_passed": ["" if k > 190 else str(int(k >= wrong)) for k in range(200)],
+        }
+    )
+    write_csv(folder / "evaluate/general_answers.csv", general)
+    return Side("A", folder.name, folder)
+
+
+def trained_rows(*texts: str) -> pd.DataFrame:
+    return pd.DataFrame({"label": "ham", "text": list(texts)})
+
+
+def exercise(word: str, output: str) -> dict[str, str]:
+    asked = {"instruction": "Name the word class.", "input": word}
+    return {**asked, "output": output, "key": output, "kind": "word class"}
