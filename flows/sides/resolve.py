@@ -38,6 +38,8 @@ def resolve(letter: str, name: str, temporary: Path) -> Side:
         side = side_of_run(letter, name, temporary)
         if side is not None:
             return side
+    if folder == ROOT / "artifacts":
+        raise ValueError(f"{letter}={name}: there are no artifacts yet; run `make pipeline` first")
     found = "a folder without an artifact of a stage" if folder.is_dir() else "none of these"
     raise ValueError(f"{letter}={name} is {found}: {FORMS}")
 

@@ -71,7 +71,7 @@ def _from_models(runs: list[Any], path: str, folder: Path) -> bool:
             for config in sorted((files / "artifacts").glob("*/config.json")):
                 target = folder / path.removeprefix(ARTIFACTS)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                config.parent.rename(target)
+                target.symlink_to(config.parent)
                 return True
     return False
 

@@ -123,6 +123,7 @@ def test_a_damaged_or_missing_output_of_a_commit_is_named(
             "A=nothing is none of these: allowed are a folder .* revision .* run",
         ),
         (["A=.git"], "A=.git is a folder without an artifact of a stage: allowed are"),
+        (["B=artifacts/none"], "B=artifacts/none is none of these"),
         (["B=--help"], "B=--help is none of these"),
         (["C=HEAD"], "usage: make compare A=HEAD~1 B=artifacts; .*; given: C=HEAD"),
         (["HEAD"], "usage: make compare"),
@@ -134,6 +135,12 @@ def test_other_names_are_refused_in_a_sentence(
     with pytest.raises(ValueError, match=message):
         command.main(arguments)
     assert not (project.root / "compare").exists()
+
+
+def test_a_project_without_artifacts_is_told_to_make_them(project: Project) -> None:
+    shutil.rmtree(project.root / "artifacts")
+    with pytest.raises(ValueError, match="there are no artifacts yet; run `make pipeline`"):
+        command.main([])
 
 
 def test_a_commit_without_a_lock_is_refused(project: Project) -> None:

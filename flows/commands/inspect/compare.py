@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> int:
     names = _names(arguments)
     with tempfile.TemporaryDirectory(prefix="gptmill-compare-") as temporary:
         first, second = (resolve(side, name, Path(temporary)) for side, name in names.items())
+        for side in (first, second):
+            print(f"{side.letter}         {side.name} ({side.origin})", flush=True)
         comparison = compare(first, second, device=device_name("auto"))
         html = render(comparison)
     folder = ROOT / "compare"
@@ -56,8 +58,6 @@ def _names(arguments: list[str]) -> dict[str, str]:
 
 def _print(comparison: Comparison) -> None:
     """Print the figures as a table, then what is missing, and the verdict."""
-    for side in comparison.sides:
-        print(f"{side.letter}         {side.name} ({side.origin})")
     names = ("task", "figure", "rows", "A", "B", "B - A (95 %)", "B is")
     table = Table(*names, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for section, figure in comparison.figures:

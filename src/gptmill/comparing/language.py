@@ -59,8 +59,8 @@ def language_models(first: Side, second: Side, *, device: str) -> Section:
 
 def documents(side: Side, part: str) -> Iterator[str]:
     """Yield the documents of a part of a side's tokenized text."""
-    file = TokenFile.open(side.file(f"tokenize/{part}.bin"))
     side.file(f"tokenize/{part}.json")
+    file = TokenFile.open(side.file(f"tokenize/{part}.bin"))
     tokenizer = Tokenizer.from_folder(side.file("tokenize/tokenizer"))
     for ids in np.split(np.asarray(file.ids), file.starts[1:]):
         end = len(ids) - 1 if len(ids) and ids[-1] == tokenizer.eot_id else len(ids)

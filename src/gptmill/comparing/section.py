@@ -73,10 +73,9 @@ class Figure:
         show, gain = self.unit.show, self.gain
         if self.verdict == "same":
             change = self.difference
-            shown = (show(x, sign=True) for x in (change.value, change.low, change.high))
-            return "no significant difference ({} {unit}, {} to {})".format(
-                *shown, unit=self.unit.name
-            )
+            ending = " after the correction" if change.low > 0 or change.high < 0 else ""
+            value, low, high = (show(x, sign=True) for x in (change.value, change.low, change.high))
+            return f"no significant difference{ending} ({value} {self.unit.name}, {low} to {high})"
         value, low, high = gain.value, gain.low, gain.high
         if self.verdict == "worse":
             value, low, high = -value, -high, -low

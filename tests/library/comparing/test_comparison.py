@@ -15,6 +15,7 @@ from gptmill.comparing.section import Section
 from gptmill.comparing.side import Side, changes
 from gptmill.files import write_csv
 from tests.library.comparing.planted import ROWS, trained_rows, write_side
+from tests.support.browser import FOUND, browser
 
 
 def compared(first: Side, second: Side) -> Comparison:
@@ -139,3 +140,21 @@ def test_changes_are_those_of_stages_that_both_record() -> None:
     assert [(c.name, c.first, c.second) for c in changes(first, second)] == [
         ("lora.rank", "8.0", "4.0")
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(None in FOUND, reason="needs Chromium and its driver")
+def test_the_page_fits_a_phone_without_scripts_and_network(first: Side, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render(compared(first, write_side(tmp_path / "second", wrong=80))))
+    with browser(tmp_path / "profile", dark=True) as window:
+        window.resize(500, 900)  # Chromium's narrowest window
+        window.open(page.as_uri())
+        window.run("for (const part of document.querySelectorAll('details')) part.open = true")
+        wide = "return document.documentElement.scrollWidth > window.innerWidth"
+        assert not window.run(wide)
+        assert window.texts(".verdict")[0].startswith("B is worse on accuracy (classify)")
+        assert window.run(
+            "return document.querySelector('svg').getBoundingClientRect().width > 300"
+        )
+        assert window.log() == []
