@@ -37,7 +37,7 @@ def test_modules_stages_and_sections_have_the_same_names() -> None:
 def test_folders_can_be_taken_in_at_a_glance(top: str, most: int, packages: int) -> None:
     for folder in (ROOT / top, *(path for path in (ROOT / top).rglob("*") if path.is_dir())):
         files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
-        folders = [path for path in folder.iterdir() if any(path.rglob("*.py"))]
+        folders = [path for path in folder.iterdir() if list(path.rglob("*.py"))]
         assert len(files) <= most, folder
         assert len(folders) <= packages, folder
         assert not [name for name in files if name.startswith("_") and name != "__main__.py"]

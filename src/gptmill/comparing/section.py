@@ -70,19 +70,21 @@ class Figure:
     @property
     def sentence(self) -> str:
         """Return the verdict in words."""
-        show, gain = self.unit.show, self.gain
         if self.verdict == "same":
-            change = self.difference
-            ending = " after the correction" if change.low > 0 or change.high < 0 else ""
-            value, low, high = (show(x, sign=True) for x in (change.value, change.low, change.high))
-            return f"no significant difference{ending} ({value} {self.unit.name}, {low} to {high})"
-        value, low, high = gain.value, gain.low, gain.high
+            beside = self.difference.low > 0 or self.difference.high < 0
+            ending = " after the correction" if beside else ""
+            return f"no significant difference{ending} ({self._shown(self.difference, sign=True)})"
+        size = self.gain
         if self.verdict == "worse":
-            value, low, high = -value, -high, -low
-        return (
-            f"B is {self.verdict} on {self.name} by {show(value)} {self.unit.name}, "
-            f"{show(low)} to {show(high)}"
+            size = Estimate(-size.value, -size.high, -size.low)
+        return f"B is {self.verdict} on {self.name} by {self._shown(size)}"
+
+    def _shown(self, size: Estimate, *, sign: bool = False) -> str:
+        """Return a difference in its unit, with the interval."""
+        value, low, high = (
+            self.unit.show(number, sign=sign) for number in (size.value, size.low, size.high)
         )
+        return f"{value} {self.unit.name}, {low} to {high}"
 
 
 @dataclass(frozen=True)
