@@ -46,8 +46,11 @@ lock: $(ENV)  ## rewrite configs/constraints.txt from the packages installed in 
 	  | grep -v -i -E '^(nvidia|triton|cuda)' | sed -E 's/\+[a-z0-9]+$$//; s/ @ .*//' > configs/.constraints.partial
 	@mv configs/.constraints.partial configs/constraints.txt
 
-data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/ and check the files against data.dvc
-	@python -m flows data
+# a user's own data, as NAME=value arguments
+OWN = $(foreach name,TEXT LABELLED CHATS FIELDS TURNS,$(if $($(name)),'$(name)=$($(name))'))
+
+data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/; your own with TEXT=, LABELLED= or CHATS=path
+	@python -m flows data $(OWN)
 
 base: $(ENV)  ## switch fine-tuning to the weights and params of configs/bases/x.yaml: BASE=x
 	@python -m flows base $(BASE)

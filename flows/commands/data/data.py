@@ -20,10 +20,12 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flows import own_data
 from flows.commands.data.base import way_without
 from flows.dvc import own, pins
 from flows.dvc.pins import MadeFrom, Pin
 from flows.dvc.repair import repair
+from flows.own_report import report
 from gptmill.files import atomic_folder
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
@@ -38,6 +40,7 @@ from gptmill.sources.build import (
     write_manifest,
 )
 from gptmill.sources.fetch import fetch, is_kept
+from gptmill.sources.own.converted import Converted
 from gptmill.sources.table import Place, Source, parse, table_key
 from tasks.processes import locks
 from tasks.project.environment import ROOT
@@ -65,12 +68,14 @@ def main(arguments: list[str]) -> int:
     The status is 1 for unobtainable data. A wrong table raises ValueError, and the command then
     ends with status 2.
     """
-    if arguments:
-        raise ValueError("`make data` takes no arguments: sources.toml lists the data to fetch")
+    request = own_data.requested(arguments)
     sources = read_table(ROOT / "sources.toml")
     try:
         with locks.project("make data", root=ROOT):
-            make_data(ROOT, sources)
+            if request is None:
+                make_data(ROOT, sources)
+            else:
+                add_own(ROOT, request)
     except OSError as error:
         full = "the disk is full: free some space, then run `make data` again to continue"
         say_error(full if error.errno in DISK_FULL else str(error))
@@ -79,6 +84,16 @@ def main(arguments: list[str]) -> int:
         say_error(str(error))
         return 1
     return 0
+
+
+def add_own(root: Path, request: own_data.Request) -> None:
+    """Enter the user's own data in sources.toml and params.yaml, build data/ and report.
+
+    On a failure both files are as before.
+    """
+    with own_data.entered(root, request) as entry:
+        make_data(root, read_table(root / "sources.toml"))
+    print(report(root, entry))
 
 
 def say_error(text: str) -> None:
@@ -214,6 +229,8 @@ def obtain(root: Path, source: Source) -> Made:
             f"{source.name}: {place}, {size_of(place, fetched)}, {note}: {count(len(files))}",
             flush=True,
         )
+        for understood in files.notes if isinstance(files, Converted) else ():
+            print(f"  {understood}")
         return files
     raise ValueError(
         f"source {source.name}: {'; '.join(reasons)}. Run `make data` again to continue"

@@ -23,7 +23,7 @@ from gptmill.sources.sms import sms_table
 from gptmill.sources.table import TARGETS, Place, Source, describe
 from gptmill.sources.text import documents, kjv_books
 
-Made = dict[str, bytes | Path]  # file name in the target folder: content, or path of the content
+Made = Mapping[str, bytes | Path]  # file name in the target folder: content, or path of the content
 
 
 def rows(members: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -41,6 +41,22 @@ def rows(members: Mapping[str, bytes]) -> dict[str, bytes]:
     return {"instructions.json": content}
 
 
+def own(make: str) -> Callable[..., dict[str, bytes]]:
+    """Return a maker for files in the forms people have them."""
+
+    def maker(members: Mapping[str, bytes], **options: Any) -> dict[str, bytes]:
+        from gptmill.sources.own import chats, labels, texts  # import pandas and pyarrow
+
+        makers: dict[str, Callable[..., dict[str, bytes]]] = {
+            "texts": texts.texts,
+            "labels": labels.labels,
+            "chats": chats.chats,
+        }
+        return makers[make](members, **options)
+
+    return maker
+
+
 MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
     "bpe": bpe_files,
     "documents": documents,
@@ -49,10 +65,19 @@ MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
     "questions": questions,
     "rows": rows,
     "sms": sms_table,
+    "texts": own("texts"),
+    "labels": own("labels"),
+    "chats": own("chats"),
+}
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "exercises": ("seed", "rows"),
+    "texts": ("fields",),
+    "labels": ("name", "fields"),
+    "chats": ("name", "fields", "turns"),
 }
 # Allowed values of `make`, each with the names of the required options.
 MAKES: Mapping[str, tuple[str, ...]] = {"copy": ()} | {
-    name: ("seed", "rows") if name == "exercises" else () for name in MAKERS
+    name: OPTIONS.get(name, ()) for name in MAKERS
 }
 
 
@@ -62,10 +87,11 @@ def make_files(source: Source, place: Place, fetched: Path) -> Made:
     Raises ValueError if the place does not match the table: a member is missing, two members
     would become the same file, or the hash of a file differs from the hash in the table.
     """
+    files: Made
     if place.make == "copy":
         files = _copies(place, fetched)
     else:
-        files = dict(MAKERS[place.make](_members(place, fetched), **place.options))
+        files = MAKERS[place.make](read_place(place, fetched), **place.options)
     for name, expected in source.files.items():
         actual = digest(files[name]) if name in files else "(file missing)"
         if actual != expected:
@@ -130,7 +156,7 @@ def file_name(place: Place) -> str:
     return PurePosixPath(path).name
 
 
-def _members(place: Place, fetched: Path) -> dict[str, bytes]:
+def read_place(place: Place, fetched: Path) -> dict[str, bytes]:
     """Return the content of a place's files by name.
 
     A folder gives paths below the folder, whatever else the folder holds; names from an archive

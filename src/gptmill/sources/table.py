@@ -30,6 +30,7 @@ PACKAGES = ("pip", "npm", "apt")
 PLACE_OPTIONAL = ("members", "make", "options")
 KIND_OPTIONAL = {"http": ("header",)}
 NUMBERS = ("bytes",)
+WORDS = ("fields", "name", "turns")  # options that hold text; all others hold numbers
 
 # No value begins with a dash: pip, npm and apt cannot mistake a value for an option.
 PATTERNS = {
@@ -203,7 +204,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
         _check_type(member, where, "members", str)
     for name, value in options.items():
         for number in value.values() if isinstance(value, dict) else (value,):
-            _check_type(number, where, f"options, {name}", int)
+            _check_type(number, where, f"options, {name}", str if name in WORDS else int)
     if row["kind"] in PACKAGES and not members:
         raise ValueError(f"{where} has no members; name the files to take from the archive")
     return Place(

@@ -1,0 +1,194 @@
+"""Instructions and conversations of a user, as the JSON list that `split` reads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gptmill.files import parse_json
+from gptmill.sources.own.columns import (
+    as_text,
+    by_position,
+    chosen,
+    left_out,
+    listed,
+    text_columns,
+)
+from gptmill.sources.own.converted import Converted
+from gptmill.sources.own.tables import read_tables
+
+FORMS = (
+    {"messages": "messages"},  # OpenAI
+    {"messages": "conversations"},  # ShareGPT
+    {
+        "instruction": "instruction",
+        "input": "context",
+        "output": "response",
+        "kind": "category",
+    },  # Dolly
+    {"instruction": "instruction", "input": "input", "output": "output"},  # Alpaca
+    {"instruction": "instruction", "output": "output"},
+    {"instruction": "instruction", "output": "response"},
+    {"instruction": "prompt", "output": "completion"},
+    {"instruction": "prompt", "output": "response"},
+    {"instruction": "question", "output": "answer"},
+)
+"""Columns of the common forms by our names; the first form whose columns are present is read."""
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+TURNS = ("one", "first")
+"""Allowed conversations: of one exchange, or the first exchange of each."""
+
+Message = tuple[str, str]  # role and content
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The first question and answer of a conversation."""
+
+    instruction: str
+    output: str
+    has_system: bool
+    goes_on: bool
+
+
+def chats(
+    members: Mapping[str, bytes], *, name: str, fields: Mapping[str, str], turns: str
+) -> Converted:
+    """Return `NAME.json`, a list of rows with instruction, input and output.
+
+    `fields` gives the columns of `messages`, or of instruction, output and optionally input, kind
+    and key. A system message goes before the instruction. Rows without question or answer are
+    left out and counted. Raises ValueError for unfit tables, and for conversations of several
+    exchanges unless `turns` is "first".
+    """
+    where = ", ".join(sorted(members)[:3])
+    _check_options(fields, turns)
+    table, form = read_tables(members, header=not by_position(fields))
+    rows = chosen(table, fields, where)
+    if "messages" not in fields and _holds_messages(rows["instruction"]):
+        rows = pd.DataFrame({"messages": rows["instruction"] + rows["output"]}, dtype=object)
+    notes: list[str] = []
+    if "messages" in rows:
+        rows, notes = _from_messages(rows["messages"], where, turns)
+    texts = text_columns(rows, where)
+    texts.insert(1, "input", texts.pop("input") if "input" in texts else "")
+    kept = texts[(texts["instruction"].str.strip() != "") & (texts["output"].str.strip() != "")]
+    if kept.empty:
+        raise ValueError(f"{where} has no row with an instruction and an answer")
+    dropped = left_out(len(texts) - len(kept), "no user's message or no answer")
+    content = json.dumps(_records(kept), indent=1, ensure_ascii=False)
+    return Converted({f"{name}.json": f"{content}\n".encode()}, form, *notes, dropped)
+
+
+def chat_fields(members: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the columns of the form; raise ValueError for an unknown form."""
+    table, _ = read_tables(members)
+    for fields in FORMS:
+        if set(fields.values()) <= set(table.columns):
+            return fields
+    forms = ", ".join("+".join(fields.values()) for fields in FORMS)
+    raise ValueError(
+        f"{', '.join(sorted(members)[:3])} has no columns of a known form; {listed(table)}; known "
+        f"are {forms}; add "
+        "FIELDS=instruction=COLUMN,output=COLUMN or FIELDS=messages=COLUMN"
+    )
+
+
+def _check_options(fields: Mapping[str, str], turns: str) -> None:
+    needed = {"messages"} if "messages" in fields else {"instruction", "output"}
+    allowed = needed if "messages" in fields else {*needed, "input", "kind", "key"}
+    if not needed <= set(fields) <= allowed:
+        raise ValueError(
+            f"fields are {', '.join(fields) or 'none'}; chats need messages, or instruction and "
+            "output, optionally with input, kind and key"
+        )
+    if turns not in TURNS:
+        raise ValueError(f"turns is {turns!r}; allowed are {' and '.join(TURNS)}")
+
+
+def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows without empty kinds and keys."""
+    return [
+        {str(name): cell for name, cell in row.items() if cell or name not in ("kind", "key")}
+        for row in rows.to_dict("records")
+    ]
+
+
+def _holds_messages(column: pd.Series) -> bool:
+    return isinstance(column.iloc[0], list)
+
+
+def _from_messages(column: pd.Series, where: str, turns: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return each conversation's first exchange as instruction and output, and notes."""
+    exchanges = [
+        _first_exchange(_conversation(cell, f"{where}, row {number}"))
+        for number, cell in enumerate(column, start=1)
+    ]
+    n_systems = sum(exchange.has_system for exchange in exchanges)
+    n_longer = sum(exchange.goes_on for exchange in exchanges)
+    if n_longer and turns == "one":
+        raise ValueError(
+            f"{where}: {n_longer:,} of {len(exchanges):,} conversations have more than one "
+            "exchange, and training reads single exchanges; add TURNS=first to train on the first "
+            "exchange of each, or remove the longer conversations"
+        )
+    rows = pd.DataFrame(
+        {
+            "instruction": [exchange.instruction for exchange in exchanges],
+            "output": [exchange.output for exchange in exchanges],
+        }
+    )
+    systems = f"system messages before the instruction: {n_systems:,}" if n_systems else ""
+    longer = f"conversations cut after the first exchange: {n_longer:,}" if n_longer else ""
+    return rows, [systems, longer]
+
+
+def _first_exchange(messages: Sequence[Message]) -> Exchange:
+    """Return the first question and answer, empty unless roles are system, user, assistant."""
+    n = next((k for k, (role, _) in enumerate(messages) if role != "system"), len(messages))
+    if [role for role, _ in messages[n : n + 2]] != ["user", "assistant"]:
+        return Exchange("", "", has_system=False, goes_on=False)
+    *asked, answer = [content for _, content in messages[: n + 2]]
+    instruction = "\n\n".join(filter(str.strip, asked))
+    return Exchange(instruction, answer, has_system=n > 0, goes_on=len(messages) > n + 2)
+
+
+def _conversation(cell: Any, where: str) -> list[Message]:
+    """Return a conversation's messages, from a list or from a list written as JSON."""
+    if not isinstance(cell, list) and not as_text(cell, where).strip():
+        return []
+    messages = parse_json(cell, where) if isinstance(cell, str) else cell
+    if not isinstance(messages, list):
+        raise ValueError(f"{where}: messages must be a list of messages, not {str(cell)[:40]!r}")
+    return [_message(message, where) for message in messages]
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict):
+        raise ValueError(f"{where}: a message must be an object, not {str(message)[:40]!r}")
+    role = message.get("role") or message.get("from")
+    content = message.get("content") if "content" in message else message.get("value")
+    if role not in [*ROLES]:
+        raise ValueError(
+            f"{where}: a message has the role {role!r}; allowed are {', '.join(ROLES)}, under "
+            "`role` with `content`, or under `from` with `value`"
+        )
+    if isinstance(content, list):  # OpenAI's parts
+        content = "".join(_part(part, where) for part in content)
+    return ROLES[role], as_text(content, f"{where}: a message")
+
+
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text":
+        raise ValueError(f"{where}: a message has a part that is no text; remove the row")
+    return as_text(part.get("text"), f"{where}: a message")

@@ -1,0 +1,12 @@
+"""Files made from a user's own data, with notes for the user."""
+
+from collections.abc import Mapping
+
+
+class Converted(dict[str, bytes]):
+    """Files of data/ by name, with notes on what was understood."""
+
+    def __init__(self, files: Mapping[str, bytes], *notes: str) -> None:
+        """Store the files, and the notes that are not empty."""
+        super().__init__(files)
+        self.notes = [note for note in notes if note]

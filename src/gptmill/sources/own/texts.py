@@ -1,0 +1,73 @@
+"""Documents of a user, from text files and from a column of tables."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from gptmill.data.documents import BYTE_ORDER_MARK
+from gptmill.sources.own.columns import as_text, by_position, chosen, guessed, left_out
+from gptmill.sources.own.converted import Converted
+from gptmill.sources.own.decoding import UTF_8, decoded, decompressed
+from gptmill.sources.own.tables import READERS, form_of, read_table, stem_of
+from gptmill.sources.text import document_name
+
+PLAIN = (".txt", ".md")
+ENDINGS = (*PLAIN, *READERS)
+ROLES = ("text",)
+
+
+def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Converted:
+    """Return each text file, and each row of a table, as a document in UTF-8.
+
+    `fields` gives the column of the text in tables. Empty documents, and files of other forms,
+    are left out and counted. Raises ValueError for unfit files.
+    """
+    if set(fields) != set(ROLES):
+        raise ValueError(f"fields are {', '.join(fields) or 'none'}; texts need text")
+    documents: dict[str, str] = {}
+    forms: dict[str, list[str]] = {}
+    for name in sorted(members):
+        if form_of(name) in PLAIN:
+            text, form = decoded(decompressed(members[name], name), name)
+            added = {document_name(name): text}
+        elif form_of(name) in READERS:
+            added, form = _rows(members[name], name, fields)
+        else:
+            added, form = {}, "another form, left out"
+        repeated = sorted(set(added) & set(documents))
+        if repeated:
+            raise ValueError(f"{name} and another file make {repeated[0]}; rename one of them")
+        documents |= added
+        forms.setdefault(form, []).append(name)
+    kept = {name: text.encode() for name, text in documents.items() if text.strip()}
+    if not kept:
+        raise ValueError(
+            f"{', '.join(sorted(members)[:3])}: no text; allowed endings are {', '.join(ENDINGS)}, "
+            "each also with .gz or .zst"
+        )
+    notes = [f"{form}: {_some(names)}" for form, names in forms.items() if form not in ("", UTF_8)]
+    return Converted(kept, *notes, left_out(len(documents) - len(kept), "no text"))
+
+
+def text_fields(members: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the likely column of the text in the first table; `text` without tables."""
+    names = [name for name in sorted(members) if form_of(name) in READERS]
+    if not names:
+        return {"text": "text"}
+    table = read_table(members[names[0]], names[0]).rows
+    return guessed(table, ROLES, names[0])
+
+
+def _rows(content: bytes, name: str, fields: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    table = read_table(content, name, header=not by_position(fields))
+    column: pd.Series = chosen(table.rows, fields, name)["text"]
+    stem = stem_of(name)
+    rows = {
+        document_name(f"{stem}_{number:06d}.txt"): as_text(cell, f"{name}, row {number}")
+        for number, cell in enumerate(column, start=1)
+    }
+    return {row: text.removeprefix(BYTE_ORDER_MARK) for row, text in rows.items()}, table.form
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
