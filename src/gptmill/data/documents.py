@@ -75,8 +75,12 @@ def split_documents(
     and equal texts stay together. Each part holds at least one document: if a part would be
     empty, the document nearest to the fraction goes there.
 
-    Raises ValueError if all documents have the same text.
+    A single document is cut in two, at the fraction of its characters from the end.
+
+    Raises ValueError if several documents all have the same text.
     """
+    if len(documents) == 1:
+        return _cut(documents[0], validation_fraction)
     positions = [_hash_position(document.text) for document in documents]
     distinct = sorted(set(positions))
     if len(distinct) < 2:
@@ -96,6 +100,17 @@ def split_documents(
         if position <= last
     ]
     return train, validation
+
+
+def _cut(document: Document, validation_fraction: float) -> tuple[list[Document], list[Document]]:
+    length = int(len(document.text) * (1 - validation_fraction))
+    train, validation = document.text[:length], document.text[length:]
+    if not (train.strip() and validation.strip()):
+        raise ValueError(
+            f"{document.name} is too short to be cut into a training and a validation part: add "
+            "text, or a second file"
+        )
+    return [Document(document.name, train)], [Document(document.name, validation)]
 
 
 def _hash_position(text: str) -> float:

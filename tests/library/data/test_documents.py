@@ -89,3 +89,12 @@ def test_each_part_has_a_document_even_of_two(fraction):
 def test_one_text_cannot_be_split():
     with pytest.raises(ValueError, match="give at least 2 files"):
         split_documents([Document("a", "same"), Document("b", "same")], 0.1)
+
+
+def test_a_single_text_is_cut_near_its_end() -> None:
+    text = "0123456789" * 2
+    train, validation = split_documents([Document("a", text)], 0.1)
+    assert train == [Document("a", text[:18])]
+    assert validation == [Document("a", text[18:])]
+    with pytest.raises(ValueError, match="a is too short to be cut into a training and a valid"):
+        split_documents([Document("a", "x")], 0.1)
