@@ -47,10 +47,10 @@ lock: $(ENV)  ## rewrite configs/constraints.txt from the packages installed in 
 	@mv configs/.constraints.partial configs/constraints.txt
 
 # a user's own data, as NAME=value arguments
-OWN = $(foreach name,TEXT LABELLED CHATS FIELDS TURNS,$(if $($(name)),'$(name)=$($(name))'))
+OWN = $(foreach name,TEXT LABELLED CHATS FIELDS TURNS,$(if $($(name)),$(name)='$(subst ','\'',$($(name)))'))
 
 data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/; your own with TEXT=, LABELLED= or CHATS=path
-	@python -m flows data $(OWN)
+	@python -m flows data $(strip $(OWN))
 
 base: $(ENV)  ## switch fine-tuning to the weights and params of configs/bases/x.yaml: BASE=x
 	@python -m flows base $(BASE)

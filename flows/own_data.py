@@ -28,24 +28,37 @@ USAGE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of own data: maker, folder in data/, and the param that names the file."""
+    """A kind of own data: maker, target, path of the result, and the param for the path."""
 
     make: str
     target: str
-    file: str
-    param: str
+    path: str
+    param: str | None
     options: tuple[str, ...]
 
 
 KINDS: Mapping[str, Kind] = {
-    "TEXT": Kind("texts", "text/{name}", "", "", ("fields",)),
+    "TEXT": Kind(
+        make="texts",
+        target="text/{name}",
+        path="data/text/{name}",
+        param=None,
+        options=("fields",),
+    ),
     "LABELLED": Kind(
-        "labels", "labelled", "data/labelled/{name}.csv", "split.labelled", ("name", "fields")
+        make="labels",
+        target="labelled",
+        path="data/labelled/{name}.csv",
+        param="split.labelled",
+        options=("name", "fields"),
     ),
     "CHATS": Kind(
-        *("chats", "instructions", "data/instructions/{name}.json", "split.instructions"),
+        make="chats",
+        target="instructions",
+        path="data/instructions/{name}.json",
+        param="split.instructions",
         options=("name", "fields", "turns"),
     ),
 }
@@ -110,11 +123,11 @@ def entered(root: Path, request: Request) -> Iterator[Entry]:
         "licence": "mine",
         "place": [{"kind": "path", "path": request.path, "make": kind.make, "options": options}],
     }
-    path = kind.file.format(name=name) or f"data/{row['target']}"
+    path = kind.path.format(name=name)
     (source,) = parse({"source": [row]}, makers=MAKES)
     make_files(source, source.places[0], own_path(place, root))
     write_text(table, with_entry(before[table], row))
-    if kind.param:
+    if kind.param is not None:
         write_text(params, edited(before[params], {kind.param: path}))
     try:
         yield Entry(name, request.kind, path, _shown(columns))

@@ -6,7 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from flows.own_data import Entry
+from flows.own_data import KINDS, Entry
 from gptmill.data.documents import read_documents
 from gptmill.data.row_files import read_instructions, read_labelled
 from gptmill.origins import read_manifest
@@ -18,7 +18,13 @@ CLASSES_SHOWN = 10
 def report(root: Path, entry: Entry) -> str:
     """Return lines on the data that an entry made, and the next command."""
     describe = {"TEXT": _texts, "LABELLED": _labels, "CHATS": _chats}[entry.kind]
-    lines = [f"{entry.path}: {entry.columns}", *describe(root, entry), "next: make pipeline"]
+    param = KINDS[entry.kind].param
+    lines = [
+        f"sources.toml: the source {entry.name} makes {entry.path} ({entry.columns})",
+        *([f"params.yaml: {param} is {entry.path}"] if param else []),
+        *describe(root, entry),
+        "next: make pipeline",
+    ]
     return "\n".join(lines)
 
 
@@ -32,7 +38,7 @@ def _texts(root: Path, entry: Entry) -> list[str]:
             if name.startswith("text/") and source != entry.name
         }
     )
-    lines = [f"  {_count(len(texts), 'document')}, {_words(texts)}"]
+    lines = [f"  {_count(len(texts), 'document')}; words per document: {_words(texts)}"]
     if others:
         lines.append(
             f"  training reads all of data/text, also {', '.join(others)}: `enabled = false` in "
@@ -49,7 +55,7 @@ def _labels(root: Path, entry: Entry) -> list[str]:
     texts = list(table["text"])
     return [
         f"  {_count(len(table), 'row')} in {len(counts)} classes: {shown}{more}",
-        f"  texts of {_words(texts)}",
+        f"  words per text: {_words(texts)}",
         *_cut(root, table, entry.kind),
     ]
 
@@ -61,8 +67,8 @@ def _chats(root: Path, entry: Entry) -> list[str]:
     shown = ", ".join(f"{kind} {n:,}" for kind, n in kinds.head(CLASSES_SHOWN).items())
     return [
         f"  {_count(len(table), 'exchange')}; kinds: {shown}",
-        f"  instructions of {_words(asked)}",
-        f"  answers of {_words(list(table['output']))}",
+        f"  words per instruction: {_words(asked)}",
+        f"  words per answer: {_words(list(table['output']))}",
         *_cut(root, table, entry.kind),
     ]
 
@@ -89,7 +95,7 @@ def _context(root: Path) -> int | None:
     """Return the context length of the base, None where the weights are not here yet."""
     from gptmill.formats.importing import check_model
 
-    params = graph.read_yaml(root / "params.yaml")
+    params = graph.params()
     weights = params["load_gpt2"]["weights"]
     if weights == "artifacts/pretrain":
         length: int = params["sample"]["windows"]["max_length"]
@@ -99,7 +105,7 @@ def _context(root: Path) -> int | None:
 
 def _words(texts: Sequence[str]) -> str:
     lengths = [len(text.split()) for text in texts]
-    return f"{median(lengths):,.0f} words (median) and {max(lengths):,} (longest)"
+    return f"median {median(lengths):,.0f}, longest {max(lengths):,}"
 
 
 def _count(n: int, noun: str) -> str:

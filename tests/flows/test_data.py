@@ -429,3 +429,88 @@ def test_the_projects_own_data_comes_from_its_sources_byte_for_byte(tmp_path: Pa
             if at != tried.get(source.name) and (client == "python" or shutil.which(client)):
                 fetched = fetch(at, tmp_path / ".state" / "downloads", root=tmp_path)
                 assert build.make_files(source, at, fetched)
+
+
+@pytest.fixture
+def user(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a project with the params of this one, in which the command works."""
+    monkeypatch.setattr(data, "ROOT", root)
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "sources.toml").write_text(TABLE + "# mine\n", encoding="utf-8")
+    return root
+
+
+def test_own_data_is_entered_built_and_reported_by_one_command(
+    user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(f"{k};Hello {k};{'yes' if k % 2 else 'no'}\r\n" for k in range(9))
+    (user / "My Mail.csv").write_text(f"id;Message;Class\r\n{rows}", encoding="utf-8-sig")
+    (user / "chat.json").write_text('[{"prompt": "Q?", "completion": "A."}]', encoding="utf-8")
+    assert data.main(["LABELLED=My Mail.csv"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "  My Mail.csv: UTF-8 with a byte order mark, columns separated by semicolons",
+        "makes data/labelled/my-mail.csv (label from Class, text from Message)",
+        "params.yaml: split.labelled is data/labelled/my-mail.csv",
+        "  9 rows in 2 classes: no 5, yes 4",
+        "  words per text: median 2, longest 2",
+        "  texts cut at the context of 128 tokens: 0",
+        "next: make pipeline",
+    ):
+        assert line in said
+    (user / "novels").mkdir()
+    (user / "novels" / "a.md").write_text("Once.", encoding="utf-8")
+    assert data.main(["CHATS=chat.json"]) == data.main(["TEXT=novels"]) == 0
+    said = capsys.readouterr().out
+    assert "  1 exchange; kinds: other 1" in said
+    assert "  exchanges left out, longer than the context of 128 tokens: " in said
+    assert "  1 document; words per document: median 1, longest 1" in said
+    assert "training reads all of data/text, also books: `enabled = false`" in said
+    table = (user / "sources.toml").read_text(encoding="utf-8")
+    assert table.startswith(f'{TABLE}# mine\n\n[[source]]\nname = "my-mail"')
+    params = (user / "params.yaml").read_text(encoding="utf-8")
+    changed = {*params.splitlines()} - {*(ROOT / "params.yaml").read_text().splitlines()}
+    assert changed == {
+        "  labelled: data/labelled/my-mail.csv",
+        "  instructions: data/instructions/chat.json",
+    }
+    assert data.main(["LABELLED=My Mail.csv", "FIELDS=text=Class,label=Message"]) == 0
+    renamed = table.replace(
+        'label = "Class", text = "Message"', 'text = "Class", label = "Message"'
+    )
+    assert (user / "sources.toml").read_text(encoding="utf-8") == renamed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["LABELLED=gone.csv"], "gone.csv does not exist"),
+        (["LABELLED=mail.csv", "FIELDS=text=b,label=x"], "mail.csv has no column x for label"),
+        (["LABELLED=mail.csv"], "mail.csv has no single column for label and text; the columns"),
+        (["LABELLED=mail.csv", "FIELDS=text=b,label=a"], "has the labels 'no' and 'No', which dif"),
+        (["TEXT=books"], "sources.toml has a different source books; rename your file or folder"),
+        (["CHATS=mail.csv", "FIELDS=instruction=a,output=b", "TURNS=all"], "turns is 'all'; allow"),
+    ],
+)
+def test_own_data_that_cannot_be_used_changes_nothing(
+    user: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (user / "mail.csv").write_text("a,b\nno,hi\nNo,ho\n", encoding="utf-8")
+    before = {name: (user / name).read_bytes() for name in ("sources.toml", "params.yaml")}
+    assert data.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert before == {name: (user / name).read_bytes() for name in before}
+    assert not (user / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["LABELLED=a.csv", "TEXT=b"], ["FIELDS=text=a"], ["LABELLED=a.csv", "COLOUR=red"]],
+)
+def test_other_arguments_are_named_with_the_allowed_ones(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=f"TURNS=first .*; given: {' '.join(arguments)}"):
+        data.main(arguments)
+    with pytest.raises(ValueError, match="FIELDS must be like text=COLUMN,label=COLUMN, not x"):
+        data.main(["TEXT=a", "FIELDS=x"])

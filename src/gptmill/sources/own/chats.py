@@ -15,6 +15,7 @@ from gptmill.sources.own.columns import (
     left_out,
     listed,
     text_columns,
+    unread,
 )
 from gptmill.sources.own.converted import Converted
 from gptmill.sources.own.tables import read_tables
@@ -85,9 +86,9 @@ def chats(
     kept = texts[(texts["instruction"].str.strip() != "") & (texts["output"].str.strip() != "")]
     if kept.empty:
         raise ValueError(f"{where} has no row with an instruction and an answer")
-    dropped = left_out(len(texts) - len(kept), "no user's message or no answer")
+    notes += [unread(table, fields), left_out(len(texts) - len(kept), "no question or no answer")]
     content = json.dumps(_records(kept), indent=1, ensure_ascii=False)
-    return Converted({f"{name}.json": f"{content}\n".encode()}, form, *notes, dropped)
+    return Converted({f"{name}.json": f"{content}\n".encode()}, form, *notes)
 
 
 def chat_fields(members: Mapping[str, bytes]) -> dict[str, str]:

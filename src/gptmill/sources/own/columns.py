@@ -102,6 +102,12 @@ def text_columns(table: pd.DataFrame, where: str) -> pd.DataFrame:
     )
 
 
+def unread(table: pd.DataFrame, fields: Mapping[str, str]) -> str:
+    """Return a note on the columns that no role reads, empty for none."""
+    columns = [str(column) for column in table.columns if column not in fields.values()]
+    return f"columns left out: {', '.join(columns)}" if columns else ""
+
+
 def left_out(n_dropped: int, reason: str) -> str:
     """Return a note on dropped rows, empty for none."""
     return f"rows dropped: {n_dropped:,} with {reason}" if n_dropped else ""

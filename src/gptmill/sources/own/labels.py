@@ -11,6 +11,7 @@ from gptmill.sources.own.columns import (
     guessed,
     left_out,
     text_columns,
+    unread,
 )
 from gptmill.sources.own.converted import Converted
 from gptmill.sources.own.tables import read_tables
@@ -39,6 +40,7 @@ def labels(members: Mapping[str, bytes], *, name: str, fields: Mapping[str, str]
     return Converted(
         {f"{name}.csv": text.getvalue().encode()},
         form,
+        unread(table, fields),
         left_out(len(rows) - len(kept), "no label or no text"),
     )
 

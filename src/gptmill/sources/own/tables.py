@@ -141,7 +141,7 @@ def _parsed(text: str, separator: str, cells: int) -> pd.DataFrame:
             return rows
     rows = _pyarrow_rows(f"{text}\n{separator.join([END] * cells)}\n", separator, quoted=True)
     if list(rows.iloc[-1]) != [END] * cells:
-        raise ValueError(f"row {len(rows) - 1} has a double quote that is never closed; close it")
+        raise ValueError(f"row {len(rows)} has a double quote that is never closed; close it")
     return rows.iloc[:-1]
 
 
