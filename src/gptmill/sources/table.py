@@ -30,7 +30,7 @@ PACKAGES = ("pip", "npm", "apt")
 PLACE_OPTIONAL = ("members", "make", "options")
 KIND_OPTIONAL = {"http": ("header",)}
 NUMBERS = ("bytes",)
-WORDS = ("fields", "name", "turns")  # options that hold text; all others hold numbers
+WORDS = ("fields", "turns")  # options that hold text; all others but `name` hold numbers
 
 # No value begins with a dash: pip, npm and apt cannot mistake a value for an option.
 PATTERNS = {
@@ -203,8 +203,7 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
     for member in members:
         _check_type(member, where, "members", str)
     for name, value in options.items():
-        for number in value.values() if isinstance(value, dict) else (value,):
-            _check_type(number, where, f"options, {name}", str if name in WORDS else int)
+        _check_option(value, where, name)
     if row["kind"] in PACKAGES and not members:
         raise ValueError(f"{where} has no members; name the files to take from the archive")
     return Place(
@@ -215,6 +214,17 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
         make=make,
         options=options,
     )
+
+
+def _check_option(value: Any, where: str, name: str) -> None:
+    """Check an option: a name, a table of columns, a word, or numbers."""
+    if name == "name":
+        _check_text(value, f"{where}, options", "name")
+        return
+    if name == "fields":
+        _check_type(value, where, "options, fields", dict)
+    for item in value.values() if isinstance(value, dict) else (value,):
+        _check_type(item, where, f"options, {name}", str if name in WORDS else int)
 
 
 def _check_fields(row: Any, where: str, needed: Sequence[str], optional: Sequence[str]) -> None:

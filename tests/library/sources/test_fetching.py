@@ -41,6 +41,7 @@ HASH = "ab" * 32
 FOLDER = "a folder in data/ beginning with bpe, instructions, labelled, questions, text, weights"
 PIP = {"kind": "pip", "package": "a-b", "version": "1.0", "file": "a_b-1.0-py3-none-any.whl"}
 PIP |= {"sha256": HASH, "bytes": 10, "members": ["*.txt"]}  # type: ignore[dict-item]
+COLUMNS = {"name": "x", "fields": {"text": "a", "label": "b"}}
 
 
 def source(**changes: Any) -> Source:
@@ -109,6 +110,14 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
             f"make must be one of {', '.join(MAKES)}, not 'soup'",
         ),
         ({"place": [PIP | {"options": {"seed": 1}}]}, "options are seed; copy needs none"),
+        *(
+            ({"place": [PIP | {"make": "labels", "options": {**COLUMNS, **wrong}}]}, message)
+            for wrong, message in (
+                ({"fields": "text"}, "options, fields must be a table, not 'text'"),
+                ({"fields": {"text": 1}}, "options, fields must be text, not 1"),
+                ({"name": "../x"}, "options: name must be lower-case letters, digits and dashes"),
+            )
+        ),
         ({"place": [PIP | {"make": "exercises"}]}, "options are none; exercises needs seed, rows"),
         (
             {"place": [{"kind": "hub", "repo": "a/b", "revision": "main"}]},

@@ -150,6 +150,7 @@ def test_numbered_classes_of_hugging_face_get_their_names() -> None:
         ("x.csv", b"label,text\na,\x81\n", "x.csv is neither UTF-8 nor another known encoding"),
         ("x.xlsx", b"PK", "x.xlsx: no table; allowed endings are .csv, .tsv, .jsonl, .json"),
         ("x.jsonl", b'{"label": 1}\n{"label"', "x.jsonl, line 2 is not UTF-8 JSON"),
+        ("x.json", b'{\n "data": []\n}', "x.json is not a table; allowed are a list of objects"),
         ("x.json", b"[1]", "x.json, row 1 is not a JSON object; allowed are a list of objects"),
         ("x.jsonl", b'{"label": ["a"], "text": "b"}', "row 1: label must be text or a number"),
         ("x.csv", b"label,text\n,a\n", "x.csv has no row with a label and a text"),
@@ -251,6 +252,10 @@ def test_longer_conversations_are_counted_and_cut_only_on_request() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        (
+            [{"prompt": turn("Q?"), "completion": turn("A.")}, {"prompt": "Q?"}],
+            "c.jsonl, row 2: instruction and output must be lists of messages in every row",
+        ),
         ({"messages": "[1]"}, "c.jsonl, row 1: a message must be an object, not '1'"),
         ({"messages": 3}, "c.jsonl, row 1: messages must be a list of messages, not '3'"),
         ({"messages": [{"role": "tool", "content": ""}]}, "a message has the role 'tool'; allowed"),
@@ -260,7 +265,7 @@ def test_longer_conversations_are_counted_and_cut_only_on_request() -> None:
     ],
 )
 def test_what_is_not_a_conversation_is_named(row: Any, message: str) -> None:
-    members = {"c.jsonl": lines(row)}
+    members = {"c.jsonl": lines(*row) if isinstance(row, list) else lines(row)}
     with pytest.raises(ValueError, match=re.escape(message)):
         chats(members, name="c", fields=chat_fields(members), turns="one")
 

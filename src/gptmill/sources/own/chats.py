@@ -76,8 +76,8 @@ def chats(
     _check_options(fields, turns)
     table, form = read_tables(members, header=not by_position(fields))
     rows = chosen(table, fields, where)
-    if "messages" not in fields and _holds_messages(rows["instruction"]):
-        rows = pd.DataFrame({"messages": rows["instruction"] + rows["output"]}, dtype=object)
+    if "messages" not in fields and isinstance(rows["instruction"].iloc[0], list):
+        rows = pd.DataFrame({"messages": _joined(rows, where)}, dtype=object)
     notes: list[str] = []
     if "messages" in rows:
         rows, notes = _from_messages(rows["messages"], where, turns)
@@ -125,8 +125,19 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _holds_messages(column: pd.Series) -> bool:
-    return isinstance(column.iloc[0], list)
+def _joined(rows: pd.DataFrame, where: str) -> list[list[Any]]:
+    """Return prompts and completions that are lists of messages, each pair as a single list."""
+    conversations = []
+    for number, (asked, answered) in enumerate(
+        zip(rows["instruction"], rows["output"], strict=True), start=1
+    ):
+        if not (isinstance(asked, list) and isinstance(answered, list)):
+            raise ValueError(
+                f"{where}, row {number}: instruction and output must be lists of messages in "
+                "every row, as in the first row"
+            )
+        conversations.append([*asked, *answered])
+    return conversations
 
 
 def _from_messages(column: pd.Series, where: str, turns: str) -> tuple[pd.DataFrame, list[str]]:

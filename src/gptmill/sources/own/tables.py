@@ -5,7 +5,6 @@ A form is known by the file's ending, compression by the file's first bytes.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 NO_SEPARATOR = "\x1f"
 QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 MOST_COLUMNS = 4096
+FIRST_ROW = 1 << 20  # letters
 END = "end"
 
 
@@ -119,8 +119,8 @@ def _separated(text: str, name: str, *, prefer: str) -> tuple[str, pd.DataFrame]
 
 def _first_row(text: str, separator: str) -> int:
     """Return the number of cells in the first row that is not blank."""
-    reader = csv.reader(io.StringIO(text[: 1 << 20], newline=""), delimiter=separator)
-    csv.field_size_limit(1 << 21)
+    csv.field_size_limit(max(csv.field_size_limit(), FIRST_ROW + 1))
+    reader = csv.reader(io.StringIO(text[:FIRST_ROW], newline=""), delimiter=separator)
     return next((len(row) for row in reader if row), 0)
 
 
@@ -177,6 +177,10 @@ def _json(content: bytes, name: str, header: bool) -> Table:
     if text.lstrip().startswith("["):
         rows = enumerate(parse_json(text, name), start=1)
         return _records(((f"row {number}", row) for number, row in rows), name, encoding)
+    if not text.lstrip().partition("\n")[0].rstrip().endswith("}"):
+        raise ValueError(
+            f"{name} is not a table; allowed are a list of objects, and an object on each line"
+        )
     return _records(_lines(text, name), name, encoding)
 
 
@@ -201,24 +205,25 @@ def _records(rows: Iterator[tuple[str, Any]], name: str, encoding: str) -> Table
 def _parquet(content: bytes, name: str, header: bool) -> Table:
     try:
         table = pyarrow.parquet.read_table(pa.py_buffer(content))
+        table.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{name} is not a whole Parquet file: {reason}") from None
     rows = pd.DataFrame(table.to_pylist(), columns=table.column_names, dtype=object)
-    for column, names in _class_names(table.schema.metadata or {}).items():
-        rows[column] = [names[k] if isinstance(k, int) and k >= 0 else None for k in rows[column]]
+    for column, names in _class_names(table.schema.metadata or {}, name).items():
+        rows[column] = [dict(enumerate(names)).get(cell) for cell in rows[column]]
     return Table(rows, "")
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+def _class_names(metadata: Mapping[bytes, bytes], name: str) -> dict[str, list[str]]:
     """Return the names behind numbered classes, as Hugging Face's data sets keep them."""
-    info = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {})
-    features = info.get("features") or {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    text = metadata.get(b"huggingface", b"{}").decode(errors="replace")
+    content = parse_json(text, f"{name}, metadata of Hugging Face")
+    try:
+        features = content["info"]["features"].items()
+        return {column: value["names"] for column, value in features if "names" in value}
+    except (AttributeError, KeyError, TypeError):
+        return {}
 
 
 READERS: Mapping[str, Callable[[bytes, str, bool], Table]] = {
