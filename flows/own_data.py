@@ -27,6 +27,8 @@ USAGE = (
     "TURNS=first for the first exchange of each conversation"
 )
 
+DEFAULT = {"text": "text"}  # columns for text files, which have none
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
@@ -113,7 +115,7 @@ def entered(root: Path, request: Request) -> Iterator[Entry]:
     kind = KINDS[request.kind]
     place, columns = _place(root, request)
     name = name_of(root, request.path)
-    options = {"name": name, "fields": dict(columns), "turns": request.turns}
+    options = {"name": name, "fields": dict(columns) or DEFAULT, "turns": request.turns}
     options = {key: options[key] for key in kind.options}
     table, params = root / "sources.toml", root / "params.yaml"
     before = {path: graph.read_text(path) for path in (table, params)}
@@ -217,4 +219,5 @@ def _place(root: Path, request: Request) -> tuple[Place, Mapping[str, str]]:
 
 
 def _shown(columns: Mapping[str, str]) -> str:
-    return ", ".join(f"{role} from {column}" for role, column in columns.items())
+    listed = ", ".join(f"{role} from {column}" for role, column in columns.items())
+    return f" ({listed})" if listed else ""

@@ -20,7 +20,7 @@ def report(root: Path, entry: Entry) -> str:
     describe = {"TEXT": _texts, "LABELLED": _labels, "CHATS": _chats}[entry.kind]
     param = KINDS[entry.kind].param
     lines = [
-        f"sources.toml: the source {entry.name} makes {entry.path} ({entry.columns})",
+        f"sources.toml: the source {entry.name} makes {entry.path}{entry.columns}",
         *([f"params.yaml: {param} is {entry.path}"] if param else []),
         *describe(root, entry),
         "next: make pipeline",

@@ -50,10 +50,10 @@ def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Convert
 
 
 def text_fields(members: Mapping[str, bytes]) -> dict[str, str]:
-    """Return the likely column of the text in the first table; `text` without tables."""
+    """Return the likely column of the text in the first table, none without tables."""
     names = [name for name in sorted(members) if form_of(name) in READERS]
     if not names:
-        return {"text": "text"}
+        return {}
     table = read_table(members[names[0]], names[0]).rows
     return guessed(table, ROLES, names[0])
 
