@@ -95,7 +95,7 @@ def _context(root: Path) -> int | None:
     """Return the context length of the base, None where the weights are not here yet."""
     from gptmill.formats.importing import check_model
 
-    params = graph.params()
+    params = graph.read_yaml(root / "params.yaml")
     weights = params["load_gpt2"]["weights"]
     if weights == "artifacts/pretrain":
         length: int = params["sample"]["windows"]["max_length"]

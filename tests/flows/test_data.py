@@ -24,6 +24,7 @@ from gptmill.records import content_hash
 from gptmill.sources import build
 from gptmill.sources.fetch import fetch
 from gptmill.sources.table import Source, parse
+from tasks.project import graph
 from tests.support.tiny import tiny_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -434,8 +435,11 @@ def test_the_projects_own_data_comes_from_its_sources_byte_for_byte(tmp_path: Pa
 @pytest.fixture
 def user(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a project with the params of this one, in which the command works."""
-    monkeypatch.setattr(data, "ROOT", root)
-    shutil.copy(ROOT / "params.yaml", root)
+    for module in (data, graph):
+        monkeypatch.setattr(module, "ROOT", root)
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    params = text.replace("weights: data/weights/smollm2", "weights: artifacts/pretrain")
+    (root / "params.yaml").write_text(params, encoding="utf-8")
     (root / "sources.toml").write_text(TABLE + "# mine\n", encoding="utf-8")
     return root
 
@@ -446,6 +450,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     rows = "".join(f"{k};Hello {k};{'yes' if k % 2 else 'no'}\r\n" for k in range(9))
     (user / "My Mail.csv").write_text(f"id;Message;Class\r\n{rows}", encoding="utf-8-sig")
     (user / "chat.json").write_text('[{"prompt": "Q?", "completion": "A."}]', encoding="utf-8")
+    before = (user / "params.yaml").read_text(encoding="utf-8")
     assert data.main(["LABELLED=My Mail.csv"]) == 0
     said = capsys.readouterr().out
     for line in (
@@ -469,7 +474,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     table = (user / "sources.toml").read_text(encoding="utf-8")
     assert table.startswith(f'{TABLE}# mine\n\n[[source]]\nname = "my-mail"')
     params = (user / "params.yaml").read_text(encoding="utf-8")
-    changed = {*params.splitlines()} - {*(ROOT / "params.yaml").read_text().splitlines()}
+    changed = {*params.splitlines()} - {*before.splitlines()}
     assert changed == {
         "  labelled: data/labelled/my-mail.csv",
         "  instructions: data/instructions/chat.json",

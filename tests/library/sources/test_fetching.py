@@ -69,6 +69,7 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
         "labelled",
         "instructions",
         "questions",
+        "weights",
     }
     everything = parse(
         {"source": [row | {"enabled": True} for row in table["source"]]}, makers=MAKES
