@@ -7,12 +7,17 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
 
 ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*://)([^\s'\"<>]*)")
 SHOWN = re.compile(r"(?:[^/?#@]*@)?([^/?#@]*(?:/[^?#@]*)?)(?:[?#][^@]*)?")
+RANGE_NOT_SATISFIABLE = 416
 TIMEOUT = 30  # seconds without a byte
+
+
+class NothingLeftError(ConnectionError):
+    """The server's file ends before the byte that was asked for."""
 
 
 def hidden(text: str) -> str:
@@ -29,8 +34,9 @@ def opened(at: Mapping[str, str], *, start: int) -> Any:
     """Open the address of an http place from a byte on; return the response.
 
     The header, and the user and password of the address, go to the server of the address and to no
-    other server that the address leads to. Raises ValueError for an unset variable of the header
-    and OSError for a failure of network or server; no message holds a secret.
+    other server that the address leads to. Raises ValueError for an unset variable of the header,
+    NothingLeftError for a file that ends before `start`, and OSError for another failure of network
+    or server; no message holds a secret.
     """
     url = urlsplit(at["url"])
     host = url.netloc.rpartition("@")[2]
@@ -41,6 +47,8 @@ def opened(at: Mapping[str, str], *, start: int) -> Any:
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except URLError as error:
+        if start and isinstance(error, HTTPError) and error.code == RANGE_NOT_SATISFIABLE:
+            raise NothingLeftError(hidden(str(error))) from None
         raise ConnectionError(hidden(str(error))) from None
     except http.client.InvalidURL:
         raise ConnectionError("the server leads to an invalid address") from None

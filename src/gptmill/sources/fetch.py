@@ -19,7 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gptmill.files import sha256
-from gptmill.sources.address import hidden, opened
+from gptmill.leash import leashed
+from gptmill.sources.address import NothingLeftError, hidden, opened
 from gptmill.sources.archive import check_readable
 from gptmill.sources.table import Place
 
@@ -159,26 +160,31 @@ def _run(
     """Run a client in `folder`.
 
     Raises ValueError with the client's own reason for a failure, and OSError for a full disk,
-    even if the client ran into the full disk.
+    even if the client ran into the full disk. The client ends with this process.
     """
     if shutil.which(command[0]) is None:
         raise ValueError(
             f"{place} needs {command[0]}, but the command is not on this machine: install it"
         )
-    completed = subprocess.run(
-        command,
+    with subprocess.Popen(
+        leashed([*command]),
         cwd=folder,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
-    )
-    if completed.returncode != 0 and NO_SPACE.search(completed.stderr):
+    ) as process:
+        try:
+            _, stderr = process.communicate()
+        except BaseException:
+            process.terminate()  # the leash then ends the client and its children
+            raise
+    if process.returncode != 0 and NO_SPACE.search(stderr):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if completed.returncode != 0:
-        raise ValueError(f"{place} could not be fetched: {_reason(completed.stderr)}")
+    if process.returncode != 0:
+        raise ValueError(f"{place} could not be fetched: {_reason(stderr)}")
 
 
 def _reason(stderr: str) -> str:
@@ -204,10 +210,21 @@ def _take(place: Place, file: Path, cached: Path) -> None:
 
 
 def _from_http(place: Place, cached: Path) -> Path:
-    """Download into `<hash>.partial`, resuming an earlier attempt."""
+    """Download into `<hash>.partial`, resuming an earlier attempt.
+
+    An attempt that was killed after the last byte is complete. Bytes that the server's file cannot
+    begin with are discarded.
+    """
     partial = cached.with_name(f"{cached.name}.partial")
+    if partial.exists() and sha256(partial) == place.at["sha256"]:
+        return partial.replace(cached)
     start = partial.stat().st_size if partial.exists() else 0
-    with opened(place.at, start=start) as response:
+    try:
+        answer = opened(place.at, start=start)
+    except NothingLeftError:
+        partial.unlink()
+        return _from_http(place, cached)
+    with answer as response:
         resumed = response.status == 206
         with partial.open("ab" if resumed else "wb") as file:
             while chunk := response.read(CHUNK):

@@ -332,6 +332,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        if start >= len(CONTENT):
+            self.send_error(416)
+            return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
@@ -363,6 +366,19 @@ def test_a_download_is_kept_under_its_hash(server: str, tmp_path: Path) -> None:
     assert len(Handler.ranges) == 1, "the second time nothing is asked for"
     first.write_bytes(b"broken by hand")
     assert fetch(at, tmp_path, root=tmp_path).read_bytes() == CONTENT
+
+
+def test_a_download_killed_after_its_last_byte_is_complete(server: str, tmp_path: Path) -> None:
+    at = http_place(server)
+    partial = tmp_path / f"{at.at['sha256']}.partial"
+    for left, asked in ((CONTENT, []), (bytes(len(CONTENT)), ["bytes=10000-", "bytes=0-"])):
+        Handler.ranges = []
+        partial.write_bytes(left)
+        fetched = fetch(at, tmp_path, root=tmp_path)
+        assert fetched.read_bytes() == CONTENT
+        assert Handler.ranges == asked
+        assert list(tmp_path.iterdir()) == [fetched]
+        fetched.unlink()
 
 
 def test_a_download_that_ended_early_goes_on(server: str, tmp_path: Path) -> None:
