@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ def _check_shared(content: dict[str, Any]) -> None:
     """Raise ValueError for a shared value that every stage replaces with its own values.
 
     DVC's `-S shared.optimizer.warmup=0.2` writes out all values of all stages as before, so that
-    the new value would have no effect, without any notice to the user.
+    the new value would have no effect, without any notice to the user. A shared value as in the
+    last commit is accepted: the user replaced the value in every stage.
     """
     for block, shared in (content.get("shared") or {}).items():
         if not isinstance(shared, dict):
@@ -77,12 +79,23 @@ def _check_shared(content: dict[str, Any]) -> None:
         for key, value in shared.items():
             if users and all(values.get(key) != value for values in users.values()):
                 explicit = _explicit_keys(block)
-                if all(set(shared) <= explicit.get(name, set()) for name in users):
+                written = all(set(shared) <= explicit.get(name, set()) for name in users)
+                if written and value != _committed_value(block, key):
                     raise ValueError(
                         f"params.yaml: shared.{block}.{key} is {json.dumps(value)}, but every "
                         "stage has its own value. Set the value of one stage instead: "
                         f"-S {next(iter(users))}.{block}.{key}=..."
                     )
+
+
+def _committed_value(block: str, key: str) -> Any:
+    """Return a shared value of the last commit, or None where git has none."""
+    command = ["git", "show", "HEAD:./params.yaml"]
+    try:
+        content = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+        return YAML(typ="safe").load(content)["shared"][block][key]
+    except (OSError, subprocess.CalledProcessError, YAMLError, KeyError, TypeError):
+        return None
 
 
 def _explicit_keys(block: str) -> dict[str, set[str]]:

@@ -140,6 +140,24 @@ def test_a_shared_value_that_no_stage_takes_is_refused(
         graph.params.__wrapped__()
 
 
+def test_a_shared_value_that_every_stage_replaces_lets_experiments_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = json.loads(json.dumps(graph.params()))
+    for section in content.values():
+        if isinstance(section, dict) and "optimizer" in section:
+            section["optimizer"]["warmup"] = 0.3
+    content["shared"]["optimizer"]["warmup"] = 0.7
+    YAML().dump(content, tmp_path / "params.yaml")
+    project = Project(tmp_path)
+    assert project.run("git", "init", "-q").returncode == 0
+    commit(project, "own values in every stage")
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    content["pretrain"]["steps"] = 3  # as after `-S pretrain.steps=3`
+    YAML().dump(content, tmp_path / "params.yaml")
+    assert graph.params.__wrapped__()["pretrain"]["steps"] == 3
+
+
 def test_make_params_prints_what_each_stage_gets(capsys: pytest.CaptureFixture[str]) -> None:
     assert params.main(["lora"]) == 0
     lines = capsys.readouterr().out.splitlines()
