@@ -8,9 +8,10 @@ import importlib
 import sys
 import traceback
 
-from tasks.processes.process import Terminated, raise_on_sigterm
+from tasks.processes.process import Terminated, die_with_make, raise_on_sigterm
 from tasks.project.environment import (
     ROOT,
+    check_memory,
     check_state,
     memory_shortage,
     sentence,
@@ -42,9 +43,11 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     raise_on_sigterm()
+    die_with_make()
     try:
         set_environment()
         use_own_source()
+        check_memory()
         check_state()
         status: int = importlib.import_module(commands()[arguments[0]]).main(arguments[1:])
     except (ValueError, OSError) as error:

@@ -23,6 +23,7 @@ from tasks.processes.process import (
 )
 from tasks.processes.receipt import tell
 from tasks.project.environment import (
+    check_memory,
     check_state,
     memory_shortage,
     sentence,
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         set_environment()
         use_own_source()
+        check_memory()
         check_state()
         return run(arguments)
     except (ValueError, OSError) as error:

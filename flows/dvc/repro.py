@@ -32,7 +32,8 @@ CHATTER = re.compile(
     r"^(\s*$|Running stage |> exec python -m tasks|Updating lock file|Generating lock file"
     r"|To track the changes|\s*git add |To enable auto staging|\s*dvc config core.autostage"
     r"|Use `dvc push`|Data and pipelines are up to date|'data\.dvc' didn't change"
-    r"|Stage '\w+' didn't change|Stage '\w+' is cached)"
+    r"|Stage '\w+' didn't change|Stage '\w+' is cached"
+    r"|WARNING: Process '.*' with \(Pid \d+\), in RWLock-file)"
 )
 FAILURE = "ERROR: failed to reproduce"  # repeats the stage's own message
 BUSY = "it is being blocked by"

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 from types import FrameType
@@ -95,6 +96,16 @@ def die_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
     else:
         threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+
+
+def die_with_make() -> None:
+    """Send SIGTERM to this process when its parent dies, if the parent is make.
+
+    A command that was started by a shell outlives the shell.
+    """
+    with suppress(psutil.NoSuchProcess):
+        if psutil.Process(os.getppid()).name() in ("make", "gmake"):
+            die_with_parent()
 
 
 def end_after_sigterm(patience: float) -> None:

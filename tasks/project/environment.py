@@ -157,19 +157,18 @@ def use_own_source() -> None:
         )
 
 
-def memory_shortage(text: str) -> str | None:
-    """Return the error message for a failure of the memory limit, or None for other failures.
+def check_memory() -> None:
+    """Raise ValueError where the memory limit of this process is too low for any command."""
+    from gptmill.memory import check_limit  # after `use_own_source`
 
-    Threads, shared libraries and arrays fail with errors of their own.
-    """
-    signs = ("can't start new thread", "Cannot allocate memory", "MemoryError", "pthread_create")
-    more = ("failed to map segment", "DefaultCPUAllocator", "not enough memory")
-    if not any(sign in text for sign in (*signs, *more)):
-        return None
-    return (
-        "not enough memory or threads for this process: raise the limits (`ulimit -v` and "
-        "`ulimit -u` print them), or end other programs"
-    )
+    check_limit()
+
+
+def memory_shortage(text: str) -> str | None:
+    """Return the error message for a failure of the memory limit, or None for other failures."""
+    from gptmill.memory import shortage  # after `use_own_source`
+
+    return shortage(text)
 
 
 def wrong_environment(error: ImportError) -> str:

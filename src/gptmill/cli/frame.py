@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gptmill import memory
+
 # The spins of a waiting thread of torch's OpenMP before it sleeps; stages have the same value, and
 # tasks/project/environment.py the reason.
 SPINNING = {"GOMP_SPINCOUNT": "10000"}
@@ -54,6 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
     name = f"gptmill {words[0]}" if words and words[0] in verbs() else "gptmill"
     try:
         arguments = _parser(words).parse_args(words)
+        memory.check_limit()
         arguments.module.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -103,6 +106,8 @@ def _fail(name: str, error: BaseException) -> int:
         message, status = _sentence(error), 2
     elif isinstance(error, MemoryError) or "out of memory" in str(error):
         message, status = "the machine does not have enough memory for the command", 1
+    elif lack := memory.shortage("".join(traceback.format_exception(error))):
+        message, status = lack, 1
     else:
         traceback.print_exception(error)
         message, status = f"{type(error).__name__}: {error}", 1
