@@ -47,7 +47,12 @@ def git(
 
 
 def check_repository() -> None:
-    """Raise ValueError where git has no commit for a worktree."""
+    """Raise ValueError where git is missing or has no commit for a worktree."""
+    if shutil.which("git") is None:
+        raise ValueError(
+            "a sweep needs git, but the command is not on this machine: install git, for a "
+            "worktree of each trial"
+        )
     try:
         top = git("rev-parse", "--show-toplevel")
         git("rev-parse", "--verify", "HEAD")

@@ -5,6 +5,7 @@ hash for PATH, so a single search finds the run that wrote a file.
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -145,7 +146,9 @@ def git_tags() -> dict[str, str]:
 
 
 def _git(*words: str) -> str:
-    """Return git's output; raise ValueError with git's own message."""
+    """Return git's output; raise ValueError with git's own message, or where git is missing."""
+    if shutil.which("git") is None:
+        raise ValueError("the command git is not on this machine")
     result = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
     if result.returncode != 0:
         raise ValueError(" ".join(result.stderr.split()))

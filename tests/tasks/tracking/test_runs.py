@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import mlflow
 import pytest
 
-from tasks.tracking import outbox, store
+from flows.sweeps import tree
+from tasks.tracking import outbox, runs, store
 from tasks.tracking.record import StageRun
 
 
@@ -90,3 +91,14 @@ def test_what_the_user_deletes_meanwhile_is_restored(
     assert history(run.id, "train/loss") == [(1, 5.0), (2, 4.0)]
     assert mlflow.get_run(run.id).info.status == "FINISHED"
     assert words in capsys.readouterr().err
+
+
+def test_without_git_a_run_has_no_commit_and_a_sweep_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert runs.git_tags() == {}
+    note = "the run is recorded without a commit, since git gives none: the command git is not on"
+    assert note in capsys.readouterr().err
+    with pytest.raises(ValueError, match="a sweep needs git, but the command is not on this mach"):
+        tree.check_repository()
