@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -247,3 +248,119 @@ def test_the_work_goes_on_without_prefects_server(project: Project, number: int)
     assert time.monotonic() - started < 120
     assert states(project).isdisjoint({"Running", "Pending"})
     assert list((project.root / ".state" / "flows").iterdir()) == []
+
+
+@pytest.fixture
+def tokenized(project: Project) -> Project:
+    """Return the project with the first stage up to date."""
+    done = project.python("-m", "flows", "stage", "tokenize")
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_make_ends_with_the_stage_and_the_next_make_waits(
+    tokenized: Project, number: signal.Signals
+) -> None:
+    project = tokenized
+    (project.root / ".venv").mkdir(exist_ok=True)
+    (project.root / ".venv" / "installed").touch()
+    ends(project, "well", steps=3000)
+    process = project.start("make", "sample")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 1/3000" in line:
+            break
+    process.send_signal(number)
+    after = project.run("make", "tokenize")
+    assert after.returncode == 0, after.stderr
+    assert "(`make sample`), which works in this project" in after.stderr
+    assert "busy" not in after.stdout + after.stderr
+    assert process.wait() != 0
+    process.stdout.close()
+    assert project.processes() == []
+    assert project.runs()[-1]["status"] == "KILLED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--temp", "--queue"])
+def test_a_run_in_a_temporary_copy_is_recorded_in_the_projects_own_store(
+    tokenized: Project, how: str
+) -> None:
+    project = tokenized
+    ends(project, "well")
+    if project.run("git", "status", "--porcelain").stdout:
+        commit(project, "before an experiment")
+    before = project.runs()
+    steps = 2 if how == "--temp" else 3
+    changes = ["-S", f"sample.steps={steps}", "-n", f"own{steps}"]
+    done = project.run("dvc", "exp", "run", how, *changes, "sample")
+    assert done.returncode == 0, done.stderr
+    if how == "--queue":
+        assert project.run("dvc", "queue", "start").returncode == 0
+        deadline = time.monotonic() + 120
+        while "Success" not in project.run("dvc", "queue", "status").stdout:
+            assert time.monotonic() < deadline, project.run("dvc", "queue", "logs", "own3").stdout
+            time.sleep(1)
+        project.run("dvc", "queue", "stop", "--kill")
+    new = [run for run in project.runs() if run not in before]
+    assert [run["status"] for run in new] in (["FINISHED"], ["FINISHED", "FINISHED"])
+    assert new[-1]["name"] == "sample"
+    with closing(sqlite3.connect(project.root / "mlflow" / "mlflow.db")) as store:
+        query = "select value from params where run_uuid = ? and key = 'steps'"
+        assert store.execute(query, (new[-1]["id"],)).fetchall() == [(str(steps),)]
+        rows = store.execute("select artifact_uri from runs").fetchall()
+    assert all(row[0].startswith((project.root / "mlflow").as_uri()) for row in rows)
+
+
+@pytest.fixture
+def small_disk(tokenized: Project, tmp_path: Path) -> Iterator[Path]:
+    """Give mlflow/ a disk of its own, with a few MB to spare."""
+    folder, kept = tokenized.root / "mlflow", tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    size = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file())
+    option = f"size={size + (8 << 20)}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", folder]).returncode != 0:
+        pytest.skip("no right to mount a disk")
+    try:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        yield folder
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "steps"), [("during", 150), ("after", 151)])
+def test_a_disk_of_mlflow_that_fills_in_a_training(
+    project: Project, small_disk: Path, room: str, steps: int
+) -> None:
+    ends(project, "well", steps)
+    process = project.start("python", "-m", "flows", "stage", "sample")
+    assert process.stdout is not None
+    filler, lines = small_disk / "filler", []
+    for line in process.stdout:
+        lines.append(line)
+        if f"step 1/{steps}" in line:
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(1 << 12))
+        if "MLflow is away" in line and room == "during":
+            filler.unlink()
+    text = "".join(lines)
+    assert process.wait() == 0, text
+    process.stdout.close()
+    assert "Traceback" not in text
+    assert "mlflow/mlflow.db has no room: make room on its disk" in text
+    assert ("MLflow takes records again" in text) == (room == "during")
+    filler.unlink(missing_ok=True)
+    if room == "after":
+        assert "the next command sends them" in text
+        assert project.python("-m", "tasks", "tokenize").returncode == 0
+    sample = [run for run in project.runs() if run["name"] == "sample"][-1]
+    assert sample["status"] == "FINISHED"
+    with closing(sqlite3.connect(project.root / "mlflow" / "mlflow.db")) as store:
+        query = "select count(*) from metrics where run_uuid = ? and key = 'train/loss'"
+        assert store.execute(query, (sample["id"],)).fetchone() == (steps,)
