@@ -121,10 +121,15 @@ def keep_project(stage: str) -> None:
         time.sleep(POLL_S)
     _KEPT.append(file)
     parent = psutil.Process().parent()
-    if parent is not None and "dvc" in " ".join(parent.cmdline()):
+    if parent is not None and _is_dvc(parent.cmdline()):
         _note(file, parent.pid, "dvc repro")
     else:
         _note(file, os.getpid(), f"python -m tasks {stage}")
+
+
+def _is_dvc(command: list[str]) -> bool:
+    """Return whether a command runs DVC: a path among later words is no program."""
+    return any("dvc" in Path(word).parts for word in command[:3])
 
 
 def dvc_workers(root: Path = ROOT) -> list[Worker]:

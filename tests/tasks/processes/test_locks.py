@@ -112,3 +112,16 @@ def test_a_stage_of_the_holder_works_and_another_one_names_the_holder(
         with pytest.raises(ValueError, match=rf"process {holder.pid} \(`make pipeline`\) works"):
             locks.keep_project("sample")
         holder.kill()
+
+
+@pytest.mark.parametrize(
+    ("command", "is_dvc"),
+    [
+        ("python -m dvc --wait-for-lock repro", True),
+        ("/env/bin/python /env/bin/dvc repro", True),
+        ("python /env/lib/dvc/__main__.py exp exec-run", True),
+        ("python /env/bin/pytest -q tests/flows/dvc", False),
+    ],
+)
+def test_dvc_is_known_by_its_program(command: str, *, is_dvc: bool) -> None:
+    assert locks._is_dvc(command.split()) == is_dvc
