@@ -14,6 +14,9 @@ from gptmill.evaluation.estimates import Estimate, bootstrap, wilson
 from gptmill.evaluation.overlap import Overlap, normalise
 from gptmill.evaluation.paired import Figure, Floats, Scores, by_kind, columns, ratio, resample
 
+NATS_DIGITS = 6
+"""Decimals of written losses; further digits would only show rounding."""
+
 GENERAL = {
     "passed": Figure("passed", "checked"),
     "loss": Figure("nats", "tokens", less_is_better=True),
@@ -57,7 +60,8 @@ def answer_table(
 ) -> pd.DataFrame:
     """Return both models' answers beside the references, a row per question.
 
-    `NAME_passed` is 1 or 0, and empty for a question without a check.
+    `NAME_passed` is 1 or 0, and empty for a question without a check. `NAME_nats` is the loss of
+    the whole reference.
     """
     rows = [
         {
@@ -74,6 +78,7 @@ def answer_table(
     for name, scored in scores.items():
         passed = scored["passed"].where(scored["checked"] == 1)
         table[f"{name}_passed"] = passed.astype("Int64")
+        table[f"{name}_nats"] = scored["nats"].round(NATS_DIGITS)
     return table
 
 
