@@ -27,7 +27,7 @@ from flows.dvc.repro import (
     unchanged_stages,
 )
 from flows.flow_states import FlowNote, wait_for_prefect
-from flows.results import main_figure
+from flows.results import main_figure, main_figures
 from gptmill.records import content_hash
 from tasks.processes import locks
 from tasks.processes.progress import duration
@@ -163,10 +163,12 @@ def _open_parent() -> RunRecord:
 
 
 def _record(parent: RunRecord, rows: list[StageRow]) -> None:
-    """Link each stage's MLflow run, and tag dvc.lock's hash.
+    """Link each stage's MLflow run, tag dvc.lock's hash, and record the main figures.
 
     Runs made by an earlier pipeline run are linked, too.
     """
+    if rows[-1].state != FAILED:
+        parent.metrics(main_figures(), 0)
     for row in rows:
         run = runs.maker(locked_outputs(row.stage))
         parent.tag(f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")

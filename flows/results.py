@@ -7,6 +7,17 @@ from tasks.project.environment import ROOT
 from tasks.project.graph import lock, locked_outputs, producer, stages, upstream
 
 JUDGE = "evaluate"  # the stage whose metrics hold the baselines of all stages
+MAIN_FIGURES = (
+    "pretrain_bits_per_byte",
+    *(f"{name}_{figure}" for name in ("classify", "lora") for figure in ("accuracy", "f1", "auc")),
+    "bag_of_words_f1",
+    "instruct_right",
+    "instruct_token_f1",
+    "general_assistant_passed",
+    "general_assistant_loss",
+    "general_base_passed",
+)
+"""The figures of the last evaluation that a pipeline's run shows in MLflow."""
 STATES = {
     "ran": "ran",
     "unchanged": "is up to date",
@@ -18,6 +29,12 @@ def metrics_of(stage: str) -> dict[str, Any]:
     """Load a stage's metrics.json, or return an empty dict."""
     path = ROOT / "artifacts" / stage / "metrics.json"
     return dict(read_json(path)) if path.exists() else {}
+
+
+def main_figures() -> dict[str, float]:
+    """Return the main figures of the last evaluation, as far as measured."""
+    figures = metrics_of(JUDGE)
+    return {name: float(figures[name]) for name in MAIN_FIGURES if name in figures}
 
 
 def main_figure(stage: str) -> str:

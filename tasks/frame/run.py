@@ -20,7 +20,7 @@ from tasks.processes.receipt import tell
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import checked
-from tasks.tracking.record import StageRun
+from tasks.tracking.record import Figures, StageRun
 from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE
 
 if TYPE_CHECKING:
@@ -30,6 +30,19 @@ if TYPE_CHECKING:
     from tasks.tracking.models import ServedKind
 
 Metrics = dict[str, float | int | str]
+
+MEASURED_ON = {
+    "pretrain": "artifacts/tokenize",
+    "lora": "artifacts/split/labelled",
+    "classify": "artifacts/split/labelled",
+    "instruct": "artifacts/split/instructions",
+}
+"""The dep behind the figures of a stage that makes a model."""
+JUDGED = (
+    *((stage, f"{stage}_", dataset) for stage, dataset in MEASURED_ON.items()),
+    ("instruct", "general_assistant_", "data/questions"),
+)
+"""The figures of `evaluate` by model: the model's stage, the prefix, and the dep behind them."""
 
 
 class Inputs:
@@ -81,6 +94,8 @@ class Run(Inputs):
         self._meter = Meter(training.stage)
         self._device: Device | None = None
         self._model: tuple[ServedKind, Path] | None = None
+        self._figures: Mapping[str, float] = {}
+        self._stamp = 0
 
     @property
     def _tracking(self) -> StageRun:
@@ -128,7 +143,7 @@ class Run(Inputs):
         The content is determined by `inputs` (paths among the deps), `params`, the device and the
         stage's code; the hashes of all of them are the key. A damaged file is made again.
         """
-        hashes = {dep["path"]: dep["md5"] for dep in self._training.entry["deps"]}
+        hashes = self._hashes()
         key = {
             "inputs": {path: hashes[path] for path in inputs},
             "params": dict(params),
@@ -212,14 +227,31 @@ class Run(Inputs):
             self._model = (kind, folder.relative_to(self.out))
 
     def finish(self, out: Path) -> None:
-        """Log the model from the finished output folder."""
+        """Log the model from the finished output folder, and figures of the models judged."""
         if self._model is not None:
             kind, place = self._model
-            self._tracking.model(kind, out / place, name=self.name)
+            figures = self._measured(self._figures, MEASURED_ON.get(self.name, ""))
+            self._tracking.model(kind, out / place, name=self.name, figures=figures)
+        hashes = self._hashes()
+        for stage, prefix, dataset in JUDGED:
+            values = {k: v for k, v in self._figures.items() if k.startswith(prefix)}
+            path = f"artifacts/{stage}"
+            if values and path in hashes:
+                self._tracking.judge(path, hashes[path], self._measured(values, dataset))
+
+    def _measured(self, values: Mapping[str, float], dataset: str) -> Figures:
+        """Return figures with the dep that holds the data behind them."""
+        hashes = self._hashes()
+        path = next((path for path in hashes if dataset and path.startswith(dataset)), "")
+        return Figures(values, self._stamp, path, hashes.get(path, ""))
+
+    def _hashes(self) -> dict[str, str]:
+        return {dep["path"]: dep["md5"] for dep in self._training.entry.get("deps", ())}
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Record the final figures of the stage."""
-        self._tracking.metrics(figures, 0)
+        self._figures = figures
+        self._stamp = self._tracking.metrics(figures, 0)
 
     def close(self) -> None:
         """Finish the progress line in the terminal."""

@@ -29,6 +29,7 @@ from gptmill.finetuning.classification import (
 )
 from gptmill.model.gpt import GPTClassifier
 from gptmill.tokenizer.tokenizer import Tokenizer
+from gptmill.training.plan import WATCHED
 from tasks.frame.run import Inputs, Metrics, Run
 from tasks.shared.training import TrainingSection, train
 
@@ -103,10 +104,16 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
     rows, order, kept = order_of(params, run, data)
     validation = data.rows["validation"]
 
+    evaluated: dict[float, npt.NDArray[np.float64]] = {}  # probabilities by loss
+
+    def predicted() -> npt.NDArray[np.float64]:
+        return _probabilities(params, run, model, data=data, part="validation")
+
     def evaluate() -> dict[str, float]:
-        return measure(
-            _probabilities(params, run, model, data=data, part="validation"), validation.labels
-        )
+        probabilities = predicted()
+        figures = measure(probabilities, validation.labels)
+        evaluated[figures[WATCHED]] = probabilities
+        return figures
 
     trained = train(
         run,
@@ -122,6 +129,8 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
         describe=partial(params.describe_batch, run),
     )
     n_trainable, n_parameters = count_parameters(model)
+    # a resumed training may have made the evaluation of the final weights in an earlier process
+    known = evaluated.get(trained.evaluation[WATCHED])
     return {
         "train_rows": len(kept),
         "rows_cut_to_the_context": sum(part.n_cut for part in data.rows.values()),
@@ -129,9 +138,7 @@ def fit(params: ClassifierTraining, run: Run, model: GPTClassifier, *, data: Lab
         "parameters": n_parameters,
         "steps": trained.steps,
         "skipped_steps": trained.skipped,
-        **_validated(
-            _probabilities(params, run, model, data=data, part="validation"), validation.labels
-        ),
+        **_validated(predicted() if known is None else known, validation.labels),
     }
 
 

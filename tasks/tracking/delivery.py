@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gptmill.files import write_text
@@ -56,6 +57,7 @@ class Delivery:
             "system": self._system,
             "file": self._file,
             "model": self._model,
+            "judge": self._judge,
             "end": self._end,
         }
 
@@ -250,11 +252,48 @@ class Delivery:
         if not folder.exists():
             store.say(f"MLflow: {folder} was removed before it could be sent")
             return
-        term = f"source_run_id = '{self._id}' AND name = '{entry['name']}'"
-        for model in self._client.search_logged_models([store.connect()], filter_string=term):
+        for model in self._models(self._id, name=entry["name"]):
             self._client.delete_logged_model(model.model_id)
         with mlflow.start_run(run_id=self._id, log_system_metrics=False):
-            log_model(entry["kind"], folder, name=entry["name"])
+            model = log_model(entry["kind"], folder, name=entry["name"])
+        summary = card_summary(folder)
+        if summary:
+            self._client.set_logged_model_tags(model.model_id, {"mlflow.note.content": summary})
+        if entry.get("figures"):
+            self._add_figures(model.model_id, entry["figures"])
+
+    def _judge(self, entry: Entry) -> None:
+        """Add figures to the models of the newest run that wrote the judged output."""
+        term = f"tags.`dvc.out.{entry['path']}` = '{entry['hash']}'"
+        newest = ["attributes.start_time DESC"]
+        for run in self._client.search_runs([store.connect()], term, order_by=newest):
+            models = self._models(run.info.run_id)
+            for model in models:
+                self._add_figures(model.model_id, entry["figures"])
+            if models:
+                return
+
+    def _models(self, run: str, *, name: str | None = None) -> list[Any]:
+        term = f"source_run_id = '{run}'" + (f" AND name = '{name}'" if name else "")
+        found: list[Any] = self._client.search_logged_models([store.connect()], filter_string=term)
+        return found
+
+    def _add_figures(self, model: str, figures: dict[str, Any]) -> None:
+        """Add figures to a model, with the data behind them; the run has them too."""
+        from mlflow.entities import Metric
+
+        about = {
+            "model_id": model,
+            "dataset_name": figures["dataset"] or None,
+            "dataset_digest": figures["digest"] or None,
+            "run_id": self._id,
+        }
+        rows = [
+            Metric(name, float(value), figures["time"], 0, **about)
+            for name, value in figures["values"].items()
+        ]
+        for start in range(0, len(rows), BATCH):
+            self._client.log_batch(self._id, metrics=rows[start : start + BATCH])
 
     def _end(self, entry: Entry) -> None:
         if entry["error"]:
@@ -272,6 +311,16 @@ class Delivery:
 
         store.connect()
         return MlflowClient()
+
+
+def card_summary(folder: Path) -> str:
+    """Return the opening of a folder's model card, empty without a card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    text = card.read_text(encoding="utf-8", errors="replace")
+    body = text[4:].partition("\n---\n")[2] if text.startswith("---\n") else text
+    return body.partition("\n## ")[0].strip()
 
 
 def find_run(name: str) -> Any:

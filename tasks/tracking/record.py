@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,20 @@ END_S = 3600.0
 """Seconds to wait at the end of a run, as long as MLflow takes the records."""
 SIGNAL_S = 3.0
 """Seconds to wait at the end of a run that is stopped by a signal."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of a model, and the path and hash of the data behind the figures."""
+
+    values: Mapping[str, float]
+    time: int
+    dataset: str
+    digest: str
+
+
+def _content(figures: Figures | None) -> dict[str, Any] | None:
+    return None if figures is None else {**asdict(figures), "values": dict(figures.values)}
 
 
 class RunRecord:
@@ -88,6 +103,20 @@ class RunRecord:
         """Set tags on the run."""
         self._outbox.add("tags", values=dict(values))
 
+    def metrics(self, figures: Mapping[str, float], step: int, *, once: bool = False) -> int:
+        """Record metric values at a step; return their time stamp.
+
+        A continued run does not record a value twice for the same step, nor a value that differs
+        only by rounding, as happens after a change in the number of processes. A changed value (a
+        step repeated with different data, after a rollback) is recorded beside the old value,
+        since MLflow cannot delete values; the later value stands. With `once` the first value
+        always stays, since a duration differs when a step is repeated.
+        """
+        stamp = _now()
+        rows = [[name, float(value), stamp, step] for name, value in figures.items()]
+        self._outbox.add("metrics", rows=rows, once=once)
+        return stamp
+
     def end(self, status: str, error: str | None = None, *, patience: float = END_S) -> None:
         """Close the run as FINISHED, FAILED or KILLED.
 
@@ -145,19 +174,6 @@ class StageRun(RunRecord):
         """
         self._outbox.add("params", values={n: str(v) for n, v in flatten(content).items()})
 
-    def metrics(self, figures: Mapping[str, float], step: int, *, once: bool = False) -> None:
-        """Record metric values at a step.
-
-        A continued run does not record a value twice for the same step, nor a value that differs
-        only by rounding, as happens after a change in the number of processes. A changed value (a
-        step repeated with different data, after a rollback) is recorded beside the old value,
-        since MLflow cannot delete values; the later value stands. With `once` the first value
-        always stays, since a duration differs when a step is repeated.
-        """
-        stamp = _now()
-        rows = [[name, float(value), stamp, step] for name, value in figures.items()]
-        self._outbox.add("metrics", rows=rows, once=once)
-
     def text(self, text: str, path: str) -> None:
         """Record a text as a file of the run."""
         self._add_file(path, lambda file: file.write_text(text, encoding="utf-8"))
@@ -170,11 +186,15 @@ class StageRun(RunRecord):
         """Record a copy of a file, in a folder of the run."""
         self._add_file(f"{folder}/{source.name}", lambda file: shutil.copyfile(source, file))
 
-    def model(self, kind: str, folder: Path, name: str) -> None:
-        """Log a folder as a model of the run, in the folder's present state."""
+    def model(self, kind: str, folder: Path, name: str, figures: Figures | None = None) -> None:
+        """Log a folder as a model of the run, in the folder's present state, with its figures."""
         with _reported(f"the model of {name}"):
             place = self._outbox.add_folder(folder)
-            self._outbox.add("model", kind=kind, folder=place, name=name)
+            self._outbox.add("model", kind=kind, folder=place, name=name, figures=_content(figures))
+
+    def judge(self, path: str, output: str, figures: Figures) -> None:
+        """Record figures of the models whose runs wrote `path` with the hash `output`."""
+        self._outbox.add("judge", path=path, hash=output, figures=_content(figures))
 
     def _add_file(self, path: str, write: Callable[[Path], object]) -> None:
         with _reported(path):

@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny configuration, through its doors, with equal bytes behind each."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def first(project: Project) -> str:
     done = project.python("-m", "flows", "pipeline")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def query(project: Project, text: str, *values: str) -> list[str]:
+    """Return the first column of a query of MLflow's store."""
+    with sqlite3.connect(project.root / "mlflow" / "mlflow.db") as store:
+        return [str(row[0]) for row in store.execute(text, values)]
 
 
 def lock(project: Project) -> dict[str, str]:
@@ -69,6 +76,32 @@ def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first
         for path in stages()[stage]["outs"]:
             assert tags[f"dvc.out.{path}"] == hashes[path]
     assert project.tags(parents[0])["stage.pretrain"] == f"ran:{runs['pretrain']['id']}"
+    assert project.tags(parents[0])["base"] == "pretrain"
+    metrics = query(project, "select key from metrics where run_uuid = ?", parents[0])
+    assert {"classify_f1", "bag_of_words_f1", "general_assistant_passed"} <= {*metrics}
+
+
+def test_logged_models_carry_their_figures_and_those_of_the_evaluation(
+    project: Project, first: str
+) -> None:
+    sources = {
+        "pretrain": ("artifacts/tokenize", "validation_loss", "pretrain_bits_per_byte"),
+        "lora": ("artifacts/split/labelled", "test_accuracy", "lora_f1"),
+        "classify": ("artifacts/split/labelled", "test_accuracy", "classify_f1"),
+        "instruct": ("artifacts/split/instructions", "validation_loss", "instruct_right"),
+    }
+    found = (
+        "select metric_name from logged_model_metrics join logged_models using (model_id)"
+        " where name = ? and dataset_name = ?"
+    )
+    for name, (dataset, *figures) in sources.items():
+        assert {*figures} <= {*query(project, found, name, dataset)}
+    assert "general_assistant_passed" in query(
+        project, found, "instruct", "data/questions/general.jsonl"
+    )
+    assert not query(
+        project, "select metric_name from logged_model_metrics where metric_name like 'system/%'"
+    )
 
 
 def test_outputs_the_cache_and_mlflow_share_the_bytes_of_weights(

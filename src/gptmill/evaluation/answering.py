@@ -67,7 +67,7 @@ def answer_questions(
         _exchange(tokenizer, template, chat, question.reference)
         for chat, question in zip(chats, questions, strict=True)
     ]
-    losses = reference_nats(model, rows)
+    losses = reference_nats(quantize(model, "fp32"), rows)
     return [
         Answer(tokenizer.decode(ids).strip(), len(ids) < max_new_tokens, nats, tokens)
         for ids, (nats, tokens) in zip(new_ids, losses, strict=True)
@@ -126,7 +126,7 @@ def reference_nats(model: GPT, rows: Sequence[tuple[list[int], int]]) -> list[tu
 
 def _nats(model: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> Floats:
     """Return -ln p of the targets that are not IGNORE: (B, T), (B, T) -> (N,)."""
-    device = model.head_weight.device
+    device = model.transformer.wte.weight.device
     counted = (targets.flatten() != IGNORE).nonzero().squeeze(1).to(device)
     hidden = model.hidden(inputs.to(device)).flatten(0, 1).index_select(0, counted)  # (N, C)
     wanted = targets.flatten().to(device).index_select(0, counted)

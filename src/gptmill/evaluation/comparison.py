@@ -32,6 +32,7 @@ from gptmill.evaluation.language_model import (
 )
 from gptmill.evaluation.ngrams import fit_bigram
 from gptmill.finetuning.classification import encode, predict
+from gptmill.generation.quantization import quantize
 from gptmill.model.objectives import IGNORE
 from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -95,7 +96,8 @@ def _nats_on_windows(
     window's first input is context for this model too, and `<|endoftext|>` becomes the end id of
     the folder's tokenizer.
     """
-    model, own = load_causal_lm(folder), Tokenizer.from_folder(folder)
+    model = quantize(load_causal_lm(folder).to(device), "fp32")
+    own = Tokenizer.from_folder(folder)
 
     def translated(ids: Ids) -> list[int]:
         ends = np.flatnonzero(ids == tokenizer.eot_id)

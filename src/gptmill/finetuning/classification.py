@@ -24,6 +24,7 @@ from gptmill.data.batching import (
     pad,
 )
 from gptmill.device import check_choice
+from gptmill.generation.quantization import packed
 from gptmill.model.gpt import GPTClassifier
 from gptmill.model.objectives import Batch, Objective
 from gptmill.tokenizer.tokenizer import Tokenizer
@@ -172,6 +173,7 @@ def predict(
 
     Computed in float32 on every device, as by Hugging Face's class with the saved folder.
     """
+    model = packed(model)
     out: list[Tensor] = [torch.empty(0)] * len(rows)
     for chosen in by_length([len(row) for row in rows], batch_size):
         ids, last = _padded([rows[index] for index in chosen], pad_id)

@@ -54,6 +54,14 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
     return quantized
 
 
+def packed(model: nn.Module) -> nn.Module:
+    """Return a copy of a classifier for predictions, with linear layers in the blocked layout.
+
+    Predictions are in fp32, on a CPU at up to twice the speed. The copy cannot be trained or saved.
+    """
+    return _converted(model, "fp32").eval()
+
+
 def _converted(module: nn.Module, kind: WeightFormat) -> nn.Module:
     """Copy the module tree with converted linear layers.
 

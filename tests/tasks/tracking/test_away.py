@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from tasks.tracking import outbox, runs, store
-from tasks.tracking.record import RunRecord, StageRun
+from tasks.tracking.record import Figures, RunRecord, StageRun
 from tests.support.tiny import tiny_config, tiny_gpt, tiny_tokenizer
 
 # mlflow's own doing: it uses what sqlalchemy 2.1 gives up, and warns of its own type hints
@@ -105,6 +105,7 @@ def test_the_figures_of_a_run_wait_for_the_server(
 ) -> None:
     folder = tmp_path / "pretrain"
     save_causal_lm(folder, tiny_gpt(tiny_config(context_length=256), seed=1), tiny_tokenizer())
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# a model\n\n## Shape\n")
     parent = RunRecord("pipeline", tags={})
     run = StageRun("pretrain", description="", earlier=None)
     log_steps(run, 1, 2)
@@ -114,7 +115,9 @@ def test_the_figures_of_a_run_wait_for_the_server(
     started = time.monotonic()
     log_steps(run, 3, 4)
     run.figure(Figure(), "plots/curve.png")
-    run.model("generator", folder, name="pretrain")
+    measured = Figures({"validation_loss": 2.5}, 7, "artifacts/tokenize", "ab12")
+    run.model("generator", folder, name="pretrain", figures=measured)
+    run.outputs({"artifacts/pretrain": "cd34"})
     run.end("KILLED", "ended by SIGTERM", patience=1)
     assert time.monotonic() - started < 5
     assert "kept in .state/mlflow, and the next command sends them" in capsys.readouterr().err
@@ -125,7 +128,8 @@ def test_the_figures_of_a_run_wait_for_the_server(
     assert "MLFLOW_TRACKING_URI" in (again.news() or "")
     log_steps(again, 1, 2, 3, 4, 5)
     again.end("FINISHED")
-    alone = StageRun("sample", description="")  # a run that begins and ends without a server
+    alone = StageRun("evaluate", description="")  # a run that begins and ends without a server
+    alone.judge("artifacts/pretrain", "cd34", Figures({"pretrain_loss": 2.25}, 8, "", ""))
     alone.end("FINISHED")
     assert runs.maker({"artifacts/x": "0"}) is None
     for path in folder.iterdir():  # a later training replaces the folder's files
@@ -138,7 +142,7 @@ def test_the_figures_of_a_run_wait_for_the_server(
     assert steps(run.id, "train/loss") == [1, 2, 3, 4, 5]
     found = mlflow.search_runs(experiment_names=[store.EXPERIMENT], output_format="list")
     names = [(entry.info.run_name, entry.info.status) for entry in found]
-    expected = [("pipeline", "FINISHED"), ("pretrain", "FINISHED"), ("sample", "FINISHED")]
+    expected = [("evaluate", "FINISHED"), ("pipeline", "FINISHED"), ("pretrain", "FINISHED")]
     assert sorted(names) == expected
     assert "error" not in mlflow.get_run(run.id).data.tags
     client = mlflow.MlflowClient()
@@ -147,5 +151,14 @@ def test_the_figures_of_a_run_wait_for_the_server(
         [store.connect()], f"source_run_id = '{run.id}'", output_format="list"
     )
     assert model.status == "READY"
+    figures = {
+        entry.key: (entry.value, entry.dataset_name, entry.dataset_digest)
+        for entry in model.metrics
+    }
+    assert figures == {
+        "validation_loss": (2.5, "artifacts/tokenize", "ab12"),
+        "pretrain_loss": (2.25, None, None),
+    }
+    assert model.tags["mlflow.note.content"] == "# a model"
     kept = client.list_logged_model_artifacts(model.model_id, "artifacts")
     assert [file.path for file in kept] == ["artifacts/pretrain", "artifacts/record"]
