@@ -27,6 +27,7 @@ from tasks.tracking.runs import MODEL_TAG, maker
 
 ServedKind = Literal["generator", "classifier", "assistant"]
 
+NO_STEP = -1  # MLflow copies all figures of the step to the model, those of the machine too
 CODE = ROOT / "src" / "gptmill"
 # Packages imported by a served file and gptmill for prediction alone; mlflow adds itself.
 PACKAGES = ("jinja2", "numpy", "pandas", "tiktoken", "tokenizers", "torch")
@@ -108,6 +109,7 @@ def log_model(kind: ServedKind, folder: Path, *, name: str) -> Any:
             pip_requirements=requirements(),
             signature=ModelSignature(served.inputs, served.outputs(folder), served.params),
             input_example=served.example,
+            step=NO_STEP,
         )
 
 

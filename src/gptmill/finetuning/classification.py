@@ -24,9 +24,9 @@ from gptmill.data.batching import (
     pad,
 )
 from gptmill.device import check_choice
-from gptmill.generation.quantization import packed
 from gptmill.model.gpt import GPTClassifier
 from gptmill.model.objectives import Batch, Objective
+from gptmill.model.packing import packed
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 Trainable = Literal["head", "last_block", "last_two_blocks", "all"]

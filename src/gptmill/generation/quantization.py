@@ -18,7 +18,6 @@ of the likeliest ids are computed again with the head's original weights.
 Letters: N outputs, K inputs, M rows of the input, C embedding width, V vocabulary, S shortlist.
 """
 
-import copy
 from typing import Literal, get_args
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from gptmill.device import check_choice
 from gptmill.model.gpt import GPT
+from gptmill.model.packing import converted, packed_linear
 
 WeightFormat = Literal["fp32", "bf16", "int8"]
 
@@ -45,7 +45,7 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
     """
     check_choice("kind", kind, get_args(WeightFormat))
     assert not model.training, "a quantized model cannot be trained"
-    quantized = _converted(model, kind)
+    quantized = converted(model, lambda weight, bias: _layer(weight, bias, kind))
     assert isinstance(quantized, GPT)
     weight = model.head_weight.detach()
     head = _layer(weight, None, kind)
@@ -54,82 +54,11 @@ def quantize(model: GPT, kind: WeightFormat) -> GPT:
     return quantized
 
 
-def packed(model: nn.Module) -> nn.Module:
-    """Return a copy of a classifier for predictions, with linear layers in the blocked layout.
-
-    Predictions are in fp32, on a CPU at up to twice the speed. The copy cannot be trained or saved.
-    """
-    return _converted(model, "fp32").eval()
-
-
-def _converted(module: nn.Module, kind: WeightFormat) -> nn.Module:
-    """Copy the module tree with converted linear layers.
-
-    All remaining parameters are shared with `module`. The head is left out.
-    """
-    if isinstance(module, nn.Linear):
-        return _layer(module.weight, module.bias, kind)
-    twin = copy.copy(module)
-    twin._parameters = dict(module._parameters)
-    twin._modules = {
-        name: None if child is None or name == "lm_head" else _converted(child, kind)
-        for name, child in module._modules.items()
-    }
-    return twin
-
-
 def _layer(weight: Tensor, bias: Tensor | None, kind: WeightFormat) -> nn.Module:
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if kind == "int8":
         return Int8Linear(weight, bias)
-    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-    if _packs(weight, dtype):
-        return PackedLinear(weight.to(dtype), bias)
-    return CastLinear(weight.to(dtype), bias)
-
-
-def _packs(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether oneDNN packs the weight on this machine."""
-    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
-        return False
-    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-class PackedLinear(nn.Module):
-    """A linear layer with weights in oneDNN's blocks, CPU only.
-
-    The weights (N, K) are packed as inductor packs frozen weights, without a compiler.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.dtype = weight.dtype
-        # 1: the most frequent number of input rows
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
-        self.bias = None if bias is None else bias.to(weight.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., K) to (..., N), in x's dtype."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.packed, self.bias, "none", [], ""
-        )
-        return out.to(x.dtype)
-
-
-class CastLinear(nn.Module):
-    """A linear layer computed in the dtype of the weights.
-
-    The weights have shape (N, K).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.bias = None if bias is None else bias.to(weight.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., K) to (..., N), in x's dtype."""
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
+    return packed_linear(weight.to(torch.float32 if kind == "fp32" else torch.bfloat16), bias)
 
 
 class Int8Linear(nn.Module):

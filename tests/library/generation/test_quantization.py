@@ -115,7 +115,7 @@ def assert_within(found: Tensor, expected: Tensor, bound: Tensor) -> None:
 def test_without_onednn_bf16_is_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(CONFIG)
     packed = quantize(model, "bf16")
-    monkeypatch.setattr("gptmill.generation.quantization._packs", lambda weight, dtype: False)
+    monkeypatch.setattr("gptmill.model.packing._packs", lambda weight: False)
     plain = quantize(model, "bf16")
     ids = torch.arange(20)[None]
     with torch.no_grad():
