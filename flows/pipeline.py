@@ -6,6 +6,8 @@ run in the graph's order, a single stage at a time, since each stage takes the w
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -18,6 +20,7 @@ from rich.table import Table
 from flows import pages
 from flows.changes import run_name
 from flows.commands.data.base import current
+from flows.commands.data.data import make_data, read_table, reason
 from flows.dvc.repro import (
     EXECUTED,
     FAILED,
@@ -108,16 +111,53 @@ def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) 
 
 
 @flow(name="pipeline", flow_run_name=run_name, persist_result=False)
-def pipeline() -> State[None]:
-    """Run stale stages, from raw text to classifier and assistant."""
+def pipeline(data: bool = True) -> State[None]:
+    """Run stale stages, from raw text to classifier and assistant.
+
+    Unless `data` is false, the sources are read first: a file added to a source is then part of
+    the run. Where a source is away, no stage runs, and all results stay as they are.
+    """
     note = FlowNote(str(flow_run.id))
     with note.kept():
         with locks.project("make pipeline", say=get_run_logger().info):
             forget()  # while this run waited, another command may have written params.yaml
-            state = _bring_up_to_date(note)
+            state: State[Any] = _read_sources(note) if data else Completed()
+            if state.is_completed():
+                state = _bring_up_to_date(note)
         note.flow(state)
         wait_for_prefect()
     return state
+
+
+def _read_sources(note: FlowNote) -> State[Any]:
+    """Bring data/ to the state of the sources, as a task."""
+
+    def bring_up_to_date() -> State[None]:
+        state = data_state(ROOT)
+        note.task(str(task_run.id), state)
+        return state
+
+    description = "bring data/ to the state of sources.toml and of the user's own files"
+    task = Task(
+        bring_up_to_date,
+        name="data",
+        task_run_name="data",
+        description=description,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    state: State[Any] = task(return_state=True)
+    forget()  # hashes of data/
+    return state
+
+
+def data_state(root: Path) -> State[None]:
+    """Bring data/ up to date; return Failed with the reason where a source cannot be read."""
+    try:
+        make_data(root, read_table(root / "sources.toml"))
+    except (OSError, ValueError) as error:
+        return Failed(message=f"data: {reason(error)}; no stage ran")
+    return Completed(message="data/ is up to date")
 
 
 def _bring_up_to_date(note: FlowNote) -> State[None]:

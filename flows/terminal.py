@@ -23,7 +23,7 @@ def run_here(api: str) -> bool:
 def _run() -> bool:
     try:
         settle()
-        completed = pipeline(return_state=True).is_completed()
+        completed = pipeline(data=False, return_state=True).is_completed()
     except RuntimeError as error:
         if "Failed to reach API" in str(error):
             raise ValueError(f"{error}: the Prefect server ended; repeat the command") from error

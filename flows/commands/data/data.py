@@ -76,12 +76,8 @@ def main(arguments: list[str]) -> int:
                 make_data(ROOT, sources)
             else:
                 add_own(ROOT, request)
-    except OSError as error:
-        full = "the disk is full: free some space, then run `make data` again to continue"
-        say_error(full if error.errno in DISK_FULL else str(error))
-        return 1
-    except ValueError as error:
-        say_error(str(error))
+    except (OSError, ValueError) as error:
+        print(f"make data: {reason(error)}", file=sys.stderr)
         return 1
     return 0
 
@@ -96,9 +92,11 @@ def add_own(root: Path, request: own_data.Request) -> None:
     print(report(root, entry))
 
 
-def say_error(text: str) -> None:
-    """Print an error message in a single line on stderr."""
-    print(f"make data: {' '.join(hidden(text).split())}", file=sys.stderr)
+def reason(error: OSError | ValueError) -> str:
+    """Return the error message for unobtainable data, in a single line."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return "the disk is full: free some space, then run `make data` again to continue"
+    return " ".join(hidden(str(error)).split())
 
 
 def read_table(path: Path) -> tuple[Source, ...]:
