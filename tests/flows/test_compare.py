@@ -88,7 +88,7 @@ def test_a_pipeline_run_has_the_outputs_of_its_stages(
     monkeypatch.setattr(runs, "find_run", store.get)
     for name in (RUN, STAGE_RUN):
         assert command.main([f"A={name}", "B=HEAD"]) == 0
-        assert "No significant difference between A and B on 7 figures" in capsys.readouterr().out
+        assert "No significant difference between A and B on 8 figures" in capsys.readouterr().out
     shutil.rmtree(project.root / ".dvc")
     with pytest.raises(ValueError, match=f"A={RUN}: neither DVC's cache nor the models"):
         command.main([f"A={RUN}"])

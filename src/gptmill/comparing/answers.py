@@ -13,7 +13,7 @@ from gptmill.comparing.rows import (
     read_strings,
     seen_texts,
 )
-from gptmill.comparing.section import Example, Section, change, measured, share
+from gptmill.comparing.section import NATS, Example, Section, change, measured, share
 from gptmill.comparing.side import Side
 from gptmill.comparing.significance import on_resamples
 from gptmill.evaluation.assistant import score_exercises
@@ -25,6 +25,7 @@ ASKED = ["instruction", "input"]
 OPTIONAL = ["input", "key", "kind", "before"]
 QUESTION = ["question", "reference", "kind"]
 SCORES = (Figure("passed", "checked"), Figure("token_f1", "one"))
+LOSS = Figure("nats", "one", less_is_better=True)
 
 
 def exercises(first: Side, second: Side) -> Section:
@@ -80,6 +81,11 @@ def general_questions(first: Side, second: Side) -> Section:
     tables = (common.first, common.second)
     checked = (tables[0]["assistant_passed"] != "") & (tables[1]["assistant_passed"] != "")
     scores = [_scored(table, checked) for table in tables]
+    if all("assistant_nats" in table for table in tables):  # not in older results
+        scores = [
+            scored.assign(nats=pd.to_numeric(table["assistant_nats"]))
+            for scored, table in zip(scores, tables, strict=True)
+        ]
     rows = common.first[QUESTION].rename(columns={"reference": "expected"})
     return _section(
         ("general", "Assistant: general questions", "passed checks"),
@@ -114,6 +120,12 @@ def _section(
         len(common),
     )  # (2, 2, 1 + R)
     figures = [measured("token F1", values[1])]
+    if "nats" in scores[0]:
+        losses = on_resamples(
+            lambda weights: np.array([ratio(table, LOSS, weights) for table in scores]),
+            len(common),
+        )  # (2, 1 + R)
+        figures.append(measured("loss", losses, unit=NATS, less_is_better=True))
     if checked.any():
         flags = (passed[0][checked], passed[1][checked])
         figures.insert(0, share(passing, flags, values[0, 1] - values[0, 0]))

@@ -35,6 +35,7 @@ class Unit:
 
 POINTS = Unit("points", 100, 1)
 BITS = Unit("bits per byte", 1, 3)
+NATS = Unit("nats per reference", 1, 2)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def write_side(folder: Path, *, wrong: int = 30, rows: Sequence[int] = range(ROW
             "base": "",
             "assistant": ["dog" if k < wrong else "cat" for k in range(200)],
             "base_passed": "0",
+            "assistant_nats": [2.0 if k < wrong else 1.0 + k % 3 / 10 for k in range(200)],
             "assistant_passed": ["" if k > 190 else str(int(k >= wrong)) for k in range(200)],
         }
     )

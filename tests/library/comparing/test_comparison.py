@@ -46,7 +46,7 @@ def test_a_side_does_not_differ_from_itself_in_any_order(first: Side, tmp_path: 
         comparison = compared(first, other)
         assert set(verdicts(comparison).values()) == {"same"}
         assert {figure.corrected for _, figure in comparison.figures} == {1.0}
-        assert comparison.verdict == "No significant difference between A and B on 7 figures."
+        assert comparison.verdict == "No significant difference between A and B on 8 figures."
         assert section(comparison, "classify").rows == ROWS
 
 
@@ -89,7 +89,7 @@ def test_fewer_than_30_common_rows_give_no_verdict(first: Side, tmp_path: Path) 
         "left out, since A or B was trained on them; a verdict needs at least 30 rows"
     )
     assert "Not compared: 29 test rows" in render(comparison)
-    assert len(comparison.figures) == 4
+    assert len(comparison.figures) == 5
 
 
 def test_predictions_without_texts_have_those_of_the_split(first: Side, tmp_path: Path) -> None:
