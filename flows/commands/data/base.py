@@ -7,6 +7,7 @@ weights, because params.yaml and sources.toml alone decide, however the run is s
 """
 
 import json
+from typing import Any
 
 import tomlkit
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,10 +89,14 @@ def read(name: str) -> Base:
 
 
 def current() -> str:
-    """Return the name of the base that params.yaml uses, or else the place of the weights."""
-    weights = str(graph.params()["load_gpt2"]["weights"])
+    """Return the name of the base that params.yaml uses, or else the place of the weights.
+
+    A mistake in a base file does not matter here: `make base` names the mistake.
+    """
+    weights = str(graph.params().get("load_gpt2", {}).get("weights", ""))
     for name in names():
-        if read(name).params.get("load_gpt2.weights") == weights:
+        params = _content(name).get("params")
+        if isinstance(params, dict) and params.get("load_gpt2.weights") == weights:
             return name
     return weights
 
@@ -107,8 +112,16 @@ def way_without(source: str) -> str:
 
 def read_source(name: str) -> str:
     """Return the source that a base file names, empty for none."""
-    content = graph.read_yaml(ROOT / f"configs/bases/{name}.yaml")
-    return str(content.get("source") or "") if isinstance(content, dict) else ""
+    return str(_content(name).get("source") or "")
+
+
+def _content(name: str) -> dict[str, Any]:
+    """Return a base file's content unchecked, empty for an unreadable file."""
+    try:
+        content = graph.read_yaml(ROOT / f"configs/bases/{name}.yaml")
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _changed(changes: Changes) -> Changes:
