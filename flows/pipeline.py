@@ -8,10 +8,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed
 from rich.console import Console
@@ -121,16 +123,16 @@ def pipeline(data: bool = True) -> State[None]:
     with note.kept():
         with locks.project("make pipeline", say=get_run_logger().info):
             forget()  # while this run waited, another command may have written params.yaml
-            state: State[Any] = _read_sources(note) if data else Completed()
-            if state.is_completed():
-                state = _bring_up_to_date(note)
+            away = _read_sources(note) if data else None
+            name = _renamed(note) if data else str(flow_run.name)
+            state = _bring_up_to_date(note, name) if away is None else Failed(message=away)
         note.flow(state)
         wait_for_prefect()
     return state
 
 
-def _read_sources(note: FlowNote) -> State[Any]:
-    """Bring data/ to the state of the sources, as a task."""
+def _read_sources(note: FlowNote) -> str | None:
+    """Bring data/ to the state of the sources, as a task; return the reason of a failure."""
 
     def bring_up_to_date() -> State[None]:
         state = data_state(ROOT)
@@ -148,7 +150,16 @@ def _read_sources(note: FlowNote) -> State[Any]:
     )
     state: State[Any] = task(return_state=True)
     forget()  # hashes of data/
-    return state
+    if state.is_completed():
+        return None
+    return state.message or "data: the sources could not be read"
+
+
+def _renamed(note: FlowNote) -> str:
+    """Name the flow run by the changes that the sources brought; return the name."""
+    name, client = run_name(), get_client(sync_client=True)
+    note.send(lambda: client.update_flow_run(UUID(str(flow_run.id)), name=name))
+    return name
 
 
 def data_state(root: Path) -> State[None]:
@@ -160,10 +171,10 @@ def data_state(root: Path) -> State[None]:
     return Completed(message="data/ is up to date")
 
 
-def _bring_up_to_date(note: FlowNote) -> State[None]:
+def _bring_up_to_date(note: FlowNote, name: str) -> State[None]:
     """Run the stages below a parent run in MLflow; return the flow's final state."""
     started = time.monotonic()
-    parent = _open_parent()
+    parent = _open_parent(name)
     try:
         rows = _run_stages(parent.id, note)
         _record(parent, rows)
@@ -196,10 +207,10 @@ def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
     return rows
 
 
-def _open_parent() -> RunRecord:
+def _open_parent(name: str) -> RunRecord:
     """Open the parent MLflow run of the stages' runs."""
     tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline", "base": current()}
-    return RunRecord(flow_run.name or "pipeline", tags=tags)
+    return RunRecord(name, tags=tags)
 
 
 def _record(parent: RunRecord, rows: list[StageRow]) -> None:
