@@ -180,6 +180,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensors.take(name).tensor for name in tensors.shapes}
 
 
+LONGEST_NAME = 255  # bytes; a file system refuses longer names
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight file, or the shards, in `folder`."""
     names = [name for name in WEIGHT_FILES if (folder / name).is_file()]
@@ -190,8 +193,8 @@ def weight_files(folder: Path) -> list[Path]:
         return [path]
     shards = sorted(set(_weight_map(path).values()))
     for shard in shards:
-        if Path(shard).name != shard or "\0" in shard:
-            raise ValueError(f"{path} names {shard!r}; allowed are files in the same folder")
+        if Path(shard).name != shard or "\0" in shard or len(shard.encode()) > LONGEST_NAME:
+            raise ValueError(f"{path} names {shard[:80]!r}; allowed are files in the same folder")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise ValueError(f"{folder}: {path.name} names missing files: {', '.join(missing)}")
