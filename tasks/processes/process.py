@@ -40,7 +40,8 @@ def raise_on_sigterm() -> None:
 
     `finally` blocks then run and records are closed. Python swallows exceptions raised during the
     finalization of an object (`__del__`, a weak reference's callback) and reports them to
-    `sys.unraisablehook`. The hook installed here sends a swallowed SIGTERM or Ctrl-C again.
+    `sys.unraisablehook`. The hook installed here sends a swallowed SIGTERM or Ctrl-C again, also
+    where Prefect's engine has replaced the handler by one that raises an exception of its own.
     """
 
     def handler(number: int, _frame: FrameType | None) -> None:
@@ -51,14 +52,13 @@ def raise_on_sigterm() -> None:
     previous_hook = sys.unraisablehook
 
     def send_again(swallowed: "sys.UnraisableHookArgs") -> None:
-        if isinstance(swallowed.exc_value, Terminated):
+        error = swallowed.exc_value
+        if isinstance(error, Terminated):
             signal.signal(signal.SIGTERM, handler)
-            number = signal.SIGTERM
-        elif isinstance(swallowed.exc_value, KeyboardInterrupt):
-            number = signal.SIGINT
-        else:
+        elif isinstance(error, Exception | SystemExit | GeneratorExit) or error is None:
             previous_hook(swallowed)
             return
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
         # after a short delay, since Python swallows exceptions raised inside this hook too
         threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
