@@ -481,6 +481,9 @@ def test_other_machines_need_a_key_or_a_word(models: Path) -> None:
 # ---- load, leaving, ending
 
 
+SHORT = {"model": "endless", "prompt": "the", "temperature": 0}  # drawn tokens could be the end
+
+
 @pytest.fixture
 def narrow(models: Path) -> Iterator[Server]:
     """A server that answers one request at a time and lets one wait."""
@@ -523,14 +526,14 @@ def test_a_full_line_is_an_error_and_a_client_that_leaves_makes_room(narrow: Ser
                 assert full.value.response.headers["retry-after"] == "1"
             narrow.until(active=1, waiting=0)  # the one that waited has left
         narrow.until(active=0, waiting=0)  # so has the one that was answered
-    found = post(f"{narrow.url}/v1/completions", json={"model": "endless", "prompt": "the"})
+    found = post(f"{narrow.url}/v1/completions", json=SHORT)
     assert found.json()["usage"]["completion_tokens"] == 16
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(models: Path) -> None:
     with serving(models / "endless", "--at-once", "2") as server, begin(server, n=1):
         server.until(active=1, waiting=0)
-        found = post(f"{server.url}/v1/completions", json={"model": "endless", "prompt": "the"})
+        found = post(f"{server.url}/v1/completions", json=SHORT)
         assert found.status_code == 200
         assert server.health()["active"] == 1
 
