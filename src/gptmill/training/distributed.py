@@ -145,16 +145,17 @@ class World:
 
     # tensors of a state, on the CPU: shards on each rank, or all of them on the first rank
 
-    def to_cpu(self, tensor: Tensor) -> Tensor:
+    def to_cpu(self, tensor: Tensor, *, copy: bool = True) -> Tensor:
         """Return a copy on the CPU: this rank's shard, or all on the first rank.
 
         Unsharded, ranks behind the first return the shape alone, on the meta device. A tensor
-        without shards in a sharded training is copied on every rank.
+        without shards in a sharded training is copied on every rank. Without `copy`, a whole
+        tensor on the CPU is returned itself.
         """
         mine = tensor.detach()
         if is_shard(mine):
             return _share(mine.to_local().to("cpu", copy=True), mine, _on_cpu(self.size))
-        return mine.to("cpu", copy=True) if self.sharded or self.rank == 0 else mine.to("meta")
+        return mine.to("cpu", copy=copy) if self.sharded or self.rank == 0 else mine.to("meta")
 
     def to_device_like(self, value: Tensor, like: Tensor) -> Tensor:
         """Return the inverse of `to_cpu`: the value on the device of `like`, on every rank."""

@@ -38,7 +38,7 @@ from gptmill.training.state.snapshot import (
     parameters_to_cpu,
     trainable,
 )
-from gptmill.training.state.store import State, StateStore, StepRows
+from gptmill.training.state.store import LARGE, BestFile, State, StateStore, StepRows
 
 
 class Trainer:
@@ -85,6 +85,7 @@ class Trainer:
         self._progress = Progress(micro_batch=plan.micro_batch)
         self._guard = Guard(plan.guard)
         self._best: dict[str, Tensor] = {}
+        self._best_file: BestFile | None = None
         self._before: dict[str, float] | None = None  # the evaluation before step 1
         self._earlier: State | None = None  # the target of a rollback
         self._restored = False
@@ -116,7 +117,9 @@ class Trainer:
         newest = None if self.store is None else self.store.load()
         state = handed_out(newest, world, dict(trainable(self.model)))
         if state is not None:
-            self._load(state)
+            snapshot = self._load(state)
+            self._best = dict(snapshot.best)
+            self._best_file = None if world.sharded else snapshot.best_file
         if self.plan.guard.action == "rollback" and self._earlier is None:
             self._mark()
 
@@ -260,11 +263,19 @@ class Trainer:
             progress.best, progress.best_step = value, step
             progress.evaluations_without_better = 0
             if self.plan.stopping.keep == "best":
-                self._best = parameters_to_cpu(self.model, self.world)
+                self._keep_best(step)
         else:
             progress.evaluations_without_better += 1
         if self.plan.guard.action == "rollback":
             self._mark()
+
+    def _keep_best(self, step: int) -> None:
+        """Keep the present weights: in a file beside the states, or in memory without a store."""
+        if self.store is None or self.world.sharded:  # shards stay a part of the state
+            self._best = parameters_to_cpu(self.model, self.world)
+        else:
+            present = parameters_to_cpu(self.model, self.world, copy=False)
+            self._best_file, self._best = self.store.keep_best(step, present)
 
     def _finish(self) -> None:
         """Leave the final weights in a plain model in eval mode."""
@@ -305,7 +316,10 @@ class Trainer:
         return True
 
     def _roll_back(self) -> None:
-        """Restore the last evaluation's state, and skip the data up to and with this batch."""
+        """Restore the last evaluation's state, and skip the data up to and with this batch.
+
+        The best weights stay: the last evaluation has already been compared with them.
+        """
         assert self._earlier is not None
         before = self._progress
         self._load(self._earlier)
@@ -363,32 +377,42 @@ class Trainer:
     def _save(self, *, wait: bool) -> None:
         """Save a state: on the first rank alone, or each rank's shards."""
         if self.store is not None:
-            self.store.save(self._state(), wait=wait)
+            wait = wait or self._is_large_here()
+            self.store.save(self._state(copy=not wait), wait=wait)
+
+    def _is_large_here(self) -> bool:
+        """Return whether a copy for a save in the background would take much of the CPU's memory.
+
+        The state is then saved while training waits.
+        """
+        weights = sum(p.numel() * p.element_size() for _, p in trainable(self.model))
+        return self.device.device == "cpu" and 3 * weights > LARGE
 
     def _save_last(self) -> None:
         if self._consistent and not self.world.sharded:
             with uninterrupted():
                 self._save(wait=True)
 
-    def _state(self) -> State:
+    def _state(self, *, copy: bool = True) -> State:
         snapshot = Snapshot(
             progress=self._progress,
-            model=parameters_to_cpu(self.model, self.world),
-            optimizer=moments_to_cpu(self._optimizer, self.world),
+            model=parameters_to_cpu(self.model, self.world, copy=copy),
+            optimizer=moments_to_cpu(self._optimizer, self.world, copy=copy),
             best=self._best,
+            best_file=self._best_file,
             norms=list(self._guard.norms),
             rows=self.rows,
             earlier=self._earlier,
         )
         return snapshot.to_state(self.device.record())
 
-    def _load(self, state: State) -> None:
+    def _load(self, state: State) -> Snapshot:
         snapshot = Snapshot.from_state(state)
         load_parameters(self.model, snapshot.model, self.world)
         load_moments(self._optimizer, snapshot.optimizer, self.model, self.world)
         self._progress = snapshot.progress
         self._guard = Guard(self.plan.guard, snapshot.norms)
-        self._best = dict(snapshot.best)
         self.rows = snapshot.rows
         if snapshot.earlier is not None:
             self._earlier = snapshot.earlier
+        return snapshot

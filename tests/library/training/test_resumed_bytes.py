@@ -29,6 +29,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "best": {"stopping": replace(STOPPING, keep="best")},
     "micro": {"micro_batch": 3},
     "rollback": {"guard": GuardConfig(spike=0, action="rollback", limit=3)},
+    "rollback and best": {
+        "guard": GuardConfig(spike=0, action="rollback", limit=3),
+        "stopping": replace(STOPPING, keep="best"),
+    },
 }
 
 
@@ -57,7 +61,7 @@ def validation(model: Any) -> dict[str, float]:
 
 
 def course(model: Any, folder: Path | None, kind: str, **changed: Any) -> Any:
-    broken = (4,) if kind == "rollback" else ()
+    broken = (4,) if "rollback" in kind else ()
     store = None if folder is None else StateStore(folder, every=0, keep=2)
     settings = {
         "objective": losing(model, broken=broken),
@@ -113,7 +117,7 @@ def test_stopped_at_every_step_in_every_place(tmp_path: Path, kind: str) -> None
             raise Stop
 
     def patient(model: Any) -> Any:
-        inner = losing(model, broken=(4,) if kind == "rollback" else ())
+        inner = losing(model, broken=(4,) if "rollback" in kind else ())
 
         def loss(module: Any, batch: Any) -> Any:
             perhaps()

@@ -4,7 +4,7 @@ import os
 import resource
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,36 @@ def test_only_one_large_state_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
         saved(folder, 1, 2, 3)
         assert [int(path.stem[5:]) for path in sorted(folder.glob("*.safetensors"))] == kept
         assert len(list(folder.iterdir())) == 2 * len(kept)
+
+
+def test_the_best_weights_are_written_once_and_named_by_the_states(tmp_path: Path) -> None:
+    there = store(tmp_path)
+    files = {}
+    for step in (1, 2, 3, 4, 5):
+        if step in (1, 3, 5):
+            files[step], tensors = there.keep_best(step, {"w": torch.full((5,), float(step))})
+            assert tensors["w"].tolist() == [step] * 5
+        named = {**state(step).record, "best": asdict(files[max(n for n in files if n <= step)])}
+        there.save(replace(state(step), record=named), wait=True)
+    there.keep_best(6, {"w": torch.zeros(5)})  # killed before a state names it
+    there.close()
+    kept = sorted(path.name for path in tmp_path.glob("best*"))
+    assert kept == [f"best-00000000{step}.safetensors" for step in (3, 5, 6)]
+    newest, before = tmp_path / kept[1], tmp_path / kept[0]
+    found = store(tmp_path).load()
+    assert found is not None
+    assert (found.step, found.tensors["best/w"].tolist()) == (5, [5.0] * 5)
+    assert not (tmp_path / kept[2]).exists()
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    found = (damaged := store(tmp_path)).load()
+    assert found is not None
+    assert (found.step, found.tensors["best/w"].tolist()) == (4, [3.0] * 5)
+    assert damaged.notes == [
+        f"the state of step 5 is damaged ({newest}: the SHA-256 differs from the recorded value) "
+        "and is not used"
+    ]
+    before.unlink()
+    assert store(tmp_path).load() is None
 
 
 def test_the_history_may_be_taken_back(tmp_path: Path) -> None:

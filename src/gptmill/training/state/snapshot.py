@@ -15,7 +15,7 @@ from gptmill.files import checked
 from gptmill.training.distributed import World
 from gptmill.training.optimizers import Optimizer
 from gptmill.training.plan import Progress
-from gptmill.training.state.store import State, StepRows
+from gptmill.training.state.store import BEST, BestFile, State, StepRows
 
 PARTS = {"model", "optimizer", "best", "earlier"}
 """The parts of a state's tensors, in front of their names."""
@@ -32,6 +32,8 @@ class Snapshot:
     """The moments by PARAMETER.MOMENT."""
     best: Mapping[str, Tensor]
     """The parameters of the best evaluation; empty if the last parameters are kept."""
+    best_file: BestFile | None
+    """The file with `best`, which the state then only names."""
     norms: list[float]
     """The gradient norms for the guard's median."""
     rows: StepRows = field(default_factory=list)
@@ -40,10 +42,18 @@ class Snapshot:
 
     def to_state(self, device: Mapping[str, Any]) -> State:
         """Return the state to save; `device` records the hardware that computed it."""
-        parts = {"model": self.model, "optimizer": self.optimizer, "best": self.best}
+        parts = {"model": self.model, "optimizer": self.optimizer}
         record = {"progress": asdict(self.progress), "norms": self.norms, "device": device}
+        if self.best_file is None:
+            parts["best"] = self.best
+        else:
+            record[BEST] = asdict(self.best_file)
         if self.earlier is not None:
-            parts["earlier"] = self.earlier.tensors
+            parts["earlier"] = {  # with the same best weights
+                name: tensor
+                for name, tensor in self.earlier.tensors.items()
+                if not name.startswith(f"{BEST}/")
+            }
             record["earlier"] = {"record": self.earlier.record, "rows": len(self.earlier.rows)}
         tensors = {
             f"{part}/{name}": t for part, named in parts.items() for name, t in named.items()
@@ -77,7 +87,8 @@ class Snapshot:
             progress=Progress(**state.record["progress"]),
             model=parts["model"],
             optimizer=parts.get("optimizer", {}),
-            best=parts.get("best", {}),
+            best=parts.get(BEST, {}),
+            best_file=None if BEST not in state.record else BestFile(**state.record[BEST]),
             norms=list(state.record["norms"]),
             rows=rows,
             earlier=earlier,
@@ -106,9 +117,9 @@ def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def parameters_to_cpu(model: nn.Module, world: World) -> dict[str, Tensor]:
-    """Return copies of the trainable parameters."""
-    return {name: world.to_cpu(parameter) for name, parameter in trainable(model)}
+def parameters_to_cpu(model: nn.Module, world: World, *, copy: bool = True) -> dict[str, Tensor]:
+    """Return the trainable parameters, or copies of them."""
+    return {name: world.to_cpu(parameter, copy=copy) for name, parameter in trainable(model)}
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], world: World) -> None:
@@ -118,9 +129,9 @@ def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], world: Worl
             parameter.copy_(world.to_device_like(tensors[name], parameter))
 
 
-def moments_to_cpu(optimizer: Optimizer, world: World) -> dict[str, Tensor]:
-    """Return copies of the optimizer's moments."""
-    return {name: world.to_cpu(moment) for name, moment in optimizer.state().items()}
+def moments_to_cpu(optimizer: Optimizer, world: World, *, copy: bool = True) -> dict[str, Tensor]:
+    """Return the optimizer's moments, or copies of them."""
+    return {name: world.to_cpu(moment, copy=copy) for name, moment in optimizer.state().items()}
 
 
 def load_moments(

@@ -6,6 +6,9 @@ same folder: a state without a seal was never finished, and a state with a diffe
 damaged later. The last few states are kept: if the newest state is damaged, the previous state is
 used.
 
+The weights of the best evaluation are written once, to a file of their own, when they appear. The
+states after it name the file with its SHA-256, and so stay as small as states without it.
+
 In sharded training (shards.py), most tensors are in separate files, named by the state file and
 stored beside the state file.
 """
@@ -26,7 +29,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gptmill.files import checked, sha256, write_text
@@ -39,6 +42,9 @@ LARGE = 10**9
 
 SHARDS = "shards"
 """Key of a state's record for the folder, names and SHA-256 of the shard files."""
+
+BEST = "best"
+"""Key of a state's record for the file of the best weights, and their part of a state's tensors."""
 
 FILE = re.compile(r"step-\d{9,}\.safetensors")
 
@@ -58,6 +64,14 @@ class State:
     rows: StepRows
     shards: Path | None = None
     """Folder of the remaining tensors of a loaded state, None if all are in `tensors`."""
+
+
+@dataclass(frozen=True)
+class BestFile:
+    """The file of the best weights beside the states, and its SHA-256."""
+
+    name: Annotated[str, Field(pattern=r"^best-\d{9,}\.safetensors$")]
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,7 @@ class StateStore:
         self._saved = time.monotonic()
         self._cost = 0.0
         self._encoded: tuple[StepRows, bytearray] = ([], bytearray())
+        self._best: BestFile | None = None
         self._writer = ThreadPoolExecutor(1, "state")
         self._writing: Future[None] | None = None
 
@@ -115,6 +130,23 @@ class StateStore:
         if wait:
             self._finish()
 
+    def keep_best(
+        self, step: int, tensors: Mapping[str, Tensor]
+    ) -> tuple[BestFile, dict[str, Tensor]]:
+        """Write the best weights, of `step`; return their file and its memory-mapped tensors.
+
+        Raises OSError if the file cannot be written; earlier states and their best weights then
+        stay unchanged.
+        """
+        path = self.folder / f"{BEST}-{step:09d}.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _check_room(path, tensors)
+        with _completed(path, tensors, {}) as partial:
+            file = BestFile(path.name, sha256(partial))
+            self._best = file  # before the file exists: the writer's thread removes unnamed files
+            partial.replace(path)
+        return file, _read_best(path)
+
     def load(self) -> State | None:
         """Return the newest undamaged state, or None.
 
@@ -123,13 +155,16 @@ class StateStore:
         self._finish()
         for partial in self.folder.glob(".*.safetensors.partial"):
             partial.unlink()
-        self._drop_shards()
+        self._drop_unnamed()
         for path in self._paths():
             try:
                 _verify(path)
-                return _read(path)
+                state = _read(path)
             except ValueError as error:
                 fault = f"is damaged ({error})"
+            else:
+                self._best = _best(state.record)
+                return state
             self.notes.append(f"the state of step {_step(path):,} {fault} and is not used")
             path.unlink(missing_ok=True)
             _seal(path).unlink(missing_ok=True)
@@ -181,23 +216,23 @@ class StateStore:
 
     def _write_file(self, state: State, path: Path, history: Tensor) -> None:
         tensors = {**state.tensors, "history": history}
-        needed = _size(tensors)
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(errno.ENOSPC, no_room(path, f"{needed:,} bytes needed, {free:,} free"))
+        _check_room(path, tensors)
         _save_file(tensors, path, {"record": json.dumps(dict(state.record))})
 
     def _drop_states(self, keep: int) -> None:
         for old in self._paths()[keep:]:
             _seal(old).unlink()
             old.unlink()
-        self._drop_shards()
+        self._drop_unnamed()
 
-    def _drop_shards(self) -> None:
-        """Delete shard folders of deleted or unfinished states.
-
-        No state file names the deleted folders.
-        """
+    def _drop_unnamed(self) -> None:
+        """Delete best weights and shard folders that no state file names."""
+        named = {self._best.name} if self._best else set()
+        for path in self._paths():
+            named |= _named_best(path)
+        for path in self.folder.glob(f"{BEST}-*.safetensors"):
+            if path.name not in named:
+                path.unlink()
         folders = [*self.folder.glob(f"*.{SHARDS}"), *self.folder.glob(f".*.{SHARDS}.partial")]
         in_use = {_shards(path) for path in self._paths()} if folders else set()
         for folder in folders:
@@ -251,6 +286,7 @@ class _Record:
 
     progress: _Progress
     shards: _Shards | None = None
+    best: BestFile | None = None
 
 
 @contextmanager
@@ -280,25 +316,41 @@ def _parse(text: str | bytes, path: Path) -> Any:
         raise ValueError(f"{path} holds text that is not JSON: {error}") from None
 
 
+def _check_room(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise OSError if the disk has too little space for a file of tensors."""
+    needed, free = _size(tensors), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, no_room(path, f"{needed:,} bytes needed, {free:,} free"))
+
+
+@contextmanager
+def _completed(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> Iterator[Path]:
+    """Write a file of tensors under a temporary name; yield the name, and remove what is left."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(dict(tensors), partial, metadata=metadata)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        yield partial
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise OSError(errno.EIO, no_room(path, str(error))) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a state file and the seal file.
 
     An interruption at any point leaves an existing state under the same name undamaged.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+    with _completed(path, tensors, metadata) as partial:
         seal, digest = _seal(path), sha256(partial) + "\n"
         if seal.exists():  # of the same step: the earlier file is valid until replaced
             write_text(seal, seal.read_text(encoding="ascii", errors="replace") + digest)
         partial.replace(path)
         write_text(seal, digest)
-    except SafetensorError as error:  # safetensors wraps the operating system's error
-        raise OSError(errno.EIO, no_room(path, str(error))) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def no_room(path: Path, reason: str) -> str:
@@ -318,13 +370,30 @@ def _verify(path: Path) -> None:
     recorded = _seal(path).read_text(encoding="ascii", errors="replace").split()
     if sha256(path) not in recorded:
         raise ValueError(f"{path}: the SHA-256 differs from the recorded value")
-    shards = _record(path).get(SHARDS) or {"folder": "", "files": {}}
-    for name, value in shards["files"].items():
-        shard = path.parent / shards["folder"] / name
-        if not shard.is_file():
-            raise ValueError(f"{shard} is missing")
-        if sha256(shard) != value:
-            raise ValueError(f"{shard}: the SHA-256 differs from the recorded value")
+    record = _record(path)
+    shards, best = record.get(SHARDS) or {"folder": "", "files": {}}, _best(record)
+    files = {f"{shards['folder']}/{name}": value for name, value in shards["files"].items()}
+    if best is not None:
+        files[best.name] = best.sha256
+    for name, value in files.items():
+        file = path.parent / name
+        if not file.is_file():
+            raise ValueError(f"{file} is missing")
+        if sha256(file) != value:
+            raise ValueError(f"{file}: the SHA-256 differs from the recorded value")
+
+
+def _best(record: Mapping[str, Any]) -> BestFile | None:
+    """Return the file of the best weights that a checked record names."""
+    return BestFile(**record[BEST]) if record.get(BEST) else None
+
+
+def _named_best(path: Path) -> set[str]:
+    """Return the name of a state's file of best weights; empty without it or if unreadable."""
+    with suppress(ValueError):
+        best = _best(_record(path))
+        return {best.name} if best else set()
+    return set()
 
 
 def _shards(path: Path) -> Path | None:
@@ -347,4 +416,17 @@ def _read(path: Path) -> State:
         raise ValueError(f"{path} has no history of bytes")
     rows = [_parse(line, path) for line in history.numpy().tobytes().splitlines() if line]
     checked(list[dict[str, Any]], rows, f"{path}, history")
-    return State(_step(path), tensors, _record(path), rows, _shards(path))
+    record = _record(path)
+    best = _best(record)
+    if best is not None:
+        weights = _read_best(path.with_name(best.name))
+        tensors |= {f"{BEST}/{name}": tensor for name, tensor in weights.items()}
+    return State(_step(path), tensors, record, rows, _shards(path))
+
+
+def _read_best(path: Path) -> dict[str, Tensor]:
+    """Return the memory-mapped tensors of a file of best weights."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: {error}") from None
