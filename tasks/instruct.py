@@ -114,6 +114,8 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         merge(model)
     ids = special_ids(tokenizer, sorted(template.stops))
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source, ids=ids)
+    if not device.sharded:  # the saved model only decodes from here on
+        narrow_frozen(model.transformer.requires_grad_(False), DTYPES[device.precision])
     after = answer(model, records["test"], tokenizer, template)
     given = [
         {**record, "before": first, "answer": last}

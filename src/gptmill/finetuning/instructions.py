@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from gptmill.data.batching import Ids, Indices, pad
+from gptmill.device import release_freed_memory
 from gptmill.generation.decoder import GenerationConfig, generate
 from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
@@ -182,4 +183,5 @@ def answers(
     prompts = [template.encode(tokenizer, messages(record)) for record in records]
     stops = template.stop_ids(tokenizer)
     new_ids = generate(quantize(model, weights), prompts, greedy, stop_ids=stops, seed=0)
+    release_freed_memory()  # of the weights in another format, and of the cache
     return [tokenizer.decode(ids).strip() for ids in new_ids]

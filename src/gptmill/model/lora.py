@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptmill.device import release_freed_memory
 from gptmill.model.gpt import GPT, GPTClassifier
 
 Target = Literal["c_attn", "c_proj", "c_fc"]
@@ -129,6 +130,7 @@ def restore_frozen(model: nn.Module, load: Callable[[], nn.Module]) -> None:
     }
     for layer in frozen.values():
         layer.to("meta")  # free the memory before loading
+    release_freed_memory()
     base = load()
     for name, layer in frozen.items():
         original = base.get_submodule(name)
