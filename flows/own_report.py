@@ -29,7 +29,7 @@ def report(root: Path, entry: Entry) -> str:
 
 
 def _texts(root: Path, entry: Entry) -> list[str]:
-    texts = [document.text for document in read_documents(root / entry.path)]
+    documents = read_documents(root / entry.path)
     others = sorted(
         {
             source
@@ -38,7 +38,8 @@ def _texts(root: Path, entry: Entry) -> list[str]:
             if name.startswith("text/") and source != entry.name
         }
     )
-    lines = [f"  {_count(len(texts), 'document')}; words per document: {_words(texts)}"]
+    words = _spread([document.words() for document in documents])
+    lines = [f"  {_count(len(documents), 'document')}; words per document: {words}"]
     if others:
         lines.append(
             f"  training reads all of data/text, also {', '.join(others)}: `enabled = false` in "
@@ -104,7 +105,10 @@ def _context(root: Path) -> int | None:
 
 
 def _words(texts: Sequence[str]) -> str:
-    lengths = [len(text.split()) for text in texts]
+    return _spread([len(text.split()) for text in texts])
+
+
+def _spread(lengths: Sequence[int]) -> str:
     return f"median {median(lengths):,.0f}, longest {max(lengths):,}"
 
 

@@ -1,5 +1,7 @@
 """tokenize: data/text, data/bpe -> artifacts/tokenize (token ids, in two parts)."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 from pydantic import Field
 
@@ -7,7 +9,7 @@ from gptmill.data.documents import Document, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import write_json
 from gptmill.origins import write_origins
-from gptmill.tokenizer.bpe_engines import EncodingError, Ids
+from gptmill.tokenizer.bpe_engines import EncodingError, Part
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -28,7 +30,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     tokenizer = Tokenizer.from_bpe_files(bpe / "vocab.bpe", bpe / "encoder.json")
     statistics = {}
     for part, chosen in (("train", train), ("validation", validation)):
-        tokens = TokenFile.write(
+        tokens = TokenFile.write_parts(
             run.out / f"{part}.bin",
             encode(tokenizer, chosen),
             names=[document.name for document in chosen],
@@ -45,10 +47,10 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     return figures(statistics)
 
 
-def encode(tokenizer: Tokenizer, documents: list[Document]) -> list[Ids]:
-    """Return the ids of each document; name the file of a text that cannot be encoded."""
+def encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Part]:
+    """Yield ids of each document; name the file of a text that cannot be encoded."""
     try:
-        return tokenizer.encode_batch([document.text for document in documents])
+        yield from tokenizer.encode_documents(document.pieces() for document in documents)
     except EncodingError as error:
         raise ValueError(f"data/text/{documents[error.index].name}: {error}") from None
 
@@ -61,8 +63,8 @@ def sizes(documents: list[Document]) -> dict[str, int]:
     """Return the counts behind bits per byte and averages, without separators."""
     return {
         "documents": len(documents),
-        "characters": sum(len(document.text) for document in documents),
-        "bytes": sum(len(document.text.encode("utf-8")) for document in documents),
+        "characters": sum(document.characters for document in documents),
+        "bytes": sum(document.size for document in documents),
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 if TYPE_CHECKING:  # the import takes 0.2 s, and most callers write no tables
     import pandas as pd
@@ -25,17 +25,24 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically.
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which appears at `path` complete or not at all.
 
-    Write under a temporary name in the same folder, flush to disk and rename.
+    The file has a temporary name in the same folder, is flushed to disk at the end, and renamed.
     """
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, as `writing` does."""
+    with writing(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

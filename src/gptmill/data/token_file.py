@@ -5,7 +5,7 @@
 name and first position of each document. A separator id stands between documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from gptmill.files import checked, read_json, write_bytes, write_json
+from gptmill.files import checked, read_json, write_json, writing
 
 Ids = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 ID_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -100,15 +100,48 @@ class TokenFile:
         vocab_size: int,
         fingerprint: str,
     ) -> "TokenFile":
-        """Write the documents, separated by `separator`, and open the file."""
-        assert documents, "a token file needs at least one document"
-        assert len(documents) == len(names), "each document has a name"
+        """Write the ids of each document, separated by `separator`, and open the file."""
+        return TokenFile.write_parts(
+            path,
+            enumerate(documents),
+            names=names,
+            separator=separator,
+            vocab_size=vocab_size,
+            fingerprint=fingerprint,
+        )
+
+    @staticmethod
+    def write_parts(
+        path: Path,
+        parts: Iterable[tuple[int, npt.NDArray[np.uint32]]],
+        *,
+        names: Sequence[str],
+        separator: int,
+        vocab_size: int,
+        fingerprint: str,
+    ) -> "TokenFile":
+        """Write ids as they come, each part with the index of its document, and open the file.
+
+        Each document has at least one part, and the indices ascend.
+        """
+        assert names, "a token file needs at least one document"
         dtype = "uint16" if vocab_size - 1 <= LARGEST_UINT16 else "uint32"
-        ids, starts = _join(documents, separator)
-        assert int(ids.max()) < vocab_size, f"an id outside a vocabulary of {vocab_size}"
-        write_bytes(path, ids.astype(ID_DTYPES[dtype]).tobytes())
+        starts: list[int] = []
+        count = 0
+        with writing(path) as file:
+            for index, ids in parts:
+                assert ids.max(initial=0) < vocab_size, f"an id outside {vocab_size}"
+                if index == len(starts):
+                    if index:
+                        file.write(np.array([separator], ID_DTYPES[dtype]).tobytes())
+                        count += 1
+                    starts.append(count)
+                assert index == len(starts) - 1, "the documents come in order"
+                file.write(ids.astype(ID_DTYPES[dtype]).tobytes())
+                count += len(ids)
+        assert len(starts) == len(names), "each document has a name"
         header = {
-            "count": len(ids),
+            "count": count,
             "dtype": dtype,
             "vocab_size": vocab_size,
             "fingerprint": fingerprint,
@@ -134,18 +167,3 @@ class TokenFile:
             for index in (position, position + length - 1)
         )
         return list(self.names[first : last + 1])
-
-
-def _join(
-    documents: Sequence[npt.NDArray[np.uint32]], separator: int
-) -> tuple[npt.NDArray[np.uint32], list[int]]:
-    separator_id = np.array([separator], dtype=np.uint32)
-    parts, starts, position = [], [], 0
-    for index, document in enumerate(documents):
-        if index:
-            parts.append(separator_id)
-            position += 1
-        starts.append(position)
-        parts.append(document)
-        position += len(document)
-    return np.concatenate(parts), starts

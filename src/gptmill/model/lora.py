@@ -116,6 +116,7 @@ def narrow_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
             layer.to(dtype)
+    release_freed_memory()
 
 
 def restore_frozen(model: nn.Module, load: Callable[[], nn.Module]) -> None:

@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, pairwise
 from typing import Any, Protocol
@@ -25,9 +26,12 @@ from gptmill.tokenizer.huggingface import Definition
 from gptmill.tokenizer.vocabulary import END_OF_TEXT, gpt2_tokens, unspell
 
 Ids = npt.NDArray[np.uint32]
+Part = tuple[int, Ids]  # the index of a document, and ids
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # Unicode's property White_Space, which is `\s` in the patterns; Python's `\s` has four more.
 BLANKS = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+WINDOW = 2**23  # characters
+LONGEST_QUEUE = 10_000  # short documents
 STRIDE = 100_000  # tiktoken's stack holds a million blanks
 
 
@@ -47,8 +51,11 @@ class Engine(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; special tokens in the text are plain text."""
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, on all cores."""
+    def encode_to_numpy(self, text: str) -> Ids:
+        """Return the ids of a text without Python's lock, for a thread of its own."""
+
+    def units(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield a text, given in pieces, in units whose ids put together are the text's."""
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Return the text of ids."""
@@ -78,11 +85,22 @@ class TiktokenEngine:
         with _named_failure():
             return list(chain.from_iterable(map(self.encoding.encode_ordinary, _parts(text))))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, on all cores: tiktoken releases Python's lock."""
-        return _on_all_cores(self._encode_to_numpy, texts)
+    def units(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield a text in units that end before a lone blank between two words.
 
-    def _encode_to_numpy(self, text: str) -> Ids:
+        GPT-2's pattern always starts a new word there.
+        """
+        held: list[str] = []
+        for piece in pieces:
+            cut = _last_lone_blank(piece)
+            if cut:
+                yield "".join([*held, piece[:cut]])
+                held = []
+            held.append(piece[cut:])
+        yield "".join(held)
+
+    def encode_to_numpy(self, text: str) -> Ids:
+        """Return the ids of a text: tiktoken releases Python's lock."""
         with _named_failure():
             parts = [self.encoding.encode_to_numpy(p, disallowed_special=()) for p in _parts(text)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -123,13 +141,17 @@ class TokenizersEngine:
         with _named_failure():
             return list(self.tokenizer.encode(text).ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Return the ids of each text, on all cores: tokenizers releases Python's lock.
+    def encode_to_numpy(self, text: str) -> Ids:
+        """Return the ids of a text: tokenizers releases Python's lock.
 
         The threads are Python's: after the library has started its own threads, it prints warnings
         in every forked process.
         """
-        return _on_all_cores(lambda text: np.array(self.encode(text), dtype=np.uint32), texts)
+        return np.array(self.encode(text), dtype=np.uint32)
+
+    def units(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Yield the whole text: no cut is safe for every pattern and normalizer."""
+        yield "".join(pieces)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool) -> str:
         """Return the text of ids; invalid UTF-8 becomes replacement characters."""
@@ -153,14 +175,42 @@ class TokenizersEngine:
         return bytes_of
 
 
-def _on_all_cores(encode: Callable[[str], Ids], texts: Sequence[str]) -> list[Ids]:
-    """Encode each text; an EncodingError has the index of its text."""
+def encoded_in_order(engine: Engine, documents: Iterable[Iterable[str]]) -> Iterator[Part]:
+    """Yield the index of each document, given in pieces, with ids of its text, on all cores.
+
+    A document has one part or more. About WINDOW characters are held at a time, or the longest unit
+    of the engine. An EncodingError has the index of its document.
+    """
+    units = (
+        (index, unit) for index, pieces in enumerate(documents) for unit in engine.units(pieces)
+    )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        encoded = [pool.submit(encode, text) for text in texts]
-        for index, future in enumerate(encoded):
-            if isinstance(error := future.exception(), EncodingError):
-                error.index = index
-        return [future.result() for future in encoded]
+        waiting: deque[tuple[int, int, Future[Ids]]] = deque()
+        held = 0
+        for index, unit in units:
+            waiting.append((index, len(unit), pool.submit(engine.encode_to_numpy, unit)))
+            held += len(unit)
+            while held > WINDOW or len(waiting) > LONGEST_QUEUE:
+                held -= waiting[0][1]
+                yield _result(*waiting.popleft())
+        while waiting:
+            yield _result(*waiting.popleft())
+
+
+def _result(index: int, _: int, encoded: Future[Ids]) -> Part:
+    try:
+        return index, encoded.result()
+    except EncodingError as error:
+        error.index = index
+        raise
+
+
+def _last_lone_blank(text: str) -> int:
+    """Return the place of the last lone blank between two other characters; 0 without one."""
+    for place in range(len(text) - 2, 0, -1):
+        if text[place] in " \n" and not (text[place - 1].isspace() or text[place + 1].isspace()):
+            return place
+    return 0
 
 
 def _parts(text: str) -> list[str]:

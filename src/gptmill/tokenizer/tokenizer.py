@@ -6,6 +6,8 @@ metadata of a GGUF file.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +16,7 @@ import numpy.typing as npt
 
 from gptmill.files import checked, read_json, read_text, write_json, write_text
 from gptmill.tokenizer import gguf, huggingface
-from gptmill.tokenizer.bpe_engines import TokenizersEngine, engine
+from gptmill.tokenizer.bpe_engines import Part, TokenizersEngine, encoded_in_order, engine
 from gptmill.tokenizer.huggingface import Definition
 from gptmill.tokenizer.vocabulary import (
     END_OF_TEXT,
@@ -147,7 +149,18 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """Return the ids of each text as `encode` does, on all cores."""
-        return self._engine.encode_batch(texts)
+        parts = self.encode_documents([text] for text in texts)
+        return [
+            arrays[0] if len(arrays := [ids for _, ids in group]) == 1 else np.concatenate(arrays)
+            for _, group in groupby(parts, key=itemgetter(0))
+        ]
+
+    def encode_documents(self, documents: Iterable[Iterable[str]]) -> Iterator[Part]:
+        """Yield ids of documents that are given in pieces, in order, with the document's index.
+
+        Memory does not grow with the documents: for GPT-2's form, not even with the longest.
+        """
+        return encoded_in_order(self._engine, documents)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Return the text of `ids`; invalid UTF-8 becomes replacement characters."""

@@ -1,6 +1,6 @@
 import pytest
 
-from gptmill.data.documents import Document, read_documents, split_documents
+from gptmill.data.documents import decode_text, read_documents, split_documents
 
 
 def put(folder, **files):
@@ -54,12 +54,44 @@ def test_an_empty_folder_is_refused(tmp_path):
         read_documents(tmp_path)
 
 
-def documents(count):
-    return [Document(f"{place}.txt", f"text {place}") for place in range(count)]
+def documents(folder, texts):
+    """Write the texts, a file each, and measure them."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return read_documents(folder)
 
 
-def test_the_split_is_by_hash_near_the_fraction_and_loses_nothing():
-    given = documents(2000)
+def numbered(folder, count):
+    return documents(folder, {f"{place:04}": f"text {place}" for place in range(count)})
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 2**18])
+def test_pieces_and_words_are_those_of_the_whole_text(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr("gptmill.data.documents.PIECE", piece)
+    content = "\ufeff one  two\r\n\r\nthree\rna\u00efve \U0001f600\n".encode()
+    put(tmp_path, a=content)
+    (document,) = read_documents(tmp_path)
+    text = decode_text(content, "a")
+    assert document.text == text
+    assert (document.characters, document.size) == (len(text), len(text.encode()))
+    assert document.words() == len(text.split())
+    assert max(map(len, document.pieces())) <= piece
+
+
+def test_a_fault_far_into_a_file_is_placed_as_in_the_whole_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("gptmill.data.documents.BLOCK", 5)
+    for content in (b"one\ntwo\nth\xc3\xa9\n\xe9 four", b"one\ntwo \xe2\x82", b"one\ntwo\nthr\0"):
+        put(tmp_path, a=content)
+        with pytest.raises(ValueError, match=r"a\.txt") as whole:
+            decode_text(content, tmp_path / "a.txt")
+        with pytest.raises(ValueError, match=r"a\.txt") as streamed:
+            read_documents(tmp_path)
+        assert str(streamed.value) == str(whole.value)
+
+
+def test_the_split_is_by_hash_near_the_fraction_and_loses_nothing(tmp_path):
+    given = numbered(tmp_path, 2000)
     train, validation = split_documents(given, 0.1)
     assert sorted([*train, *validation], key=lambda d: d.name) == sorted(
         given, key=lambda d: d.name
@@ -67,34 +99,37 @@ def test_the_split_is_by_hash_near_the_fraction_and_loses_nothing():
     assert 150 < len(validation) < 250
 
 
-def test_a_document_keeps_its_part_when_others_come_and_names_change():
-    _, before = split_documents(documents(200), 0.1)
-    renamed = [Document(f"new/{one.name}", one.text) for one in documents(300)]
-    _, after = split_documents(renamed, 0.1)
+def test_a_document_keeps_its_part_when_others_come_and_names_change(tmp_path):
+    _, before = split_documents(numbered(tmp_path / "one", 200), 0.1)
+    renamed = {f"new {place}": f"text {place}" for place in range(300)}
+    _, after = split_documents(documents(tmp_path / "other", renamed), 0.1)
     assert {one.text for one in before} < {one.text for one in after}
 
 
-def test_equal_texts_stay_together():
-    twins = [Document(f"{place}-{copy}", f"text {place}") for place in range(50) for copy in "ab"]
-    train, validation = split_documents(twins, 0.3)
+def test_equal_texts_stay_together(tmp_path):
+    twins = {f"{place}-{copy}": f"text {place}" for place in range(50) for copy in "ab"}
+    train, validation = split_documents(documents(tmp_path, twins), 0.3)
     assert not {one.text for one in train} & {one.text for one in validation}
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
-def test_each_part_has_a_document_even_of_two(fraction):
-    train, validation = split_documents(documents(2), fraction)
+def test_each_part_has_a_document_even_of_two(tmp_path, fraction):
+    train, validation = split_documents(numbered(tmp_path, 2), fraction)
     assert (len(train), len(validation)) == (1, 1)
 
 
-def test_one_text_cannot_be_split():
+def test_one_text_cannot_be_split(tmp_path):
     with pytest.raises(ValueError, match="give at least 2 files"):
-        split_documents([Document("a", "same"), Document("b", "same")], 0.1)
+        split_documents(documents(tmp_path, {"a": "same", "b": "same"}), 0.1)
 
 
-def test_a_single_text_is_cut_near_its_end() -> None:
-    text = "0123456789" * 2
-    train, validation = split_documents([Document("a", text)], 0.1)
-    assert train == [Document("a", text[:18])]
-    assert validation == [Document("a", text[18:])]
-    with pytest.raises(ValueError, match="a is too short to be cut into a training and a valid"):
-        split_documents([Document("a", "x")], 0.1)
+def test_a_single_text_is_cut_near_its_end(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("gptmill.data.documents.PIECE", 7)
+    text = "0123456\u00e989" * 2
+    parts = split_documents(documents(tmp_path, {"a": text}), 0.1)
+    assert [[(one.name, one.text, one.size) for one in part] for part in parts] == [
+        [("a.txt", text[:18], 20)],
+        [("a.txt", text[18:], 2)],
+    ]
+    with pytest.raises(ValueError, match=r"a\.txt is too short to be cut into a training and a val"):
+        split_documents(documents(tmp_path, {"a": "x"}), 0.1)

@@ -2,7 +2,7 @@
 
 import json
 import random
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,25 @@ def test_cuts_keep_the_words_and_ids_of_the_whole(monkeypatch: pytest.MonkeyPatc
             assert words == words_by_definition(text)
             assert tokenizer.encode(text) == ids
         assert any(len(bpe_engines._parts(text)) > 2 for text in texts)
+
+
+def test_units_of_a_text_in_pieces_have_the_words_and_ids_of_the_whole() -> None:
+    draw, tokenizer = random.Random(2), tiny_tokenizer()
+    letters = [*EVERY_BLANK, *"  \n\n the'sLL12--\u0301\u4e2d\x1c\U0001f600"]
+    most = 0
+    for _ in range(1000):
+        text = "".join(draw.choices(letters, k=draw.randrange(60)))
+        cuts = sorted(draw.choices(range(len(text) + 1), k=4))
+        pieces = [text[first:last] for first, last in pairwise([0, *cuts, len(text)])]
+        units = list(tokenizer._engine.units(pieces))
+        most = max(most, len(units))
+        words = [word for unit in units for word in words_by_definition(unit)]
+        assert words == words_by_definition(text)
+        parts = list(tokenizer.encode_documents([pieces, [text]]))
+        for document in (0, 1):
+            ids = [ids for index, ids in parts if index == document]
+            assert np.concatenate(ids).tolist() == tokenizer.encode(text)
+    assert most > 3
 
 
 @pytest.mark.parametrize(
