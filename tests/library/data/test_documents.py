@@ -131,5 +131,5 @@ def test_a_single_text_is_cut_near_its_end(tmp_path, monkeypatch) -> None:
         [("a.txt", text[:18], 20)],
         [("a.txt", text[18:], 2)],
     ]
-    with pytest.raises(ValueError, match=r"a\.txt is too short to be cut into a training and a val"):
+    with pytest.raises(ValueError, match=r"a\.txt is too short to be cut into a training"):
         split_documents(documents(tmp_path, {"a": "x"}), 0.1)
