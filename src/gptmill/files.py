@@ -6,6 +6,7 @@ run or DVC never sees a partial file under its real name, even if the writer die
 Reads of a user's file raise ValueError with the file, the field and the allowed values.
 """
 
+import ctypes
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the import takes 0.2 s, and most callers write no tables
     import pandas as pd
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MANY = 1000  # files, above which flushing the whole file system is faster
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -226,8 +228,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _flush(folder: Path) -> None:
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+    """Write a folder's files to disk: each by itself, or many at once with their file system."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    if len(files) > MANY and _flush_system(folder):
+        return
+    for file in files:
+        _flush_file(file)
+
+
+def _flush_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_system(folder: Path) -> bool:
+    """Write the whole file system of a folder to disk; return whether this system can."""
+    syncfs = getattr(ctypes.CDLL(None), "syncfs", None)  # Linux
+    if syncfs is None:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        return bool(syncfs(descriptor) == 0)
+    finally:
+        os.close(descriptor)

@@ -35,7 +35,6 @@ from gptmill.sources.build import (
     MAKES,
     Made,
     add_files,
-    digest,
     make_files,
     write_manifest,
 )
@@ -171,13 +170,16 @@ def build(root: Path, sources: Sequence[Source], folder: Path) -> dict[str, str]
 
     made_from: dict[str, list[Source]] = {}
     hashes = {}
+    digests: dict[str, str] = {}
     for source in sources:
-        files = obtain(root, source)
-        hashes[source.name] = pins.listing_hash({name: digest(files[name]) for name in files})
-        paths = add_files(folder, source.target, files)
-        for path in paths:
+        added = add_files(folder, source.target, obtain(root, source))
+        target = f"{source.target}/"
+        named = {path.removeprefix(target): value for path, value in added.items()}
+        hashes[source.name] = pins.listing_hash(named)
+        digests |= added
+        for path in added:
             made_from.setdefault(path, []).append(source)
-    write_manifest(folder, made_from)
+    write_manifest(folder, made_from, digests)
     try:
         check_files(folder)
     except ValueError as error:

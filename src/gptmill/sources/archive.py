@@ -1,4 +1,4 @@
-"""Archive members, read in memory.
+"""Archive members, read in memory, and files of folders, read when asked for.
 
 Nothing is unpacked to disk, so no member name can lead outside a folder.
 """
@@ -8,7 +8,7 @@ import os
 import subprocess
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +17,30 @@ from gptmill.records import is_ignored
 DEBIAN = b"!<arch>\ndebian-binary"
 
 
-def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
+class LazyFiles(Mapping[str, bytes]):
+    """Files by name, each given as its content or as a function that returns the content.
+
+    A folder of documents then takes the memory of its longest document.
+    """
+
+    def __init__(self, files: Mapping[str, bytes | Callable[[], bytes]]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> bytes:
+        """Return the content of a file."""
+        content = self._files[name]
+        return content if isinstance(content, bytes) else content()
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self._files)
+
+
+def read_members(path: Path, patterns: Sequence[str]) -> Mapping[str, bytes]:
     """Return files with matching names from an archive or folder.
 
     Archives are zip files, tar files and Debian packages. Links and devices are never read.
@@ -25,8 +48,10 @@ def read_members(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
     has checked the hash.
     """
     if path.is_dir():
-        members = _from_folder(path, patterns)
-    elif zipfile.is_zipfile(path):
+        files = _in_folder(path, patterns)
+        check_found(files, patterns, path.name)
+        return files
+    if zipfile.is_zipfile(path):
         members = _from_zip(path, patterns)
     elif is_debian(path):
         members = _from_tar(io.BytesIO(_debian_files(path)), patterns)
@@ -100,9 +125,9 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".") and not is_ignored(name)
 
 
-def _from_folder(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:
-    files = visible_files(path, patterns)
-    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+def _in_folder(path: Path, patterns: Sequence[str]) -> Mapping[str, bytes]:
+    files = {file.relative_to(path).as_posix(): file for file in visible_files(path, patterns)}
+    return LazyFiles({name: files[name].read_bytes for name in sorted(files)})
 
 
 def _from_zip(path: Path, patterns: Sequence[str]) -> dict[str, bytes]:

@@ -41,13 +41,13 @@ def rows(members: Mapping[str, bytes]) -> dict[str, bytes]:
     return {"instructions.json": content}
 
 
-def own(make: str) -> Callable[..., dict[str, bytes]]:
+def own(make: str) -> Callable[..., Mapping[str, bytes]]:
     """Return a maker for files in the forms people have them."""
 
-    def maker(members: Mapping[str, bytes], **options: Any) -> dict[str, bytes]:
+    def maker(members: Mapping[str, bytes], **options: Any) -> Mapping[str, bytes]:
         from gptmill.sources.own import chats, labels, texts  # import pandas and pyarrow
 
-        makers: dict[str, Callable[..., dict[str, bytes]]] = {
+        makers: dict[str, Callable[..., Mapping[str, bytes]]] = {
             "texts": texts.texts,
             "labels": labels.labels,
             "chats": chats.chats,
@@ -57,7 +57,7 @@ def own(make: str) -> Callable[..., dict[str, bytes]]:
     return maker
 
 
-MAKERS: Mapping[str, Callable[..., dict[str, bytes]]] = {
+MAKERS: Mapping[str, Callable[..., Mapping[str, bytes]]] = {
     "bpe": bpe_files,
     "documents": documents,
     "exercises": exercises,
@@ -101,46 +101,51 @@ def make_files(source: Source, place: Place, fetched: Path) -> Made:
     return files
 
 
-def add_files(folder: Path, target: str, made: Made) -> list[str]:
-    """Write the files below `folder/target` and return the paths.
+def add_files(folder: Path, target: str, made: Made) -> dict[str, str]:
+    """Write the files below `folder/target`; return the SHA-256 of each, by the path.
 
     `folder` is a folder in the making: the caller flushes it to disk as a whole. The paths are
     relative to `folder`. If two sources write the same JSON file, the lists are
     joined in the table's order; for every file without a JSON list, a second source raises
-    ValueError.
+    ValueError. The hash is that of the file before it was joined.
     """
-    paths = []
-    for name, content in sorted(made.items()):
+    digests = {}
+    for name in sorted(made):
+        content = made[name]
         path = folder / target / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        digests[path.relative_to(folder).as_posix()] = digest(content)
         if path.exists():
             content = _joined(path, content, f"{target}/{name}")
         if isinstance(content, bytes):
             path.write_bytes(content)
         else:
             shutil.copyfile(content, path)
-        paths.append(path.relative_to(folder).as_posix())
-    return paths
+    return digests
 
 
-def write_manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> None:
+def write_manifest(
+    folder: Path, made_from: Mapping[str, list[Source]], digests: Mapping[str, str]
+) -> None:
     """Write `manifest/KIND.json` for each kind of data.
 
     A manifest holds the hashes and sizes of the files and the licences of the sources. All
     the places of a source are listed, not only the place used: the same bytes from a different
-    place are the same data.
+    place are the same data. `digests` are the hashes of files that a single source made.
     """
     for kind in TARGETS:
         of_kind = {name: made_from[name] for name in made_from if name.startswith(f"{kind}/")}
         path = manifest_of(folder, kind)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, _manifest(folder, of_kind))
+        write_json(path, _manifest(folder, of_kind, digests))
 
 
-def _manifest(folder: Path, made_from: Mapping[str, list[Source]]) -> dict[str, Any]:
+def _manifest(
+    folder: Path, made_from: Mapping[str, list[Source]], digests: Mapping[str, str]
+) -> dict[str, Any]:
     files = {
         name: {
-            "sha256": sha256(folder / name),
+            "sha256": digests[name] if len(sources) == 1 else sha256(folder / name),
             "bytes": (folder / name).stat().st_size,
             "sources": [source.name for source in sources],
         }
@@ -156,7 +161,7 @@ def file_name(place: Place) -> str:
     return PurePosixPath(path).name
 
 
-def read_place(place: Place, fetched: Path) -> dict[str, bytes]:
+def read_place(place: Place, fetched: Path) -> Mapping[str, bytes]:
     """Return the content of a place's files by name.
 
     A folder gives paths below the folder, whatever else the folder holds; names from an archive

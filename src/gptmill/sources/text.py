@@ -7,9 +7,11 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import partial
 from pathlib import PurePosixPath
 
 from gptmill.data.documents import decode_text
+from gptmill.sources.archive import LazyFiles
 
 GZIP = b"\x1f\x8b"
 PLAIN_NAME = re.compile(r"[a-z0-9_]{1,100}\.txt")
@@ -17,12 +19,16 @@ HASH_DIGITS = 12  # a hundred thousand names without letters stay apart
 SUPPLIED_WORDS = re.compile(r"[\[\]]")
 
 
-def documents(members: Mapping[str, bytes]) -> dict[str, bytes]:
+def documents(members: Mapping[str, bytes]) -> Mapping[str, bytes]:
     """Return each member as a document in UTF-8.
 
-    Gzipped members are unpacked. `decode_text` names all changes to a text.
+    Gzipped members are unpacked. `decode_text` names all changes to a text, and its errors.
     """
-    return {document_name(name): _document(name, content) for name, content in members.items()}
+    for name in members:
+        _document(name, members[name])
+    return LazyFiles(
+        {document_name(name): partial(lambda n: _document(n, members[n]), name) for name in members}
+    )
 
 
 def document_name(member: str) -> str:

@@ -1,6 +1,7 @@
 """Documents of a user, from text files and from a column of tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pandas as pd
 
@@ -24,14 +25,20 @@ def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Convert
     """
     if set(fields) != set(ROLES):
         raise ValueError(f"fields are {', '.join(fields) or 'none'}; texts need text")
-    documents: dict[str, str] = {}
+    documents: dict[str, Callable[[], bytes] | bytes] = {}
     forms: dict[str, list[str]] = {}
+    empty = 0
     for name in sorted(members):
         if form_of(name) in PLAIN:
-            text, form = decoded(decompressed(members[name], name), name)
-            added = {document_name(name): text}
+            text, form = _plain(members, name)
+            added: dict[str, Callable[[], bytes] | bytes] = {}
+            if text.strip():
+                added = {document_name(name): partial(_plain_bytes, members, name)}
+            empty += not added
         elif form_of(name) in READERS:
-            added, form = _rows(members[name], name, fields)
+            rows, form = _rows(members[name], name, fields)
+            added = {row: text.encode() for row, text in rows.items() if text.strip()}
+            empty += len(rows) - len(added)
         else:
             added, form = {}, "another form, left out"
         repeated = sorted(set(added) & set(documents))
@@ -39,14 +46,21 @@ def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Convert
             raise ValueError(f"{name} and another file make {repeated[0]}; rename one of them")
         documents |= added
         forms.setdefault(form, []).append(name)
-    kept = {name: text.encode() for name, text in documents.items() if text.strip()}
-    if not kept:
+    if not documents:
         raise ValueError(
             f"{', '.join(sorted(members)[:3])}: no text; allowed endings are {', '.join(ENDINGS)}, "
             "each also with .gz or .zst"
         )
     notes = [f"{form}: {_some(names)}" for form, names in forms.items() if form not in ("", UTF_8)]
-    return Converted(kept, *notes, left_out(len(documents) - len(kept), "no text"))
+    return Converted(documents, *notes, left_out(empty, "no text"))
+
+
+def _plain(members: Mapping[str, bytes], name: str) -> tuple[str, str]:
+    return decoded(decompressed(members[name], name), name)
+
+
+def _plain_bytes(members: Mapping[str, bytes], name: str) -> bytes:
+    return _plain(members, name)[0].encode()
 
 
 def text_fields(members: Mapping[str, bytes]) -> dict[str, str]:
