@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger compare bench bench-generation test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger compare promote rollback bench bench-generation test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -85,8 +85,17 @@ params: $(ENV)  ## print the params of a stage, or of all stages: STAGE=x
 ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
-compare: $(ENV)  ## compare two versions on the same test rows: A=HEAD B=artifacts, a folder, revision or run id
+compare: $(ENV)  ## compare two versions on the same test rows: A=champion B=artifacts, a folder, revision or run id
 	@python -m flows compare "A=$(A)" "B=$(B)"
+
+# NAME=value for the shell; a reason may hold any character
+WORD = '$(1)=$(subst ','\'',$(value $(1)))'
+
+promote: $(ENV)  ## make a registered version the champion: KIND=assistant VERSION=3 WHY="the reason"
+	@python -m flows promote $(call WORD,KIND) $(call WORD,VERSION) $(call WORD,WHY)
+
+rollback: $(ENV)  ## make the champion before the present one the champion again: KIND=assistant
+	@python -m flows rollback $(call WORD,KIND) $(call WORD,WHY)
 
 bench: $(ENV)  ## measure training steps and new ids per second, of gptmill and of peers
 	@PYTHONPATH=src:. python benchmarks/training.py

@@ -32,6 +32,8 @@ from flows.dvc.repro import (
     unchanged_stages,
 )
 from flows.flow_states import FlowNote, wait_for_prefect
+from flows.registry.review import Reviewed, as_markdown, away, review
+from flows.registry.rules import mistake, rules
 from flows.results import main_figure, main_figures
 from gptmill.records import content_hash
 from tasks.processes import locks
@@ -40,6 +42,7 @@ from tasks.project.environment import ROOT
 from tasks.project.graph import forget, locked_outputs, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
+from tasks.tracking.store import AwayError
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,16 @@ def pipeline(data: bool = True) -> State[None]:
     """Run stale stages, from raw text to classifier and assistant.
 
     Unless `data` is false, the sources are read first: a file added to a source is then part of
-    the run. Where a source is away, no stage runs, and all results stay as they are.
+    the run. Where a source is away, no stage runs, and all results stay as they are. At the end the
+    models are registered, and the gate judges new versions.
     """
     note = FlowNote(str(flow_run.id))
     with note.kept():
         with locks.project("make pipeline", say=get_run_logger().info):
             forget()  # while this run waited, another command may have written params.yaml
-            away = _read_sources(note) if data else None
+            obstacle = mistake() or (_read_sources(note) if data else None)
             name = _renamed(note) if data else str(flow_run.name)
-            state = _bring_up_to_date(note, name) if away is None else Failed(message=away)
+            state = _bring_up_to_date(note, name) if obstacle is None else Failed(message=obstacle)
         note.flow(state)
         wait_for_prefect()
     return state
@@ -178,14 +182,17 @@ def _bring_up_to_date(note: FlowNote, name: str) -> State[None]:
     try:
         rows = _run_stages(parent.id, note)
         _record(parent, rows)
+        failed = rows[-1].state == FAILED
+        told = [] if failed else _review_models(parent, note)
         page, text = _as_markdown(rows), summary(rows)
         note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
     except BaseException:
         parent.end("KILLED", patience=SIGNAL_S)
         raise
-    failed = rows[-1].state == FAILED
     parent.end("FAILED" if failed else "FINISHED")
     print_table(rows, time.monotonic() - started)
+    for sentence in told:
+        print(sentence)
     return Failed(message=rows[-1].figure) if failed else Completed(message=text)
 
 
@@ -205,6 +212,24 @@ def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
         if states[stage].is_failed():
             break
     return rows
+
+
+def _review_models(parent: RunRecord, note: FlowNote) -> list[str]:
+    """Register and judge the models; return the sentences with news."""
+    try:
+        reviewed = review(rules())
+    except AwayError as error:
+        return [away(error)]
+    news = [one for one in reviewed if one.is_news]
+    parent.tags({f"gate.{one.kind}": one.sentence[:5000] for one in news})
+    if news:
+        note.send(lambda: _gate_page(reviewed))
+    return [one.sentence for one in news]
+
+
+def _gate_page(reviewed: list[Reviewed]) -> None:
+    text = "; ".join(f"{one.kind} {one.version} {one.state}" for one in reviewed if one.is_news)
+    create_markdown_artifact(as_markdown(reviewed), key="gate", description=text)
 
 
 def _open_parent(name: str) -> RunRecord:

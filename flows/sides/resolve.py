@@ -1,4 +1,4 @@
-"""A side of a comparison by its name: a folder, a git revision or an MLflow run.
+"""A side of a comparison by its name: a folder, a git revision, an MLflow run or a version.
 
 The work tree stays as it is: recorded outputs are links to DVC's cache in a temporary folder.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from flows.sides import records
 from flows.sides.cached import ARTIFACTS, link_outputs
 from flows.sides.runs import side_of_run
+from flows.sides.versions import side_of_version
 from flows.sweeps.tree import git
 from gptmill.comparing.side import Side
 from tasks.project.environment import ROOT
@@ -16,10 +17,14 @@ from tasks.project.graph import parse_lock, stages
 from tasks.project.hashes import known
 
 RUN = re.compile("[0-9a-f]{32}")
+BESIDE = ("split", "tokenize")
+"""Outputs beside a checkpoint folder that hold the rows and texts seen in training."""
 FORMS = (
-    "allowed are a folder with the stages' artifacts (artifacts), a git revision with a dvc.lock "
-    "(HEAD~1, a branch, a tag, a commit), and the id of an MLflow run of the pipeline or a stage "
-    "(32 hexadecimal digits, on the run's page)"
+    "allowed are a folder with the stages' artifacts (artifacts), a checkpoint folder of a stage "
+    "(backup/classify), a git revision with a dvc.lock (HEAD~1, a branch, a tag, a commit), the id "
+    "of an MLflow run of the pipeline or a stage (32 hexadecimal digits, on the run's page), "
+    "champion, candidate, and a registered version (classifier@champion, "
+    "models:/gptmill-classifier/3)"
 )
 
 
@@ -31,6 +36,11 @@ def resolve(letter: str, name: str, temporary: Path) -> Side:
     folder = (ROOT / name).resolve()
     if any((folder / stage).is_dir() for stage in stages()):
         return _of_folder(letter, name, folder)
+    if folder.name in stages() and folder.is_dir():
+        return _of_checkpoint(letter, name, folder, temporary)
+    version = side_of_version(letter, name, temporary)
+    if version is not None:
+        return version
     commit = _commit(name)
     if commit is not None:
         return _of_revision(letter, name, commit, temporary)
@@ -70,6 +80,16 @@ def _of_folder(letter: str, name: str, folder: Path) -> Side:
         return Side(letter, name, folder, origin=f"a folder, other than in dvc.lock: {names}")
     record = records.of_lock(entries)
     return Side(letter, name, folder, origin="a folder, as recorded in dvc.lock", record=record)
+
+
+def _of_checkpoint(letter: str, name: str, folder: Path, temporary: Path) -> Side:
+    """Return the side of one stage's folder, with the data beside the folder."""
+    links = temporary / letter
+    links.mkdir()
+    for path in (folder, *map(folder.parent.joinpath, BESIDE)):
+        if path.is_dir() and not (links / path.name).exists():
+            (links / path.name).symlink_to(path)
+    return Side(letter, name, links, origin=f"the output folder of {folder.name} alone")
 
 
 def _of_revision(letter: str, name: str, commit: str, temporary: Path) -> Side:

@@ -1,5 +1,6 @@
 """A side from MLflow: the outputs that a run of the pipeline or a stage recorded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,40 @@ def side_of_run(letter: str, name: str, temporary: Path) -> Side | None:
     if run is None:
         return None
     runs = [run, *_stage_runs(run)]
-    folder = temporary / letter
-    recorded = _recorded(runs)
+    return linked_side(
+        letter,
+        name,
+        temporary / letter,
+        recorded=_recorded(runs),
+        runs=runs,
+        origin=f"MLflow run {run.info.run_name}",
+    )
+
+
+def linked_side(
+    letter: str,
+    name: str,
+    folder: Path,
+    *,
+    recorded: Mapping[str, str],
+    runs: list[Any],
+    origin: str,
+    absent: Mapping[str, str] | None = None,
+) -> Side:
+    """Return the side of recorded outputs, hashes by path, and of the runs behind the outputs.
+
+    Raises ValueError where neither DVC's cache nor a logged model has an output.
+    """
     missing = link_outputs(recorded, folder)
     lacking = [path for path in missing if not _from_models(runs, path, folder)]
     if len(lacking) == len(recorded):
         raise ValueError(
-            f"{letter}={name}: neither DVC's cache nor the models of the run "
-            f"{run.info.run_name} have an output of a stage"
+            f"{letter}={name}: neither DVC's cache nor the models of {origin} have an output of "
+            "a stage"
         )
     why = "neither DVC's cache nor a model of the run has the file"
-    absent = {path.removeprefix(ARTIFACTS): why for path in lacking}
-    origin = f"MLflow run {run.info.run_name}"
-    return Side(letter, name, folder, origin=origin, absent=absent, record=_record(run, runs))
+    reasons = {path.removeprefix(ARTIFACTS): why for path in lacking} | dict(absent or {})
+    return Side(letter, name, folder, origin=origin, absent=reasons, record=_record(runs))
 
 
 def _stage_runs(run: Any) -> list[Any]:
@@ -76,9 +98,10 @@ def _from_models(runs: list[Any], path: str, folder: Path) -> bool:
     return False
 
 
-def _record(run: Any, runs: list[Any]) -> Record:
+def _record(runs: list[Any]) -> Record:
+    """Return params, data and environment of the runs, and the commit of the first."""
     record: Record = {"params": {}, "data": {}, "environment": {}}
-    tags = run.data.tags
+    tags = runs[0].data.tags if runs else {}
     if commit := tags.get("mlflow.source.git.commit"):
         dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
         record["commit"] = {"commit": f"{commit[:7]}{dirty}"}

@@ -34,6 +34,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     for module in (command, cached, resolve):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(significance, "RESAMPLES", 1000)
+    monkeypatch.setattr(command, "has_champion", lambda: False)
     return project
 
 
@@ -97,6 +98,16 @@ def test_a_pipeline_run_has_the_outputs_of_its_stages(
 def run(name: str, tags: dict[str, str]) -> Run:
     info = RunInfo(name, "0", "user", "FINISHED", 0, 0, "active", run_name="a run")
     return Run(info, RunData(tags=[RunTag(key, value) for key, value in tags.items()]))
+
+
+def test_a_checkpoint_folder_is_compared_with_the_data_beside_it(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["A=artifacts/classify", "B=HEAD"]) == 0
+    printed = capsys.readouterr().out
+    assert "verdict   B is better on accuracy (classify), F1 of spam (classify)" in printed
+    assert "exercises is not compared: A (artifacts/classify) has no instruct" in printed
+    assert "not known" not in printed
 
 
 def test_a_damaged_or_missing_output_of_a_commit_is_named(

@@ -19,7 +19,7 @@ from tasks.project.graph import (
     upstream,
 )
 
-SHARED = {"seed", "runtime", "resume", "shared"}
+SHARED = {"seed", "runtime", "resume", "shared", "gate"}
 
 
 def modules(folder: str) -> set[str]:

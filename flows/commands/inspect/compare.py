@@ -1,6 +1,7 @@
 """`make compare A=... B=...`: two versions on the same test rows, with a verdict per figure.
 
-A side is a folder with the stages' artifacts, a git revision with its dvc.lock, or an MLflow run.
+A side is a folder with the stages' artifacts, a git revision with its dvc.lock, an MLflow run, or a
+registered version; by default A is the champions, or the last commit before there is a champion.
 The command prints a table, and writes an HTML page and JSON into `compare/`.
 """
 
@@ -13,15 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.sides.resolve import resolve
+from flows.sides.versions import has_champion
 from gptmill.comparing.comparison import Comparison, as_json, compare
 from gptmill.comparing.page import render
 from gptmill.comparing.side import changes, unknown
 from gptmill.device import device_name
 from gptmill.files import write_json, write_text
 from tasks.project.environment import ROOT
+from tasks.tracking.registry import CHAMPION, answered
+from tasks.tracking.store import AwayError
 
-DEFAULTS = {"A": "HEAD", "B": "artifacts"}
-USAGE = "usage: make compare A=HEAD~1 B=artifacts; without A the last commit, without B artifacts"
+SIDES = ("A", "B")
+USAGE = (
+    "usage: make compare A=HEAD~1 B=artifacts; without A the champions (the last commit before "
+    "there is a champion), without B artifacts"
+)
 VERDICTS = {
     "better": "[green]better[/]",
     "worse": "[red]worse[/]",
@@ -51,9 +58,18 @@ def main(arguments: list[str]) -> int:
 
 def _names(arguments: list[str]) -> dict[str, str]:
     given = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(given) < len(arguments) or given.keys() - DEFAULTS.keys():
+    if len(given) < len(arguments) or given.keys() - set(SIDES):
         raise ValueError(f"{USAGE}; given: {' '.join(arguments)}")
-    return {side: given.get(side) or default for side, default in DEFAULTS.items()}
+    return {"A": given.get("A") or _reference(), "B": given.get("B") or "artifacts"}
+
+
+def _reference() -> str:
+    """Return the default of A: the champions, where a kind has a champion and MLflow answers."""
+    try:
+        return CHAMPION if answered(has_champion) else "HEAD"
+    except AwayError as error:
+        print(f"A is the last commit, since the champions are not known: {error}")
+        return "HEAD"
 
 
 def _print(comparison: Comparison) -> None:

@@ -11,10 +11,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptmill.cli import folders, options
+from gptmill.cli import folders, options, registered
 from gptmill.cli.frame import note
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ Message = dict[str, str]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and the options for its answers."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an assistant's folder")
+    registered.add_model(parser, "an assistant's folder")
     parser.add_argument("--system", metavar="TEXT", help="a message before the conversation")
     options.add_sampling(parser, max_new_tokens=512)
     options.add_running(parser)

@@ -10,7 +10,7 @@ each line of a .jsonl.
 import argparse
 from pathlib import Path
 
-from gptmill.cli import folders, options
+from gptmill.cli import folders, options, registered
 from gptmill.cli.frame import note, show
 from gptmill.cli.texts import one_line, read_texts
 
@@ -19,7 +19,7 @@ HELP = "label texts with a classifier"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model and the texts."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a classifier's folder")
+    registered.add_model(parser, "a classifier's folder")
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="a text to label; -: the lines of standard input"
     )

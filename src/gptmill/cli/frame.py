@@ -24,7 +24,8 @@ from gptmill import memory
 # The spins of a waiting thread of torch's OpenMP before it sleeps; stages have the same value, and
 # tasks/project/environment.py the reason.
 SPINNING = {"GOMP_SPINCOUNT": "10000"}
-SHARED = ("frame", "folders", "options", "texts")  # modules of this folder that are not verbs
+# modules of this folder that are not verbs
+SHARED = ("frame", "folders", "options", "registered", "texts")
 
 
 class Parser(argparse.ArgumentParser):

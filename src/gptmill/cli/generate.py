@@ -10,10 +10,9 @@ is longer than the context. If PROMPT is -, the prompt is read from standard inp
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptmill.cli import folders, options
+from gptmill.cli import folders, options, registered
 from gptmill.cli.frame import note, show
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ HELP = "continue a prompt"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the prompt and the decoding options."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    registered.add_model(parser, "a checkpoint folder")
     parser.add_argument("prompt", metavar="PROMPT", help="the text to continue; -: standard input")
     options.add_sampling(parser, max_new_tokens=100)
     parser.add_argument("--beams", type=options.at_least_1, default=1, help="beam search (1: none)")

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from gptmill.cli import folders, options
+from gptmill.cli import folders, options, registered
 from gptmill.cli.frame import show
 from gptmill.cli.texts import read_file
 
@@ -19,7 +19,7 @@ HELP = "how well a model predicts a text file: loss, perplexity, bits per byte"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, the file and the sliding window."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    registered.add_model(parser, "a checkpoint folder")
     parser.add_argument("file", type=Path, metavar="FILE", help="a text file, UTF-8")
     parser.add_argument(
         "--context-length", type=int, metavar="N", help="tokens of the window (the model's context)"

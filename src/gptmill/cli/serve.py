@@ -10,10 +10,9 @@ SIGINT or SIGTERM ends the server with status 0.
 import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptmill.cli import folders, options
+from gptmill.cli import folders, options, registered
 from gptmill.cli.frame import note
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ HELP = "serve a model to OpenAI clients, with a chat page"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the model, address, access rules and limits."""
     add = parser.add_argument
-    add("model", type=Path, metavar="MODEL", help="a checkpoint folder")
+    registered.add_model(parser, "a checkpoint folder")
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     add("--port", type=int, default=8000, help="port; 0: any free port (8000)")
     key = parser.add_mutually_exclusive_group()

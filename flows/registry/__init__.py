@@ -1,0 +1,1 @@
+"""The model registry and the gate: versions of a pipeline run, champions, decisions."""
