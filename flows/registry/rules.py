@@ -1,26 +1,38 @@
 """The section `gate` of params.yaml: the rule of each kind of model."""
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from gptmill.comparing.rule import PRIMARY, Rule
 from tasks.project.params import checked
 
-SECTION = "gate"
+
+class Gate(BaseModel):
+    """The section: a rule for each kind, and no unknown key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    generator: Rule
+    classifier: Rule
+    classifier_lora: Rule = Field(alias="classifier-lora")
+    assistant: Rule
 
 
 def rules() -> dict[str, Rule]:
     """Return the rule of each kind; raise ValueError with one line per mistake."""
-    found = checked(dict[str, Rule], SECTION)
-    unknown, missing = found.keys() - PRIMARY.keys(), PRIMARY.keys() - found.keys()
+    gate = checked(Gate, "gate")
+    found = {
+        "generator": gate.generator,
+        "classifier": gate.classifier,
+        "classifier-lora": gate.classifier_lora,
+        "assistant": gate.assistant,
+    }
     mistakes = [
-        *(f"{kind} is unknown: allowed are {', '.join(PRIMARY)}" for kind in sorted(unknown)),
-        *(f"{kind} is missing" for kind in sorted(missing)),
-        *(
-            f"{kind}.primary is {found[kind].primary}: allowed are {', '.join(figures)}"
-            for kind, figures in PRIMARY.items()
-            if kind in found and found[kind].primary not in figures
-        ),
+        f"params.yaml: gate.{kind}.primary is {rule.primary}: allowed are "
+        f"{', '.join(PRIMARY[kind])}"
+        for kind, rule in found.items()
+        if rule.primary not in PRIMARY[kind]
     ]
     if mistakes:
-        raise ValueError("\n".join(f"params.yaml: {SECTION}.{mistake}" for mistake in mistakes))
+        raise ValueError("\n".join(mistakes))
     return found
 
 

@@ -11,12 +11,9 @@ from ruamel.yaml import YAML
 from flows.commands.inspect import compare as command
 from flows.sides import cached, resolve, runs
 from gptmill.comparing import significance
-from gptmill.files import md5
-from gptmill.records import content_hash, files_below
-from tests.library.comparing.planted import write_side
+from tests.library.comparing.planted import place, record, write_side
 from tests.support.project import Project, commit
 
-OUTPUTS = ("classify", "split/labelled", "split/instructions", "instruct", "evaluate")
 RUN, STAGE_RUN = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 
 
@@ -36,28 +33,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setattr(significance, "RESAMPLES", 1000)
     monkeypatch.setattr(command, "has_champion", lambda: False)
     return project
-
-
-def record(root: Path) -> None:
-    """Write dvc.lock, and put the outputs into DVC's cache."""
-    hashes = {f"artifacts/{name}": content_hash(root / "artifacts" / name) for name in OUTPUTS}
-    outs = [{"path": path, "md5": digest} for path, digest in hashes.items()]
-    stage = {"outs": outs, "params": {"params.yaml": {"classify": {"epochs": 3}}}}
-    YAML().dump({"schema": "2.0", "stages": {"classify": stage}}, root / "dvc.lock")
-    for path, digest in hashes.items():
-        listing = []
-        for file in files_below(root / path):
-            listing.append({"md5": md5(file), "relpath": file.relative_to(root / path).as_posix()})
-            shutil.copy(file, place(root, md5(file)))
-        text = json.dumps(listing, sort_keys=True)
-        place(root, digest).write_text(text)
-
-
-def place(root: Path, digest: str) -> Path:
-    """Return the path of a cached file, in a folder that exists."""
-    path = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def test_the_last_commit_and_artifacts_are_the_default(

@@ -1,14 +1,19 @@
 """Artifacts of a side with a given number of wrong answers."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from ruamel.yaml import YAML
 
 from gptmill.comparing.side import Side
-from gptmill.files import write_csv, write_json
+from gptmill.files import md5, write_csv, write_json
+from gptmill.records import content_hash, files_below
 
+OUTPUTS = ("classify", "split/labelled", "split/instructions", "instruct", "evaluate")
 ROWS = 1000
 EVIL = "<script>alert(1)</script>"
 
@@ -58,3 +63,25 @@ def trained_rows(*texts: str) -> pd.DataFrame:
 def exercise(word: str, output: str) -> dict[str, str]:
     asked = {"instruction": "Name the word class.", "input": word}
     return {**asked, "output": output, "key": output, "kind": "word class"}
+
+
+def record(root: Path) -> None:
+    """Write dvc.lock, and put the outputs into DVC's cache."""
+    hashes = {f"artifacts/{name}": content_hash(root / "artifacts" / name) for name in OUTPUTS}
+    outs = [{"path": path, "md5": digest} for path, digest in hashes.items()]
+    stage = {"outs": outs, "params": {"params.yaml": {"classify": {"epochs": 3}}}}
+    YAML().dump({"schema": "2.0", "stages": {"classify": stage}}, root / "dvc.lock")
+    for path, digest in hashes.items():
+        listing = []
+        for file in files_below(root / path):
+            listing.append({"md5": md5(file), "relpath": file.relative_to(root / path).as_posix()})
+            shutil.copy(file, place(root, md5(file)))
+        text = json.dumps(listing, sort_keys=True)
+        place(root, digest).write_text(text)
+
+
+def place(root: Path, digest: str) -> Path:
+    """Return the path of a cached file, in a folder that exists."""
+    path = root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
