@@ -79,7 +79,7 @@ def test_first_version_planted_loss_promotion_and_rollback(project: Project) -> 
     assert "lora is not compared" not in compared
     served = classified(project, "models:/gptmill-classifier@champion")
     assert served.returncode == 0, served.stderr
-    assert json.loads(served.stdout)["label"] == "spam"
+    assert json.loads(served.stdout)[0]["label"] == "spam"
     missing = classified(project, "models:/gptmill-classifier@none")
     assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1)
     assert "Registered model alias none not found" in missing.stderr
