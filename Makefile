@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger compare promote rollback bench bench-generation test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -81,6 +81,9 @@ fresh: $(ENV)  ## discard a stage's saved training, to train again from step 0: 
 
 params: $(ENV)  ## print the params of a stage, or of all stages: STAGE=x
 	@python -m flows params $(STAGE)
+
+show: $(ENV)  ## print rows as tokens, with those counted in the loss marked: STAGE=instruct ROW=n
+	@python -m flows show STAGE=$(STAGE) ROW=$(ROW) PART=$(PART)
 
 ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)

@@ -24,7 +24,7 @@ from tasks.project import graph
 USAGE = (
     "`make data` takes no arguments, or a path as TEXT=books/, LABELLED=tickets.csv or "
     "CHATS=chats.jsonl, with FIELDS=text=COLUMN,label=COLUMN for other column names and "
-    "TURNS=first for the first exchange of each conversation"
+    "TURNS=first for the first exchange alone of each conversation"
 )
 
 DEFAULT = {"text": "text"}  # columns for text files, which have none
@@ -101,7 +101,7 @@ def requested(arguments: Sequence[str]) -> Request | None:
     fields = {role.strip(): column.strip() for role, _, column in pairs}
     if not all(role and column for role, column in fields.items()) or len(fields) < len(pairs):
         raise ValueError(f"FIELDS must be like text=COLUMN,label=COLUMN, not {values['FIELDS']}")
-    turns = values.get("TURNS", "one")
+    turns = values.get("TURNS", "all")
     return Request(kinds[0], values[kinds[0]], fields, turns)
 
 

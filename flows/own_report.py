@@ -8,7 +8,7 @@ import pandas as pd
 
 from flows.own_data import KINDS, Entry
 from gptmill.data.documents import read_documents
-from gptmill.data.row_files import read_instructions, read_labelled
+from gptmill.data.row_files import instruction_records, read_instructions, read_labelled
 from gptmill.origins import read_manifest
 from tasks.project import graph
 
@@ -64,10 +64,12 @@ def _labels(root: Path, entry: Entry) -> list[str]:
 def _chats(root: Path, entry: Entry) -> list[str]:
     table = read_instructions(root / entry.path)
     asked = [" ".join(pair) for pair in zip(table["instruction"], table["input"], strict=True)]
+    turns = [1 + len(history) // 2 for history in table.get("history", [()] * len(table))]
     kinds = table["kind"].value_counts()
     shown = ", ".join(f"{kind} {n:,}" for kind, n in kinds.head(CLASSES_SHOWN).items())
     return [
-        f"  {_count(len(table), 'exchange')}; kinds: {shown}",
+        f"  {_count(len(table), 'conversation')}; kinds: {shown}",
+        f"  turns per conversation: median {median(turns):,.0f}, longest {max(turns):,}",
         f"  words per instruction: {_words(asked)}",
         f"  words per answer: {_words(list(table['output']))}",
         *_cut(root, table, entry.kind),
@@ -76,7 +78,7 @@ def _chats(root: Path, entry: Entry) -> list[str]:
 
 def _cut(root: Path, table: pd.DataFrame, kind: str) -> list[str]:
     """Return a line on the rows that do not fit the context, counted in GPT-2's tokens."""
-    from gptmill.finetuning import classification, instructions  # imports torch
+    from gptmill.finetuning import classification, instruction_rows, instructions  # imports torch
     from gptmill.tokenizer.tokenizer import Tokenizer
 
     bpe, context = root / "data" / "bpe", _context(root)
@@ -87,9 +89,10 @@ def _cut(root: Path, table: pd.DataFrame, kind: str) -> list[str]:
         _, n = classification.encode(list(table["text"]), tokenizer, context)
         return [f"  texts cut at the context of {context} tokens: {n:,}"]
     template = instructions.default_template(tokenizer)
-    rows = [{str(name): cell for name, cell in row.items()} for row in table.to_dict("records")]
-    n = instructions.encode_rows(rows, tokenizer, template, context).n_dropped
-    return [f"  exchanges left out, longer than the context of {context} tokens: {n:,}"]
+    rows = instruction_records(table)
+    unfit = instruction_rows.encode_rows(rows, tokenizer, template, context).unfit
+    n = len(unfit.get(instruction_rows.TOO_LONG, ()))
+    return [f"  conversations left out, longer than the context of {context} tokens: {n:,}"]
 
 
 def _context(root: Path) -> int | None:

@@ -4,7 +4,7 @@ import pandas as pd
 from pydantic import Field
 
 from gptmill.data.parts import PARTS, Fractions
-from gptmill.data.row_files import read_instructions, read_labelled
+from gptmill.data.row_files import instruction_records, read_instructions, read_labelled
 from gptmill.data.splits import split_instructions, split_labelled
 from gptmill.files import write_csv, write_json
 from gptmill.origins import write_origins
@@ -41,7 +41,7 @@ def split(params: Parts, run: Run) -> Metrics:
         write_origins(run.out / name / "origins.json", run.origins(path.removeprefix("data/")))
     for part in PARTS:
         write_csv(run.out / "labelled" / f"{part}.csv", labelled.parts[part])
-        rows = instructions.parts[part].to_dict("records")
+        rows = instruction_records(instructions.parts[part])
         write_json(run.out / "instructions" / f"{part}.json", rows)
     run.show("labels by part", _counts(labelled.parts, "label"))
     run.show("kinds of instruction by part", _counts(instructions.parts, "kind"))

@@ -484,7 +484,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     (user / "novels" / "a.md").write_text("Once.", encoding="utf-8")
     assert data.main(["CHATS=chat.json"]) == data.main(["TEXT=novels"]) == 0
     said = capsys.readouterr().out
-    assert "  1 exchange; kinds: other 1" in said
+    assert "  1 conversation; kinds: other 1" in said
     assert "  exchanges left out, longer than the context of 128 tokens: " in said
     assert "  1 document; words per document: median 1, longest 1" in said
     assert "training reads all of data/text, also books: `enabled = false`" in said
@@ -511,7 +511,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
         (["LABELLED=mail.csv"], "mail.csv has no single column for label and text; the columns"),
         (["LABELLED=mail.csv", "FIELDS=text=b,label=a"], "has the labels 'no' and 'No', which dif"),
         (["TEXT=books"], "sources.toml has a different source books; rename your file or folder"),
-        (["CHATS=mail.csv", "FIELDS=instruction=a,output=b", "TURNS=all"], "turns is 'all'; allow"),
+        (["CHATS=mail.csv", "FIELDS=instruction=a,output=b", "TURNS=one"], "turns is 'one'; allow"),
     ],
 )
 def test_own_data_that_cannot_be_used_changes_nothing(

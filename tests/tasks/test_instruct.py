@@ -1,7 +1,9 @@
 """The stage `instruct` goes on in its base's own chat template, and hands it on."""
 
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
@@ -23,24 +25,37 @@ from tests.support.tiny import (
 )
 
 PARAMS = Instruct(**{**params()["instruct"], "epochs": 1, "batch_size": 4, "max_new_tokens": 4})
-RECORDS = [
-    {"instruction": f"Name animal {k}.", "input": "fox" * (k % 2), "output": "Dog.", "kind": "a"}
-    for k in range(8)
-]
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+
+
+def records(part: str) -> list[dict[str, Any]]:
+    """Return rows of a part, two of them with earlier messages."""
+    rows: list[dict[str, Any]] = [
+        {
+            "instruction": f"Name {part} {k}.",
+            "input": "fox" * (k % 2),
+            "output": "Dog.",
+            "kind": "a",
+        }
+        for k in range(8)
+    ]
+    rows[2]["history"] = [{"role": "system", "content": "Be brief."}]
+    rows[5]["history"] = [{"role": "system", "content": part}, *TURNS]
+    return rows
 
 
 def project(root: Path, *, chatty: bool) -> FakeRun:
     """Return a run on a base with a template of its own, or with GPT-2's form and none."""
     base = root / "artifacts" / "load_gpt2"
     tokenizer = Tokenizer.from_folder(chatty_folder(root / "hub")) if chatty else tiny_tokenizer()
-    model = tiny_gpt(tiny_config(context_length=256, vocab_size=tokenizer.n_vocab))
+    model = tiny_gpt(tiny_config(context_length=400, vocab_size=tokenizer.n_vocab))
     save_causal_lm(base, model, tokenizer, chat_template=tokenizer.chat_template)
     split = root / "artifacts" / "split" / "instructions"
     split.mkdir(parents=True)
     write_origins(base / "origins.json", [])
     write_origins(split / "origins.json", [])
     for part in ("train", "validation", "test"):
-        write_json(split / f"{part}.json", RECORDS)
+        write_json(split / f"{part}.json", records(part))
     return FakeRun(root, root / "artifacts" / "instruct")
 
 
@@ -60,7 +75,7 @@ def test_the_base_s_template_is_trained_in_asked_in_and_saved(tmp_path: Path, ch
     assert ("Be kind." in ours.decode(ids)) is chatty
     given = [row["answer"] for row in read_json(run.out / "answers.json")]
     model = load_causal_lm(run.out)
-    assert answers(model, RECORDS, ours, template, max_new_tokens=4) == given
+    assert answers(model, records("test"), ours, template, max_new_tokens=4) == given
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT's
@@ -84,3 +99,49 @@ def test_the_ledger_reads_the_rows_that_were_trained(tmp_path: Path) -> None:
     run = project(tmp_path, chatty=True)
     rows = [entry["row"] for step in (0, 1) for entry in PARAMS.describe_batch(run, step)]
     assert sorted(rows) == list(range(8))
+
+
+def test_unfit_rows_above_a_share_stop_the_stage_by_file_and_row(tmp_path: Path) -> None:
+    run = project(tmp_path, chatty=True)
+    rows = records("train")
+    rows[3]["output"] = "long" * 200
+    asked = {name: records("test")[0][name] for name in ("instruction", "input")}
+    rows[6] |= asked
+    write_json(run.input("split/instructions") / "train.json", rows)
+    strict = Instruct(**{**PARAMS.model_dump(), "unfit": 0.1})
+    with pytest.raises(
+        ValueError, match=r"instructions/train\.json: 2 of 8 rows .* 0\.1 \("
+    ) as error:
+        instruct.body(strict, run)
+    assert "longer than the context: rows 4; a prompt of the validation or test part: rows 7 (" in (
+        str(error.value)
+    )
+    assert "`make show STAGE=instruct PART=train ROW=4`" in str(error.value)
+    metrics = instruct.body(Instruct(**{**PARAMS.model_dump(), "unfit": 0.3}), run)
+    assert (metrics["train_rows"], metrics["rows_too_long_for_the_context"]) == (6, 1)
+    left_out = run.shown["rows left out"]
+    assert isinstance(left_out, pd.DataFrame)
+    assert list(left_out["rows"]) == ["rows 4", "rows 7"]
+    assert "|<|im_end|>]]" in str(run.shown["rows as tokens"])
+
+
+def test_a_chosen_template_is_trained_in_and_saved(tmp_path: Path) -> None:
+    run = project(tmp_path, chatty=True)
+    chosen = Instruct(**{**PARAMS.model_dump(), "template": "phi-3", "mask_prompt": "last"})
+    instruct.body(chosen, run)
+    ours = Tokenizer.from_folder(run.out)
+    template = read_template(run.out, ours)
+    assert template.render([{"role": "user", "content": "a"}]) == (
+        "<|user|>\na<|im_end|>\n<|assistant|>\n"
+    )
+    assert template.end_id(ours) == ours.eos_id
+
+
+def test_tokens_of_a_row_are_shown_before_training(tmp_path: Path) -> None:
+    run = project(tmp_path, chatty=True)
+    ((number, tokens),) = PARAMS.marked(run, "test", 6, 3)
+    assert number == 6
+    assert "".join(text for text, counted in tokens if counted) == "Hello.<|im_end|>Dog.<|im_end|>"
+    assert [row for row, _ in PARAMS.marked(run, "train", None, 3)] == [1, 2, 3]
+    with pytest.raises(ValueError, match="row 9: the test part has the rows 1 to 8"):
+        PARAMS.marked(run, "test", 9, 3)

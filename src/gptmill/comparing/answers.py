@@ -21,8 +21,8 @@ from gptmill.evaluation.overlap import token_f1
 from gptmill.evaluation.paired import Figure, ratio
 
 TAUGHT = "split/instructions"
-ASKED = ["instruction", "input"]
-OPTIONAL = ["input", "key", "kind", "before"]
+ASKED = ["history", "instruction", "input"]
+OPTIONAL = ["history", "input", "key", "kind", "before"]
 QUESTION = ["question", "reference", "kind"]
 SCORES = (Figure("passed", "checked"), Figure("token_f1", "one"))
 LOSS = Figure("nats", "one", less_is_better=True)
@@ -58,7 +58,9 @@ def exercises(first: Side, second: Side) -> Section:
 
 
 def _read_taught(path: Path) -> pd.DataFrame:
-    return read_records(path, ["instruction", "output"], optional=["input", "key", "kind"])
+    return read_records(
+        path, ["instruction", "output"], optional=["history", "input", "key", "kind"]
+    )
 
 
 def _taught(sides: Sequence[Side]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 Rows are matched by content, since a place in the file says nothing after a new split.
 """
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,12 @@ def read_strings(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def read_records(
     path: Path, columns: Sequence[str], *, optional: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """Read a JSON list of objects as text; a missing optional field is empty."""
+    """Read a JSON list of objects as text; a missing optional field is empty, a list is JSON."""
     rows = read_json(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must hold a JSON list of objects")
-    table = pd.DataFrame(rows, dtype="str")
+    cells = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in r.items()} for r in rows]
+    table = pd.DataFrame(cells, dtype="str")
     table = table.assign(**{name: "" for name in optional if name not in table}).fillna("")
     return _with_columns(table, path, [*columns, *optional])
 

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +120,47 @@ def parse_instructions(text: str, path: Path) -> pd.DataFrame:
 
     Each object has `instruction`, `output` and optionally `input`, `kind` and `key`: the words
     that a right answer must name. The table has a column for each; a row without a kind gets the
-    kind "other", a row without a key the empty text.
+    kind "other", a row without a key the empty text. Optional `history` holds the messages before
+    the instruction; the table has the column where a row has earlier messages.
     Raises ValueError, naming the row, for a row unfit for training.
     """
     rows = parse_json(text, path, surrogates=True)
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} must hold a JSON list of at least one instruction row")
     records = [_instruction(path, number, row) for number, row in enumerate(rows, start=1)]
-    return pd.DataFrame(records, columns=list(INSTRUCTION_COLUMNS), dtype="str")
+    table = pd.DataFrame(records, columns=list(INSTRUCTION_COLUMNS), dtype="str")
+    histories = [_history(path, number, row) for number, row in enumerate(rows, start=1)]
+    if any(histories):
+        table["history"] = pd.Series(histories, dtype=object)
+    return table
+
+
+def instruction_records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table as objects, without empty histories."""
+    return [
+        {str(name): cell for name, cell in row.items() if cell or name != "history"}
+        for row in table.to_dict("records")
+    ]
+
+
+def _history(path: Path, number: int, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the messages before the instruction, empty for most rows."""
+    history = row.get("history") or []
+    where = f"{path}, row {number}: history"
+    if not isinstance(history, list) or not all(isinstance(message, dict) for message in history):
+        raise ValueError(f"{where} must be a list of messages, not {str(history)[:40]!r}")
+    turns = history[1:] if history and history[0].get("role") == "system" else history
+    roles = [message.get("role") for message in turns]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(
+            f"{where} has the roles {', '.join(map(str, roles)) or 'none'}; allowed is a system "
+            "message, then user and assistant in turn"
+        )
+    for message in history:
+        content = message.get("content")
+        if not isinstance(content, str) or SURROGATE.search(content):
+            raise ValueError(f"{where} has a content that is no text, {str(content)[:40]!r}")
+    return [{"role": message["role"], "content": message["content"]} for message in history]
 
 
 def _instruction(path: Path, number: int, row: Any) -> dict[str, str]:

@@ -83,14 +83,16 @@ def split_instructions(
 ) -> Split:
     """Split instruction rows.
 
-    Of rows with equal prompts (instruction and input) only the first is used, regardless of
-    the answers, to keep every prompt of the test part out of training. Rows of the same kind with
-    a content similarity of `near_duplicates` or more are in the same part. Raises ValueError if
-    a part would be empty.
+    Of rows with equal prompts (earlier messages, instruction and input) only the first is used,
+    regardless of the answers, to keep every prompt of the test part out of training. Rows of the
+    same kind with a content similarity of `near_duplicates` or more are in the same part. Raises
+    ValueError if a part would be empty.
     """
-    keys = (table["instruction"] + "\n" + table["input"]).map(fold)
+    earlier = _earlier(table, ("system", "user", "assistant"))
+    keys = (earlier + table["instruction"] + "\n" + table["input"]).map(fold)
     used = table[~keys.duplicated()]
-    columns = (used["kind"], used["instruction"], used["input"])
+    asked = _earlier(used, ("user",)) + used["instruction"]
+    columns = (used["kind"], asked, used["input"])
     sets = [
         frozenset(f"{kind}\n{shingle}" for shingle in shingles(content(instruction, row_input)))
         for kind, instruction, row_input in zip(*columns, strict=True)
@@ -106,6 +108,15 @@ def split_instructions(
     )
     answers = table["output"].map(fold).groupby(keys).nunique()
     return Split(split.parts, split.counts | {"conflicting": int((answers > 1).sum())})
+
+
+def _earlier(table: pd.DataFrame, roles: Sequence[str]) -> "pd.Series[str]":
+    """Return the earlier messages of each row by these roles, a line each."""
+    if "history" not in table:
+        return pd.Series("", index=table.index, dtype="str")
+    return table["history"].map(
+        lambda history: "".join(f"{m['content']}\n" for m in history if m["role"] in roles)
+    )
 
 
 def content(instruction: str, row_input: str) -> list[str]:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.data.batching import by_length
 from gptmill.data.questions import Question
-from gptmill.finetuning.instructions import collate, read_template
+from gptmill.finetuning.instruction_rows import collate
+from gptmill.finetuning.instructions import read_template
 from gptmill.generation.decoder import GenerationConfig, generate
 from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
@@ -58,7 +59,7 @@ def answer_questions(
     """
     model, tokenizer = load_causal_lm(folder).to(device).eval(), Tokenizer.from_folder(folder)
     template = read_template(folder, tokenizer)
-    chats = [accepted(question.chat, template) for question in questions]
+    chats = [template.accepted(question.chat) for question in questions]
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [template.encode(tokenizer, chat) for chat in chats]
     stops = template.stop_ids(tokenizer)
@@ -72,22 +73,6 @@ def answer_questions(
         Answer(tokenizer.decode(ids).strip(), len(ids) < max_new_tokens, nats, tokens)
         for ids, (nats, tokens) in zip(new_ids, losses, strict=True)
     ]
-
-
-def accepted(chat: Chat, template: Template) -> Chat:
-    """Return a chat in roles that the template accepts.
-
-    Where the template has no system role, the system message opens the first user message.
-    """
-    if chat[0]["role"] != "system":
-        return chat
-    try:
-        template.render(chat)
-    except ValueError:
-        system, user, *others = chat
-        content = f"{system['content']}\n\n{user['content']}"
-        return [{"role": "user", "content": content}, *others]
-    return chat
 
 
 def _exchange(
@@ -115,7 +100,9 @@ def reference_nats(model: GPT, rows: Sequence[tuple[list[int], int]]) -> list[tu
         end_id = batch[0][0][-1]
         assert all(ids[-1] == end_id for ids, _ in batch), "the rows end in different ids"
         inputs, targets = collate(
-            [ids[:-1] for ids, _ in batch], end_id, prompt_lengths=[prompt for _, prompt in batch]
+            [ids[:-1] for ids, _ in batch],
+            end_id,
+            counted=[[(prompt, len(ids))] for ids, prompt in batch],
         )  # (B, T), (B, T)
         counts = (targets != IGNORE).sum(dim=1).tolist()
         parts = np.split(_nats(model, inputs, targets), np.cumsum(counts)[:-1])

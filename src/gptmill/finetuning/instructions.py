@@ -1,4 +1,4 @@
-"""Instruction fine-tuning: prompts, batches and generated answers.
+"""Instruction fine-tuning: prompts and generated answers.
 
 The base's chat template (`gptmill.tokenizer.chat_template`) formats training rows, prompts for
 answers and server requests alike, and is saved with the fine-tuned model: a model prompted in a
@@ -7,18 +7,13 @@ template gets the template below.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from gptmill.data.batching import Ids, Indices, pad
 from gptmill.device import release_freed_memory
 from gptmill.generation.decoder import GenerationConfig, generate
 from gptmill.generation.quantization import WeightFormat, quantize
 from gptmill.model.gpt import GPT
-from gptmill.model.objectives import IGNORE, Batch
 from gptmill.tokenizer.chat_template import Template
 from gptmill.tokenizer.tokenizer import Tokenizer
 
@@ -41,9 +36,10 @@ def user_text(instruction: str, input_text: str) -> str:
     return instruction + TEMPLATE["input"] + input_text if input_text else instruction
 
 
-def messages(record: Mapping[str, str]) -> list[dict[str, str]]:
-    """Return a chat that asks for the record's output."""
-    return [{"role": "user", "content": user_text(record["instruction"], record["input"])}]
+def messages(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a chat that asks for the record's output: earlier turns and the instruction."""
+    asked = user_text(record["instruction"], record["input"])
+    return [*record.get("history", ()), {"role": "user", "content": asked}]
 
 
 def read_template(folder: Path, tokenizer: Tokenizer) -> Template:
@@ -85,90 +81,9 @@ def _jinja(text: str) -> str:
     return f"'{escaped}'"
 
 
-@dataclass(frozen=True)
-class InstructionRows:
-    """Prompts and answers as token ids, without the end id."""
-
-    ids: list[Ids]
-    prompt_lengths: list[int]
-    places: list[int]
-    """Index of each row's record."""
-    n_dropped: int
-    """Number of rows left out because row and end id do not fit the context."""
-
-    @property
-    def lengths(self) -> Indices:
-        """Return each row's number of ids."""
-        return np.array([len(row) for row in self.ids], dtype=np.int64)
-
-
-def encode_rows(
-    records: Sequence[Mapping[str, str]],
-    tokenizer: Tokenizer,
-    template: Template,
-    context_length: int,
-) -> InstructionRows:
-    """Encode records as rows, without rows longer than the context.
-
-    A row holds instruction, input and output. A row cut short would teach an answer that never
-    ends, or an answer to half a question. The model reads all ids but the last, and therefore a
-    row of `context_length` ids plus the end id fits.
-    """
-    pairs = [
-        template.encode_exchange(
-            tokenizer, [*messages(record), {"role": "assistant", "content": record["output"]}]
-        )
-        for record in records
-    ]
-    fitting = [k for k, (a, b) in enumerate(pairs) if len(a) + len(b) - 1 <= context_length]
-    return InstructionRows(
-        [np.array([*pairs[k][0], *pairs[k][1][:-1]], dtype=np.uint32) for k in fitting],
-        [len(pairs[k][0]) for k in fitting],
-        fitting,
-        len(records) - len(fitting),
-    )
-
-
-def collate(
-    rows: Sequence[Sequence[int] | Ids],
-    end_id: int,
-    *,
-    prompt_lengths: Sequence[int] | None = None,
-    limit: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return padded inputs and targets, both (B, T).
-
-    Each row is followed by the end id and then by padding. End and padding are the same id, but
-    only the end is a target: targets at padding are `IGNORE`. With `prompt_lengths`, the targets
-    of the prompts are `IGNORE` too. `limit`: see `pad`.
-    """
-    inputs = pad(rows, end_id, limit=limit)
-    targets = pad([[*row[1:], end_id] for row in rows], IGNORE, limit=limit)
-    for index, length in enumerate(prompt_lengths or ()):
-        targets[index, : length - 1] = IGNORE
-    return inputs, targets
-
-
-def batch(
-    rows: InstructionRows,
-    indices: Indices,
-    *,
-    end_id: int,
-    mask_prompt: bool,
-    limit: int | None = None,
-) -> Batch:
-    """Return the rows at `indices` as a padded batch.
-
-    The batch is (inputs (B, T), targets (B, T)). `limit`: see `pad`.
-    """
-    prompt_lengths = [rows.prompt_lengths[index] for index in indices] if mask_prompt else None
-    chosen = [rows.ids[index] for index in indices]
-    return collate(chosen, end_id, prompt_lengths=prompt_lengths, limit=limit)
-
-
 def answers(
     model: GPT,
-    records: Sequence[Mapping[str, str]],
+    records: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     template: Template,
     *,
@@ -180,7 +95,9 @@ def answers(
     Decoding is greedy: the likeliest token at every step.
     """
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
-    prompts = [template.encode(tokenizer, messages(record)) for record in records]
+    prompts = [
+        template.encode(tokenizer, template.accepted(messages(record))) for record in records
+    ]
     stops = template.stop_ids(tokenizer)
     new_ids = generate(quantize(model, weights), prompts, greedy, stop_ids=stops, seed=0)
     release_freed_memory()  # of the weights in another format, and of the cache

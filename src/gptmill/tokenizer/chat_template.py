@@ -9,11 +9,13 @@ a different role.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
+from os.path import commonprefix
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from gptmill.tokenizer.huggingface import read_chat_template, read_roles, read_stop_ids
 from gptmill.tokenizer.template_process import PROCESS
@@ -24,6 +26,22 @@ Messages = Sequence[Mapping[str, Any]]
 """Each message has a `role` and a `content`; a template may read further keys."""
 
 PRIVATE_USE = range(0xE000, 0xF900)
+
+
+class Span(NamedTuple):
+    """The place of an answer among the ids of a conversation, with the stop id."""
+
+    start: int
+    stop: int
+    ended: bool
+    """Whether the template writes a stop id after the answer."""
+
+
+class Conversation(NamedTuple):
+    """The ids of a conversation, and the spans of the answers."""
+
+    ids: list[int]
+    answers: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -74,37 +92,103 @@ class Template:
     def encode(
         self, tokenizer: Tokenizer, messages: Messages, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the ids of messages; only the template itself can write special tokens."""
+        """Return the ids of messages; only the template itself can write special tokens.
+
+        Each answer is encoded separately from the text before, as the model writes an answer.
+        """
         escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
-        text = self.render(escaping.escape(messages), add_generation_prompt)
-        return escaping.encode(tokenizer, text)
+        escaped = escaping.escape(messages)
+        text = self.render(escaped, add_generation_prompt)
+        pieces = _cut(text, self._answer_starts(escaped, text).values())
+        return [index for piece in pieces for index in escaping.encode(tokenizer, piece)]
+
+    def encode_conversation(self, tokenizer: Tokenizer, messages: Messages) -> Conversation:
+        """Return the ids of a conversation that ends in an answer, and the span of each answer.
+
+        The ids before an answer are those of `encode` for the messages before the answer. Text of
+        the template after the last stop id is dropped. An earlier answer that the template renders
+        differently from a last answer has no span. Raises ValueError if the rendered last answer
+        does not directly follow the prompt.
+        """
+        escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
+        escaped = escaping.escape(messages)
+        text = self.render(escaped, add_generation_prompt=False)
+        starts = self._answer_starts(escaped, text)
+        if len(escaped) - 1 not in starts:
+            raise ValueError(
+                "the chat template renders a conversation with the answer differently from the "
+                "prompt alone; allowed is a template with the prompt as a prefix"
+            )
+        ids: list[int] = []
+        answers: list[Span] = []
+        for piece, own in self._pieces(escaped, text, starts):
+            encoded = escaping.encode(tokenizer, piece)
+            if own is not None:
+                size, ended = self._until_stop(tokenizer, escaping.encode(tokenizer, own))
+                answers.append(Span(len(ids), len(ids) + size, ended))
+            ids += encoded
+        return Conversation(ids[: answers[-1].stop], tuple(answers))
+
+    def _pieces(
+        self, messages: Messages, text: str, starts: Mapping[int, int]
+    ) -> Iterator[tuple[str, str | None]]:
+        """Yield the text up to the first answer, then from each answer to the next.
+
+        Beside each answer's piece is the part of the answer's own message, without later messages.
+        """
+        first, *others = _cut(text, starts.values())
+        yield first, None
+        for piece, (index, start) in zip(others, starts.items(), strict=True):
+            ended = self.render(messages[: index + 1], add_generation_prompt=False)
+            yield piece, commonprefix([piece, ended[start:]])  # noqa: RUF071 (letters)
+
+    def _until_stop(self, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[int, bool]:
+        """Return the number of ids up to the first stop id, and whether there is a stop id."""
+        stops = self.stop_ids(tokenizer)
+        end = next((k for k, index in enumerate(ids) if index in stops), None)
+        return (len(ids), False) if end is None else (end + 1, True)
+
+    def _answer_starts(self, messages: Messages, text: str) -> dict[int, int]:
+        """Return the offset of each answer in the rendered text, by the index of the message.
+
+        An answer whose prompt is not a prefix of the text is left out.
+        """
+        asked = [k for k, message in enumerate(messages) if message.get("role") == "assistant"]
+        prompts = {k: self.render(messages[:k]) for k in asked if k}
+        return {k: len(prompt) for k, prompt in prompts.items() if text.startswith(prompt)}
 
     def encode_exchange(
         self, tokenizer: Tokenizer, messages: Messages
     ) -> tuple[list[int], list[int]]:
         """Return the ids of the prompt, and of the last message, an answer, up to its stop id.
 
-        The prompt is the model's input and the answer its output, so they are encoded separately.
-        Text of the template after the stop id is dropped. Raises ValueError if the rendered answer
-        does not directly follow the prompt, or has no stop id.
+        Raises ValueError where `encode_conversation` does, and for an answer without a stop id.
         """
-        escaping = SpecialTokenEscaping.of(tokenizer, self.source, messages)
-        escaped = escaping.escape(messages)
-        prompt, whole = self.render(escaped[:-1]), self.render(escaped, add_generation_prompt=False)
-        if not whole.startswith(prompt):
-            raise ValueError(
-                "the chat template renders a conversation with the answer differently from the "
-                "prompt alone; allowed is a template with the prompt as a prefix"
-            )
-        answer = escaping.encode(tokenizer, whole[len(prompt) :])
-        stops = self.stop_ids(tokenizer)
-        end = next((k for k, index in enumerate(answer) if index in stops), None)
-        if end is None:
+        conversation = self.encode_conversation(tokenizer, messages)
+        last = conversation.answers[-1]
+        if not last.ended:
+            stops = self.stop_ids(tokenizer)
             raise ValueError(
                 "the chat template writes no stop token after an answer; allowed are "
                 f"{', '.join(sorted(tokenizer.decode([index]) for index in stops))}"
             )
-        return escaping.encode(tokenizer, prompt), answer[: end + 1]
+        return conversation.ids[: last.start], conversation.ids[last.start :]
+
+    def accepted(self, messages: Messages) -> list[dict[str, Any]]:
+        """Return messages in roles that the template accepts.
+
+        Where the template has no system role, the system message opens the first user message.
+        """
+        chat = [dict(message) for message in messages]
+        if chat[0]["role"] != "system":
+            return chat
+        try:
+            self.render(chat)
+        except ValueError:
+            system, user, *others = chat
+            content = f"{system['content']}\n\n{user['content']}"
+            return [{"role": "user", "content": content}, *others]
+        return chat
 
     def end_id(self, tokenizer: Tokenizer) -> int:
         """Return the stop id that the template writes after an answer."""
@@ -135,6 +219,11 @@ def fit_conversation(
     raise ValueError(
         f"the message makes a prompt of {len(ids)} tokens: at most {longest} fit the model"
     )
+
+
+def _cut(text: str, offsets: Iterable[int]) -> list[str]:
+    """Return the pieces of a text between ascending offsets."""
+    return [text[start:stop] for start, stop in pairwise([0, *offsets, len(text)])]
 
 
 # ---- special tokens inside messages

@@ -2,10 +2,11 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptmill.data.row_files import read_instructions, read_labelled
+from gptmill.data.row_files import instruction_records, read_instructions, read_labelled
 
 
 def test_reading_keeps_texts_as_they_are(tmp_path: Path):
@@ -66,9 +67,24 @@ def test_instruction_rows_are_read_with_input_and_kind_filled_in(tmp_path: Path)
     ]
 
 
+def test_earlier_messages_are_read_and_written_where_a_row_has_them(tmp_path: Path):
+    path, said = tmp_path / "some.json", [{"role": "system", "content": "s"}]
+    said += [{"role": "user", "content": "u"}, {"role": "assistant", "content": "v"}]
+    row = {"instruction": "a", "input": "", "output": "b", "kind": "k", "key": ""}
+    path.write_text(json.dumps([row, {**row, "history": said}]))
+    assert instruction_records(read_instructions(path)) == [row, {**row, "history": said}]
+
+
+def with_history(history: Any) -> str:
+    return json.dumps([{"instruction": "a", "output": "b", "history": history}])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (with_history("x"), "row 1: history must be a list of messages, not 'x'"),
+        (with_history([{"role": "user", "content": "x"}]), "history has the roles user; allowed"),
+        (with_history([{"role": "system", "content": 1}]), "has a content that is no text, '1'"),
         ("[", "some.json is not UTF-8 JSON"),
         ("[]", "at least one"),
         ('{"instruction": "a"}', "JSON list"),

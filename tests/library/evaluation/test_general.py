@@ -12,7 +12,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.questions import Check, Message, Question
-from gptmill.evaluation.answering import Answer, accepted, answer_questions, reference_nats
+from gptmill.evaluation.answering import Answer, answer_questions, reference_nats
 from gptmill.evaluation.general import GENERAL, answer_table, score_answers, score_models
 from gptmill.evaluation.overlap import Overlap, names, normalise
 from gptmill.evaluation.paired import compare
@@ -136,7 +136,7 @@ def test_a_model_without_a_chat_template_answers_system_messages_too(tmp_path: P
     system = Message(role="system", content="Be brief.")
     asked = QUESTIONS[0].model_copy(update={"messages": (system, *QUESTIONS[0].messages)})
     template = default_template(tiny_tokenizer())
-    assert accepted(asked.chat, template) == [{"role": "user", "content": "Be brief.\n\nAsk 1"}]
+    assert template.accepted(asked.chat) == [{"role": "user", "content": "Be brief.\n\nAsk 1"}]
     answers = answer_questions(
         tmp_path / "model", [asked, *QUESTIONS], max_new_tokens=4, device="cpu"
     )

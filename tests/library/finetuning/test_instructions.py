@@ -6,12 +6,10 @@ import torch
 from transformers import AutoTokenizer
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
+from gptmill.finetuning.instruction_rows import batch, collate, encode_rows
 from gptmill.finetuning.instructions import (
     answers,
-    batch,
-    collate,
     default_template,
-    encode_rows,
     messages,
     read_template,
     user_text,
@@ -82,7 +80,8 @@ def test_rows_of_a_base_with_its_own_template_are_written_by_it(tmp_path: Path):
     rows = encode_rows(RECORDS, ours, template, 512)
     end = template.end_id(ours)
     assert theirs.convert_ids_to_tokens(end) == "<|im_end|>"
-    for record, row, length in zip(RECORDS, rows.ids, rows.prompt_lengths, strict=True):
+    for record, row, ((length, stop, _),) in zip(RECORDS, rows.ids, rows.answers, strict=True):
+        assert stop == len(row) + 1
         asked = messages(record)
         ids = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
         assert template.encode(ours, asked) == ids == row[:length].tolist()
@@ -125,7 +124,7 @@ def test_the_books_losses():
 
 
 def test_a_masked_prompt_leaves_the_answer_and_its_end_as_targets():
-    inputs, targets = collate([[0, 1, 2, 3, 4], [5, 6, 7]], EOT, prompt_lengths=[3, 2])
+    inputs, targets = collate([[0, 1, 2, 3, 4], [5, 6, 7]], EOT, counted=[[(3, 6)], [(2, 4)]])
     assert inputs.tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, EOT, EOT]]
     assert targets.tolist() == [[-100, -100, 3, 4, EOT], [-100, 7, EOT, -100, -100]]
 
@@ -133,10 +132,10 @@ def test_a_masked_prompt_leaves_the_answer_and_its_end_as_targets():
 @pytest.mark.parametrize("mask_prompt", [True, False])
 def test_the_loss_of_a_batch_is_that_of_its_rows_alone(mask_prompt: bool):
     model = tiny_gpt(tiny_config(context_length=512))
-    rows = encode_rows(RECORDS, tiny_tokenizer(), TEMPLATE, 512)
+    rows = encode_rows(RECORDS, tiny_tokenizer(), TEMPLATE, 512, masked=mask_prompt)
 
     def one(*indices: int) -> tuple[torch.Tensor, ...]:
-        return batch(rows, np.array(indices), end_id=316, mask_prompt=mask_prompt)
+        return batch(rows, np.array(indices), end_id=316)
 
     with torch.no_grad():
         counts = [int((one(index)[1] != IGNORE).sum()) for index in range(3)]
@@ -154,7 +153,7 @@ def test_rows_that_do_not_fit_with_their_end_are_left_out_and_counted():
     assert encode_rows(RECORDS, tokenizer, TEMPLATE, longest).n_dropped == 0
     assert encode_rows(RECORDS, tokenizer, TEMPLATE, longest - 1).n_dropped == 1
     rows = encode_rows(RECORDS, tokenizer, TEMPLATE, longest)
-    ids, _ = batch(rows, np.arange(3), end_id=316, mask_prompt=False)
+    ids, _ = batch(rows, np.arange(3), end_id=316)
     assert ids.shape[1] == longest
 
 
@@ -162,7 +161,7 @@ def test_a_model_that_is_taught_answers_gives_them():
     tokenizer = tiny_tokenizer()
     model = tiny_gpt(tiny_config(context_length=512))
     rows = encode_rows(RECORDS, tokenizer, TEMPLATE, 512)
-    taught = drop_ignored(batch(rows, np.arange(3), end_id=tokenizer.eot_id, mask_prompt=True))
+    taught = drop_ignored(batch(rows, np.arange(3), end_id=tokenizer.eot_id))
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(30):
         loss = language_loss(model, taught) / LANGUAGE.count(taught)

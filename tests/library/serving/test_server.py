@@ -18,7 +18,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from gptmill.finetuning.instructions import encode_rows
+from gptmill.finetuning.instruction_rows import encode_rows
 from gptmill.generation.completion import TextGenerator
 from gptmill.generation.decoder import GenerationConfig
 from gptmill.serving.server import Admission, listen
@@ -92,7 +92,7 @@ def test_an_answer_is_the_librarys_to_the_prompt_of_the_training_rows(
     assert generator.template is not None
     record = {"instruction": "What jumps?", "input": "", "output": "the fox"}
     rows = encode_rows([record], generator.tokenizer, generator.template, 512)
-    ids = rows.ids[0][: rows.prompt_lengths[0]].tolist()
+    ids = rows.ids[0][: rows.answers[0][0].start].tolist()
     text, n_new = said(generator, ids)
     found = ask(client)
     assert found.choices[0].message.content == text

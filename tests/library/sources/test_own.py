@@ -211,41 +211,56 @@ def test_an_exchange_in_any_form_gives_the_same_bytes(form: str) -> None:
     name, content, columns = CHATS[form]
     fields = chat_fields({name: content})
     assert list(fields.values()) == columns
-    made = chats({name: content}, name="c", fields=fields, turns="one")["c.json"]
+    made = chats({name: content}, name="c", fields=fields, turns="all")["c.json"]
     assert json.loads(made) == [{"instruction": "Q?", "input": "", "output": "A."}]
     assert made == chats({"c.jsonl": CHATS["messages"][1]}, **MESSAGES)["c.json"]
     parse_instructions(made.decode(), Path("c.json"))
 
 
-MESSAGES: dict[str, Any] = {"name": "c", "fields": {"messages": "messages"}, "turns": "one"}
+MESSAGES: dict[str, Any] = {"name": "c", "fields": {"messages": "messages"}, "turns": "all"}
 
 
 def test_dolly_s_context_is_the_input_and_its_category_the_kind() -> None:
     row = {"instruction": "Q?", "context": "Seen.", "response": "A.", "category": "open_qa"}
     members = {"d.jsonl": lines(row)}
-    made = chats(members, name="d", fields=chat_fields(members), turns="one")
+    made = chats(members, name="d", fields=chat_fields(members), turns="all")
     assert json.loads(made["d.json"]) == [
         {"instruction": "Q?", "input": "Seen.", "output": "A.", "kind": "open_qa"}
     ]
 
 
-def test_longer_conversations_are_counted_and_cut_only_on_request() -> None:
+def test_a_conversation_is_kept_whole_or_cut_after_the_first_answer_on_request() -> None:
     system = {"role": "system", "content": "Be kind."}
     members = {
         "c.jsonl": lines(
-            {"messages": [system, *turn("Q?", "A.", "And?", "B.")]},
+            {"messages": [system, *turn("Q?", "A.", "And?", "B.", "More?")]},
             {"messages": turn("Q2?", "A2.")},
             {"messages": turn("no answer")},
+            {"messages": [*turn("Q3?"), *turn("again", "A3.")]},
         )
     }
-    with pytest.raises(ValueError, match="1 of 3 conversations have more than one exchange"):
-        chats(members, **MESSAGES)
-    made = chats(members, **{**MESSAGES, "turns": "first"})
-    assert [row["instruction"] for row in json.loads(made["c.json"])] == ["Be kind.\n\nQ?", "Q2?"]
+    made = chats(members, **MESSAGES)
+    plain = {"instruction": "Q2?", "input": "", "output": "A2."}
+    assert json.loads(made["c.json"]) == [
+        {
+            "instruction": "And?",
+            "input": "",
+            "output": "B.",
+            "history": [system, *turn("Q?", "A.")],
+        },
+        plain,
+    ]
     assert made.notes == [
-        "system messages before the instruction: 1",
-        "conversations cut after the first exchange: 1",
-        "rows dropped: 1 with no question or no answer",
+        "conversations with a system message: 1",
+        "conversations of several turns: 1",
+        "conversations cut after the last answer: 1",
+        "rows dropped: 2 with no question or no answer, or without user and assistant in turn",
+    ]
+    parse_instructions(made["c.json"].decode(), Path("c.json"))
+    made = chats(members, **{**MESSAGES, "turns": "first"})
+    assert json.loads(made["c.json"]) == [
+        {"instruction": "Q?", "input": "", "output": "A.", "history": [system]},
+        plain,
     ]
 
 
@@ -267,7 +282,7 @@ def test_longer_conversations_are_counted_and_cut_only_on_request() -> None:
 def test_what_is_not_a_conversation_is_named(row: Any, message: str) -> None:
     members = {"c.jsonl": lines(*row) if isinstance(row, list) else lines(row)}
     with pytest.raises(ValueError, match=re.escape(message)):
-        chats(members, name="c", fields=chat_fields(members), turns="one")
+        chats(members, name="c", fields=chat_fields(members), turns="all")
 
 
 def test_texts_are_files_and_rows_of_tables() -> None:

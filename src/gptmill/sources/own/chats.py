@@ -46,20 +46,23 @@ ROLES = {
     "gpt": "assistant",
     "model": "assistant",
 }
-TURNS = ("one", "first")
-"""Allowed conversations: of one exchange, or the first exchange of each."""
+TURNS = ("all", "first")
+"""Turns to keep of each conversation: all up to the last answer, or the first exchange."""
+
+NO_EXCHANGE = "no question or no answer, or without user and assistant in turn"
 
 Message = tuple[str, str]  # role and content
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """The first question and answer of a conversation."""
+    """A question with the messages before, and the answer."""
 
+    history: list[dict[str, str]]
     instruction: str
     output: str
-    has_system: bool
-    goes_on: bool
+    n_after: int
+    """Number of messages after the answer."""
 
 
 def chats(
@@ -68,9 +71,9 @@ def chats(
     """Return `NAME.json`, a list of rows with instruction, input and output.
 
     `fields` gives the columns of `messages`, or of instruction, output and optionally input, kind
-    and key. A system message goes before the instruction. Rows without question or answer are
-    left out and counted. Raises ValueError for unfit tables, and for conversations of several
-    exchanges unless `turns` is "first".
+    and key. Of a conversation, the last answer is the output, and the messages before the last
+    question are the history; with `turns` "first", the first answer is the output. Rows without
+    question or answer are left out and counted. Raises ValueError for unfit tables.
     """
     where = ", ".join(sorted(members)[:3])
     _check_options(fields, turns)
@@ -81,12 +84,14 @@ def chats(
     notes: list[str] = []
     if "messages" in rows:
         rows, notes = _from_messages(rows["messages"], where, turns)
-    texts = text_columns(rows, where)
+    texts = text_columns(rows.drop(columns="history", errors="ignore"), where)
     texts.insert(1, "input", texts.pop("input") if "input" in texts else "")
+    if "history" in rows:
+        texts["history"] = rows["history"]
     kept = texts[(texts["instruction"].str.strip() != "") & (texts["output"].str.strip() != "")]
     if kept.empty:
         raise ValueError(f"{where} has no row with an instruction and an answer")
-    notes += [unread(table, fields), left_out(len(texts) - len(kept), "no question or no answer")]
+    notes += [unread(table, fields), left_out(len(texts) - len(kept), NO_EXCHANGE)]
     content = json.dumps(_records(kept), indent=1, ensure_ascii=False)
     return Converted({f"{name}.json": f"{content}\n".encode()}, form, *notes)
 
@@ -118,9 +123,10 @@ def _check_options(fields: Mapping[str, str], turns: str) -> None:
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows without empty kinds and keys."""
+    """Return the rows without empty optional fields."""
+    optional = ("kind", "key", "history")
     return [
-        {str(name): cell for name, cell in row.items() if cell or name not in ("kind", "key")}
+        {str(name): cell for name, cell in row.items() if cell or name not in optional}
         for row in rows.to_dict("records")
     ]
 
@@ -141,38 +147,46 @@ def _joined(rows: pd.DataFrame, where: str) -> list[list[Any]]:
 
 
 def _from_messages(column: pd.Series, where: str, turns: str) -> tuple[pd.DataFrame, list[str]]:
-    """Return each conversation's first exchange as instruction and output, and notes."""
+    """Return each conversation as history, instruction and output, and notes."""
     exchanges = [
-        _first_exchange(_conversation(cell, f"{where}, row {number}"))
+        _exchange(_conversation(cell, f"{where}, row {number}"), turns)
         for number, cell in enumerate(column, start=1)
     ]
-    n_systems = sum(exchange.has_system for exchange in exchanges)
-    n_longer = sum(exchange.goes_on for exchange in exchanges)
-    if n_longer and turns == "one":
-        raise ValueError(
-            f"{where}: {n_longer:,} of {len(exchanges):,} conversations have more than one "
-            "exchange, and training reads single exchanges; add TURNS=first to train on the first "
-            "exchange of each, or remove the longer conversations"
-        )
     rows = pd.DataFrame(
         {
             "instruction": [exchange.instruction for exchange in exchanges],
             "output": [exchange.output for exchange in exchanges],
-        }
+            "history": [exchange.history for exchange in exchanges],
+        },
+        dtype=object,
     )
-    systems = f"system messages before the instruction: {n_systems:,}" if n_systems else ""
-    longer = f"conversations cut after the first exchange: {n_longer:,}" if n_longer else ""
-    return rows, [systems, longer]
+    roles = [[message["role"] for message in exchange.history] for exchange in exchanges]
+    counts = {
+        "conversations with a system message": sum("system" in row for row in roles),
+        "conversations of several turns": sum("user" in row for row in roles),
+        "conversations cut after the first answer"
+        if turns == "first"
+        else "conversations cut after the last answer": sum(
+            exchange.n_after > 0 for exchange in exchanges
+        ),
+    }
+    return rows, [f"{name}: {n:,}" if n else "" for name, n in counts.items()]
 
 
-def _first_exchange(messages: Sequence[Message]) -> Exchange:
-    """Return the first question and answer, empty unless roles are system, user, assistant."""
+def _exchange(messages: Sequence[Message], turns: str) -> Exchange:
+    """Return the judged question and answer, empty unless user and assistant take turns."""
     n = next((k for k, (role, _) in enumerate(messages) if role != "system"), len(messages))
-    if [role for role, _ in messages[n : n + 2]] != ["user", "assistant"]:
-        return Exchange("", "", has_system=False, goes_on=False)
-    *asked, answer = [content for _, content in messages[: n + 2]]
-    instruction = "\n\n".join(filter(str.strip, asked))
-    return Exchange(instruction, answer, has_system=n > 0, goes_on=len(messages) > n + 2)
+    system = "\n\n".join(content for _, content in messages[:n] if content.strip())
+    answers = [k for k, (role, _) in enumerate(messages) if role == "assistant"]
+    last = answers[0 if turns == "first" else -1] if answers else -1
+    taken = messages[n : last + 1]
+    alternates = [role for role, _ in taken] == ["user", "assistant"] * (len(taken) // 2)
+    if not taken or not alternates or not all(content.strip() for _, content in taken):
+        return Exchange([], "", "", n_after=0)
+    *before, (_, instruction), (_, output) = taken
+    earlier = [("system", system)] * bool(system) + before
+    history = [{"role": role, "content": content} for role, content in earlier]
+    return Exchange(history, instruction, output, n_after=len(messages) - last - 1)
 
 
 def _conversation(cell: Any, where: str) -> list[Message]:
