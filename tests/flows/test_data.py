@@ -485,7 +485,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     assert data.main(["CHATS=chat.json"]) == data.main(["TEXT=novels"]) == 0
     said = capsys.readouterr().out
     assert "  1 conversation; kinds: other 1" in said
-    assert "  exchanges left out, longer than the context of 128 tokens: " in said
+    assert "  conversations left out, longer than the context of 128 tokens: " in said
     assert "  1 document; words per document: median 1, longest 1" in said
     assert "training reads all of data/text, also books: `enabled = false`" in said
     table = (user / "sources.toml").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 import pandas as pd
 
 from gptmill.evaluation.estimates import Estimate, wilson
-from gptmill.evaluation.overlap import Overlap, names, normalise
+from gptmill.evaluation.overlap import Overlap, names, normalise, repetition
 from gptmill.evaluation.paired import Figure, by_kind, columns
 
 CLOSED = 5  # uses of an answer, on average, in the training part of a closed kind
@@ -91,6 +91,7 @@ def _score_answer(
         "token_recall": overlap.recall,
         "token_f1": overlap.f1,
         "words": len(words),
+        "repetition": repetition(words),
         "expected_words": len(expected_words),
     }
 
@@ -107,6 +108,7 @@ def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     - right: the share of answers that name a short expected answer, or match a long one exactly
     - token_precision, token_recall, token_f1: common words; length_ratio: the words of all answers
       divided by the words of all expected answers
+    - words: the mean length; repetition: the mean share of four-word runs that repeat earlier runs
 
     `beats` is true where more answers are right than the baseline's; `beats_interval` where the
     share of right answers also lies above the baseline's 95 % interval.
@@ -135,7 +137,7 @@ def _summed(rows: pd.DataFrame) -> dict[str, float]:
     n_short = int(rows["short"].sum())
     unknown = Estimate(float("nan"), float("nan"), float("nan"))
     named = wilson(int(rows["named"].sum()), n_short) if n_short else unknown
-    means = ("token_precision", "token_recall", "token_f1")
+    means = ("token_precision", "token_recall", "token_f1", "words", "repetition")
     return {
         **columns("named", named),
         **columns("right", wilson(int(rows["right"].sum()), len(rows))),

@@ -11,7 +11,7 @@ from gptmill.data.questions import Question
 from gptmill.evaluation.answering import Answer
 from gptmill.evaluation.checks import marked_items, passes
 from gptmill.evaluation.estimates import Estimate, bootstrap, wilson
-from gptmill.evaluation.overlap import Overlap, normalise
+from gptmill.evaluation.overlap import Overlap, normalise, repetition
 from gptmill.evaluation.paired import Figure, Floats, Scores, by_kind, columns, ratio, resample
 
 NATS_DIGITS = 6
@@ -40,6 +40,7 @@ def score_answer(question: Question, answer: Answer) -> dict[str, str | float]:
         "token_recall": overlap.recall,
         "token_f1": overlap.f1,
         "words": len(normalise(answer.text)),
+        "repetition": repetition(normalise(answer.text)),
         "reference_words": len(normalise(question.reference)),
         "list_items": marked_items(answer.text),
         "stopped": int(answer.stopped),
@@ -88,6 +89,7 @@ def score_models(scores: Scores, *, resamples: int, seed: int) -> pd.DataFrame:
     `scores` has the result of `score_answers` for each model. `passed` is the share of the checked
     answers, and empty without checked answers; `loss` is in nats per token of the references;
     `length_ratio` is the number of words in all answers divided by the number in all references;
+    `repetition` is the mean share of four-word runs that repeat earlier runs;
     `stopped` is the share of answers that ended before the limit.
     """
     table = [
@@ -110,6 +112,7 @@ def _score(rows: pd.DataFrame, draws: Floats) -> dict[str, float]:
         "token_recall": float(rows["token_recall"].mean()),
         **columns("token_f1", bootstrap(ratio(rows, GENERAL["token_f1"], draws))),
         "words": float(rows["words"].mean()),
+        "repetition": float(rows["repetition"].mean()),
         "length_ratio": float(rows["words"].sum() / rows["reference_words"].sum()),
         "list_items": float(rows["list_items"].mean()),
         **columns("stopped", wilson(int(rows["stopped"].sum()), n)),

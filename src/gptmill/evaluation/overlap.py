@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 EDGES = ".,;:!?\"'`()[]{}<>*_\u2018\u2019\u201c\u201d\u2026"  # and curly quotes, ellipsis
@@ -35,6 +35,12 @@ class Overlap:
         )
         f1 = 2 * common / (total + expected_total)
         return cls(common / total, common / expected_total, f1)
+
+
+def repetition(words: Sequence[str]) -> float:
+    """Return the share of runs of four words that repeat an earlier run; 0 for short texts."""
+    runs = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def normalise(text: str) -> list[str]:

@@ -14,7 +14,7 @@ from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.questions import Check, Message, Question
 from gptmill.evaluation.answering import Answer, answer_questions, reference_nats
 from gptmill.evaluation.general import GENERAL, answer_table, score_answers, score_models
-from gptmill.evaluation.overlap import Overlap, names, normalise
+from gptmill.evaluation.overlap import Overlap, names, normalise, repetition
 from gptmill.evaluation.paired import compare
 from gptmill.finetuning.instructions import default_template
 from tests.support.tiny import tiny_gpt, tiny_tokenizer
@@ -142,3 +142,9 @@ def test_a_model_without_a_chat_template_answers_system_messages_too(tmp_path: P
     )
     assert len(answers) == 4
     assert all(answer.tokens > 1 and answer.nats > 0 for answer in answers)
+
+
+def test_repetition_is_the_share_of_repeated_runs_of_four_words() -> None:
+    assert repetition(["a", "b", "c"]) == repetition(["a", "b", "c", "d", "e", "f"]) == 0
+    assert repetition(["a", "b", "c", "d", "a", "b", "c", "d"]) == pytest.approx(1 / 5)
+    assert repetition(["a"] * 13) == pytest.approx(9 / 10)
