@@ -9,7 +9,7 @@ each source file.
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,27 +33,22 @@ from gptmill.formats.gguf import open_gguf
 from gptmill.formats.gguf_file import MAGIC
 from gptmill.formats.tensorflow import (
     checkpoint_files,
-    is_checkpoint,
     open_checkpoint,
     read_hparams,
 )
-from gptmill.model.gpt import GPT, GPTConfig
+from gptmill.formats.weight_folders import (
+    find_model,
+    is_checkpoint,
+    read_tokenizer,
+    tokenizer_files,
+)
+from gptmill.model.gpt import GPT, GPTClassifier, GPTConfig
 from gptmill.tokenizer.gguf import read_end_ids
 from gptmill.tokenizer.huggingface import read_chat_template
 from gptmill.tokenizer.tokenizer import Tokenizer
 
 SourceFormat = Literal["hugging face", "tensorflow", "book", "gguf"]
 PICKLES = (".pth", ".pt", ".bin")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "encoder.json",
-    "vocab.bpe",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 REVISION = re.compile(r"[0-9a-f]{40}")
 HUB_FILES = ("*.safetensors", "*.bin", "*.json", "merges.txt", "vocab.bpe", "*.jinja")
@@ -90,6 +85,22 @@ class _Source:
     ids: SpecialIds | None = None
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, with everything that a checkpoint of the model holds."""
+
+    form: SourceFormat
+    model: GPT | GPTClassifier
+    tokenizer: Tokenizer
+    chat_template: str | None
+    ids: SpecialIds | None
+    """The special ids of the source; None for the tokenizer's own."""
+    class_names: Sequence[str]
+    n_tensors: int
+    files: Sequence[Path]
+    """The files of the source."""
+
+
 def import_model(
     source: str,
     out: Path,
@@ -110,40 +121,78 @@ def import_model(
     `dtype`. Raises ValueError for an invalid source, and for a classifier if `classifiers` is
     False.
     """
-    path = _resolve(source, revision)
-    opened = _open(path, n_heads)
+    loaded = load_model(
+        source,
+        tokenizer=tokenizer,
+        otherwise=otherwise,
+        revision=revision,
+        n_heads=n_heads,
+        dtype=dtype,
+        classifiers=classifiers,
+    )
+    model = loaded.model
+    files = {file.name: sha256(file) for file in loaded.files}
+    with atomic_folder(out) as folder:
+        if isinstance(model, GPT):
+            template = loaded.chat_template
+            save_causal_lm(
+                folder, model, loaded.tokenizer, chat_template=template, dtype=dtype, ids=loaded.ids
+            )
+        else:
+            names = loaded.class_names
+            save_classifier(
+                folder, model, loaded.tokenizer, class_names=names, dtype=dtype, ids=loaded.ids
+            )
+    return Imported(
+        form=loaded.form,
+        config=model.config,
+        n_classes=None if isinstance(model, GPT) else len(loaded.class_names),
+        n_tensors=loaded.n_tensors,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        files=files,
+        revision=revision,
+    )
+
+
+def load_model(
+    source: str,
+    *,
+    tokenizer: Path | None = None,
+    otherwise: Path | None = None,
+    revision: str | None = None,
+    n_heads: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    classifiers: bool = True,
+    drop_rate: float | None = None,
+) -> Loaded:
+    """Load a model from `source` into memory; arguments and errors are those of `import_model`.
+
+    `drop_rate` replaces the config's dropout in training.
+    """
+    opened = _open(_resolve(source, revision), n_heads)
     if opened.n_classes is not None and not classifiers:
         raise ValueError(f"{source} is a classifier; allowed is a language model")
     tokenizer_folder = tokenizer or (otherwise if opened.tokenizer is None else None)
     chosen_tokenizer = _choose_tokenizer(opened, source, tokenizer_folder)
     _check(opened)
-    model = meta_model(opened.config, opened.n_classes)
+    config = opened.config
+    model = meta_model(
+        config if drop_rate is None else replace(config, drop_rate=drop_rate), opened.n_classes
+    )
     n_tensors = len(opened.tensors.shapes)
-    files = {file.name: sha256(file) for file in opened.files}
     state = read_state(
-        opened.layout, opened.config, opened.tensors, n_classes=opened.n_classes, dtype=dtype
+        opened.layout, config, opened.tensors, n_classes=opened.n_classes, dtype=dtype
     )
     model.load_state_dict(state, assign=True)
-    ids = opened.ids if tokenizer_folder is None else None
-    with atomic_folder(out) as folder:
-        if isinstance(model, GPT):
-            template = opened.chat_template
-            save_causal_lm(
-                folder, model, chosen_tokenizer, chat_template=template, dtype=dtype, ids=ids
-            )
-        else:
-            names = opened.class_names
-            save_classifier(
-                folder, model, chosen_tokenizer, class_names=names, dtype=dtype, ids=ids
-            )
-    return Imported(
+    return Loaded(
         form=opened.form,
-        config=opened.config,
-        n_classes=opened.n_classes,
+        model=model,
+        tokenizer=chosen_tokenizer,
+        chat_template=opened.chat_template,
+        ids=opened.ids if tokenizer_folder is None else None,
+        class_names=opened.class_names,
         n_tensors=n_tensors,
-        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        files=files,
-        revision=revision,
+        files=opened.files,
     )
 
 
@@ -210,7 +259,7 @@ def _fetch(source: str, revision: str) -> Path:
 
 def _open(path: Path, n_heads: int | None) -> _Source:
     if path.is_dir():
-        path = _find_model(path)
+        path = find_model(path)
     if path.is_dir():
         return _open_tensorflow(path) if is_checkpoint(path) else _open_hugging_face(path)
     with path.open("rb") as file:
@@ -226,23 +275,12 @@ def _open(path: Path, n_heads: int | None) -> _Source:
     )
 
 
-def _find_model(folder: Path) -> Path:
-    """Return a folder's only model file, or the folder itself.
-
-    A folder with a config.json or a TensorFlow checkpoint is a model by itself.
-    """
-    if (folder / "config.json").exists() or is_checkpoint(folder):
-        return folder
-    models = [path for path in folder.iterdir() if path.suffix in (".gguf", ".pth")]
-    return models[0] if len(models) == 1 else folder
-
-
 def _open_hugging_face(folder: Path) -> _Source:
     config = read_config(folder)
     tensors = open_folder(folder)
     names: list[str] = read_class_names(folder) if "score.weight" in tensors.shapes else []
-    files = [folder / "config.json", *weight_files(folder), *_tokenizer_files(folder)]
-    tokenizer = _read_tokenizer(folder)
+    files = [folder / "config.json", *weight_files(folder), *tokenizer_files(folder)]
+    tokenizer = read_tokenizer(folder)
     return _Source(
         form="hugging face",
         layout=layout_of(config),
@@ -258,9 +296,9 @@ def _open_hugging_face(folder: Path) -> _Source:
 
 
 def _open_tensorflow(folder: Path) -> _Source:
-    files = [folder / "hparams.json", *checkpoint_files(folder), *_tokenizer_files(folder)]
+    files = [folder / "hparams.json", *checkpoint_files(folder), *tokenizer_files(folder)]
     config, tensors = read_hparams(folder), open_checkpoint(folder)
-    return _Source("tensorflow", OPENAI, config, tensors, files, _read_tokenizer(folder))
+    return _Source("tensorflow", OPENAI, config, tensors, files, read_tokenizer(folder))
 
 
 def _open_book(path: Path, n_heads: int | None) -> _Source:
@@ -296,31 +334,12 @@ def _open_gguf(path: Path) -> _Source:
     )
 
 
-# The tokenizer beside the weights.
-
-
-def _tokenizer_files(folder: Path) -> list[Path]:
-    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-
-
-def _read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Load the tokenizer of a folder, or return None.
-
-    OpenAI's names for the two files of GPT-2's tokenizer are encoder.json and vocab.bpe.
-    """
-    if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():
-        return Tokenizer.from_bpe_files(folder / "vocab.bpe", folder / "encoder.json")
-    if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
-        return Tokenizer.from_folder(folder)
-    return None
-
-
 def _choose_tokenizer(opened: _Source, source: str, folder: Path | None) -> Tokenizer:
     """Return the tokenizer from `folder` if given, otherwise the source's.
 
     Raises ValueError where the tokenizer is missing or has more ids than the weights.
     """
-    tokenizer = opened.tokenizer if folder is None else _read_tokenizer(folder)
+    tokenizer = opened.tokenizer if folder is None else read_tokenizer(folder)
     if tokenizer is None:
         raise ValueError(
             f"{source if folder is None else folder} has no tokenizer; give a folder with a "

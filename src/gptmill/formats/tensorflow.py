@@ -53,11 +53,6 @@ class Entry:
     crc: int
 
 
-def is_checkpoint(folder: Path) -> bool:
-    """Return whether a folder looks like an OpenAI checkpoint."""
-    return (folder / "hparams.json").is_file() and any(folder.glob("*.index"))
-
-
 def read_hparams(folder: Path) -> GPTConfig:
     """Load the model's config from hparams.json.
 
