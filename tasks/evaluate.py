@@ -11,11 +11,14 @@ from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.data.questions import Question, read_questions
 from gptmill.evaluation.answering import Answer, answer_questions
 from gptmill.evaluation.assistant import EXERCISES, score_assistant, score_exercises
-from gptmill.evaluation.comparison import Classifiers, is_another, score_language_models
+from gptmill.evaluation.comparison import Classifiers
 from gptmill.evaluation.general import GENERAL, answer_table, score_answers, score_models
+from gptmill.evaluation.language_model import LanguageScores, is_another, score_language_models
 from gptmill.evaluation.paired import compare
 from gptmill.files import read_json, write_csv, write_text
+from gptmill.formats.importing import load_model
 from gptmill.generation.decoder import GenerationConfig, generate
+from gptmill.model.gpt import GPT
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -62,20 +65,18 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     resampling = {"resamples": params.resamples, "seed": run.seed}
     exercises = score_exercises(answers, taught)
 
+    language = score_language(params, run)
     tables = {
-        "language_model": score_language_models(
-            run.input("tokenize"),
-            run.input("pretrain"),
-            run.input("load_gpt2"),
-            windows=params.windows,
-            device=device,
-        ),
+        "language_model": language.table,
         "classifiers": classifiers.score(**resampling),
         "assistant": score_assistant(answers, taught),
         "assistant_gain": compare(exercises, ("answer", "before"), EXERCISES, **resampling),
         "general": score_models(scores, **resampling),
         "general_gain": compare(scores, ("assistant", "base"), GENERAL, **resampling),
     }
+    gain = language.gain(**resampling)
+    if gain is not None:
+        tables["continued_gain"] = gain
     side_by_side = answer_table(questions, general["load_gpt2"], general["instruct"], scores)
     pages = {
         "samples": samples(params, run),
@@ -96,6 +97,27 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     run.figure("roc", plots.roc(curves, positive=classifiers.rarest))
     run.figure("right_answers", plots.right_answers(tables["assistant"]))
     return figures(tables)
+
+
+def score_language(params: Evaluate, run: Run) -> LanguageScores:
+    """Score the pretrained model, and the first weights of a continued training beside it."""
+    start = read_json(run.input("pretrain") / "metrics.json").get("start")
+    return score_language_models(
+        run.input("tokenize"),
+        run.input("pretrain"),
+        run.input("load_gpt2"),
+        start=None if start is None else first_model(run, start),
+        windows=params.windows,
+        device=run.device().device,
+    )
+
+
+def first_model(run: Run, start: str) -> GPT:
+    """Load the first weights of a continued training."""
+    tokenizer = run.input("tokenize") / "tokenizer"
+    model = load_model(str(run.path(start)), otherwise=tokenizer, classifiers=False).model
+    assert isinstance(model, GPT), "classifiers are refused"
+    return model
 
 
 def general_answers(

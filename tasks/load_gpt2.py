@@ -6,9 +6,11 @@ import pandas as pd
 from pydantic import Field
 
 from gptmill.checkpoint.checkpoint import load_causal_lm
+from gptmill.checkpoint.model_card import read_card_origins
+from gptmill.files import read_json
 from gptmill.formats.importing import import_model
 from gptmill.model.gpt import GPT
-from gptmill.origins import Origin, read_origins, write_origins
+from gptmill.origins import Origin, write_origins
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
 from tasks.shared.cards import stage_card
@@ -25,12 +27,12 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
     """Load pretrained weights of a GPT-2 or a Llama, the start of all fine-tuning.
 
     The names and shapes of all tensors are checked before any tensor is read. Weights without a
-    tokenizer get the tokenizer of `tokenize`, GPT-2's.
+    tokenizer get GPT-2's.
     """
     imported = import_model(
         str(run.path(params.weights)),
         run.out,
-        otherwise=run.input("tokenize") / "tokenizer",
+        otherwise=run.data("bpe"),
         classifiers=False,
     )
     run.show("tensors", tensor_table(load_causal_lm(run.out)))
@@ -62,12 +64,16 @@ def load_gpt2(params: LoadGpt2, run: Run) -> Metrics:
 def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
     """Return the raw data behind weights, and the licence of the weights if known.
 
-    Weights in data/ are raw data themselves; weights of a stage come from the text of `tokenize`;
-    the origin of any further weights is unknown.
+    Weights in data/ are raw data themselves; weights of a stage come from the raw data in the
+    weights' card, and from the weights behind a continued training; the origin of any further
+    weights is unknown.
     """
     top, _, below = weights.partition("/")
     if top == "artifacts":
-        return read_origins(run.input("tokenize") / "origins.json"), None
+        folder = run.path(weights)
+        start = read_json(folder / "metrics.json").get("start")
+        first = run.origins(start.removeprefix("data/")) if start else []
+        return [*read_card_origins(folder), *first], None
     origins = run.origins(below) if top == "data" else []
     return origins, origins[0].licence if len(origins) == 1 else None
 

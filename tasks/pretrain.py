@@ -1,4 +1,4 @@
-"""pretrain: artifacts/tokenize, artifacts/sample -> artifacts/pretrain (a GPT from scratch)."""
+"""pretrain: artifacts/tokenize, artifacts/sample, perhaps weights -> artifacts/pretrain (a GPT)."""
 
 import math
 from functools import partial
@@ -19,8 +19,9 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 from gptmill.training.flops import parameters, train_flops_per_token
 from tasks.frame.run import Inputs, Metrics, Run
 from tasks.frame.stage import stage
+from tasks.project.starts import RANDOM
 from tasks.shared.cards import stage_card
-from tasks.shared.pretraining import PretrainingSection
+from tasks.shared.pretraining import PretrainingSection, Start, load_start
 from tasks.shared.report import samples_page
 from tasks.shared.training import train
 
@@ -31,7 +32,7 @@ Prompt = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Pretrain(PretrainingSection):
-    """params.yaml `pretrain:`; the context length is `sample`'s."""
+    """params.yaml `pretrain:`; the context length is `sample`'s, or that of the first weights."""
 
     parallel: ClassVar[bool] = True
     devices: Literal["auto"] | Annotated[int, Field(gt=0)]
@@ -59,22 +60,29 @@ class Pretrain(PretrainingSection):
 
 @stage
 def pretrain(params: Pretrain, run: Run) -> Metrics:
-    """Train a GPT from random weights on the training windows."""
+    """Train a GPT on the training windows, from random weights or from given ones."""
     windows, validation = open_windows(run, "train"), open_windows(run, "validation")
     tokenizer = Tokenizer.from_folder(run.input("tokenize") / "tokenizer")
     length = windows.length
     rows = params.batch_size(length, ranks=run.world.size)
-    config = params.model(vocab_size=tokenizer.n_vocab, context_length=length)
+    start = None if params.start == RANDOM else first_weights(params, run, length)
+    if start is None:
+        config = params.model(vocab_size=tokenizer.n_vocab, context_length=length)
+    else:
+        config = start.model.config
     flops = train_flops_per_token(config, length)
     device = run.device(flops=flops * params.steps * params.batch_tokens, one_shape=True)
     keep_freed_memory()
-    model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
+    if start is None:
+        model = GPT(config, generator=torch.Generator().manual_seed(run.seed))
+    else:
+        model = start.model
 
     def validation_loss(n_windows: int) -> float:
         return mean_language_loss(model, validation.spread(n_windows, batch_size=ROWS), device)
 
     def sample(step: int) -> str:
-        prompts = [tokenizer.encode(prompt) for prompt in params.prompts]
+        prompts = [tokenizer.encode_prompt(prompt) for prompt in params.prompts]
         ends = {tokenizer.eot_id}
         answers = generate(model, prompts, params.generation, stop_ids=ends, seed=step)
         page = samples_page(params.prompts, [tokenizer.decode(ids) for ids in answers])
@@ -101,7 +109,8 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
 
     write_text(run.out / "samples.md", "\n".join(trained.samples))
     run.show("samples", (trained.samples or ["none: pretrain.sample_every is 0"])[-1])
-    save_causal_lm(run.out, model, tokenizer)
+    template, ids = (None, None) if start is None else (start.chat_template, start.ids)
+    save_causal_lm(run.out, model, tokenizer, chat_template=template, ids=ids)
     loss = validation_loss(params.final_windows)
     metrics: Metrics = {
         "validation_loss": loss,
@@ -117,9 +126,21 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     }
     text = run.input("tokenize")
     read, origins = {"train.bin": text / "train.bin"}, read_origins(text / "origins.json")
-    stage_card("pretrain", run.out, read=read, origins=origins, metrics=metrics)
+    base = None
+    if start is not None:
+        base = params.start
+        metrics["start"] = base
+        read |= {path.name: path for path in start.files}
+    stage_card("pretrain", run.out, read=read, origins=origins, metrics=metrics, base=base)
     run.log_model("generator", run.out)
     return metrics
+
+
+def first_weights(params: Pretrain, run: Run, length: int) -> Start:
+    """Load the weights in `pretrain.start`."""
+    weights, text = run.path(params.start), run.input("tokenize")
+    run.log(f"goes on from {params.start}, with the shape and the context of the weights")
+    return load_start(weights, text, length=length, drop_rate=params.drop_rate)
 
 
 def open_windows(inputs: Inputs, part: str) -> TextWindows:

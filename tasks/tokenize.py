@@ -1,6 +1,6 @@
-"""tokenize: data/text, data/bpe -> artifacts/tokenize (token ids, in two parts)."""
+"""tokenize: data/text, a vocabulary -> artifacts/tokenize (token ids, in two parts)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from pydantic import Field
@@ -8,8 +8,10 @@ from pydantic import Field
 from gptmill.data.documents import Document, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import write_json
+from gptmill.formats.weight_folders import tokenizer_of
 from gptmill.origins import write_origins
 from gptmill.tokenizer.bpe_engines import EncodingError, Part
+from gptmill.tokenizer.learning import LEAST_SIZE, learn_tokenizer
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -18,16 +20,17 @@ from tasks.frame.stage import Section, stage
 class Tokenize(Section):
     """params.yaml `tokenize:`."""
 
+    vocabulary: str = Field(description="data/bpe, weights below data/weights, or data/text")
+    vocabulary_size: int = Field(ge=LEAST_SIZE, description="of a vocabulary from data/text")
     validation_fraction: float = Field(gt=0, lt=1, description="of the documents, by hash")
 
 
 @stage
 def tokenize(params: Tokenize, run: Run) -> Metrics:
-    """Encode documents as GPT-2 ids with <|endoftext|> between them, in two parts."""
+    """Encode documents as ids with <|endoftext|> between them, in two parts."""
     documents = read_documents(run.data("text"))
     train, validation = split_documents(documents, params.validation_fraction)
-    bpe = run.data("bpe")
-    tokenizer = Tokenizer.from_bpe_files(bpe / "vocab.bpe", bpe / "encoder.json")
+    tokenizer = vocabulary(params, run, train)
     statistics = {}
     for part, chosen in (("train", train), ("validation", validation)):
         tokens = TokenFile.write_parts(
@@ -45,6 +48,16 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     write_origins(run.out / "origins.json", run.origins("text"))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
+
+
+def vocabulary(params: Tokenize, run: Run, train: Sequence[Document]) -> Tokenizer:
+    """Return the tokenizer: GPT-2's, of weights, or learned from the training part."""
+    if params.vocabulary != "data/text":
+        return tokenizer_of(run.path(params.vocabulary))
+    try:
+        return learn_tokenizer((document.text for document in train), params.vocabulary_size)
+    except ValueError as error:
+        raise ValueError(f"params.yaml: tokenize.vocabulary_size: {error}") from None
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Part]:

@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 from functools import cache, lru_cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from gptmill.records import files_below
 from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
 from tasks.project.hashes import known
+from tasks.project.starts import check_start
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 DATA = "data"
@@ -58,6 +61,7 @@ def params() -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("params.yaml must hold a section per stage, `stage: {name: value}`")
     _check_shared(content)
+    check_start(content)
     return content
 
 
@@ -136,7 +140,38 @@ def stages() -> dict[str, dict[str, Any]]:
     graph: dict[str, dict[str, Any]] = json.loads(
         _resolve(json.dumps(read_yaml(ROOT / "dvc.yaml")["stages"]))
     )
+    _check_order(graph)
     return graph
+
+
+def _check_order(graph: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError for stages that need each other's outputs."""
+    makers = {
+        name: {maker for path in stage["deps"] if (maker := _producer(graph, path))}
+        for name, stage in graph.items()
+    }
+    try:
+        TopologicalSorter(makers).prepare()
+    except CycleError as error:
+        circle: list[str] = error.args[1]
+        read = {
+            path
+            for before, after in pairwise(circle)
+            for path in graph[after]["deps"]
+            if _producer(graph, path) == before
+        }
+        values = [f"{key} ({value})" for key, value in _references() if value in read]
+        raise ValueError(
+            f"the stages {' -> '.join(circle)} need each other's outputs: change "
+            f"{' or '.join(values) or 'the deps in dvc.yaml'}, so that no stage reads an output "
+            "made from the stage's own"
+        ) from None
+
+
+def _references() -> list[tuple[str, str]]:
+    """Return the keys of params.yaml that dvc.yaml refers to, with their values."""
+    keys = dict.fromkeys(REFERENCE.findall(read_text(ROOT / "dvc.yaml")))
+    return [(key, _resolve(f"${{{key}}}")) for key in keys]
 
 
 def forget() -> None:
@@ -161,7 +196,11 @@ def producer(path: str) -> str | None:
 
     `path` is an output or lies below an output folder.
     """
-    for name, stage in stages().items():
+    return _producer(stages(), path)
+
+
+def _producer(graph: dict[str, dict[str, Any]], path: str) -> str | None:
+    for name, stage in graph.items():
         if any(path == out or path.startswith(out + "/") for out in stage["outs"]):
             return name
     return None
@@ -185,8 +224,9 @@ def ancestors(stage: str) -> list[str]:
 
 
 def inputs(stage: str) -> list[str]:
-    """Return the data and artifact paths read by `stage`, without code."""
-    return [path for path in stages()[stage]["deps"] if path.split("/")[0] in (DATA, "artifacts")]
+    """Return the data and artifact paths read by `stage`, each once, without code."""
+    deps = dict.fromkeys(stages()[stage]["deps"])
+    return [path for path in deps if path.split("/")[0] in (DATA, "artifacts")]
 
 
 def lock() -> dict[str, Any]:

@@ -25,6 +25,12 @@ TEXTS: Mapping[str, tuple[str, str, str]] = {
         "The model continues text in the style of the training text, true or not, and follows no "
         "instructions.",
     ),
+    "continued": (
+        "The weights below, trained further on the text in this project's data/text.",
+        "Continuing text in the style of the training text, and a base for fine-tuning.",
+        "The model may have lost some of what the first weights knew, and has their biases. The "
+        "licence of the first weights holds for this model: data/manifest/weights.json names it.",
+    ),
     "load_gpt2": (
         "The base model of all fine-tuning, loaded from the files below.",
         "A base for fine-tuning.",
@@ -53,7 +59,8 @@ def stage_card(
     licence: str | None = None,
 ) -> None:
     """Write the card of a stage's checkpoint in `folder`; `origins` are the raw data of `read`."""
-    summary, intended_use, limits = TEXTS[stage]
+    continued = stage == "pretrain" and base is not None
+    summary, intended_use, limits = TEXTS["continued" if continued else stage]
     task: Task = "text-classification" if stage in ("classify", "lora") else "text-generation"
     card = Card(
         name=f"gptmill {stage}",

@@ -1,8 +1,15 @@
-"""Params of pretraining: the model's size, and whole windows per step."""
+"""Params of pretraining, whole windows per step, and the first weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from gptmill.model.gpt import SIZES, GPTConfig
+from gptmill.checkpoint.hf_config import SpecialIds
+from gptmill.formats.importing import load_model
+from gptmill.model.gpt import GPT, SIZES, GPTConfig
+from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.stage import Section
 from tasks.shared.training import TrainingSection
 
@@ -16,7 +23,12 @@ class Shape(Section):
 
 
 class PretrainingSection(TrainingSection):
-    """The params of a training from random weights: the model, and the tokens per step."""
+    """The params of pretraining: the model, and the tokens per step.
+
+    Weights in `start` have a shape, biases and a context length of their own.
+    """
+
+    start: str = Field(description="random, or a folder below data/weights")
 
     shape: str | Shape
     drop_rate: float = Field(ge=0, lt=1)
@@ -66,3 +78,38 @@ class PretrainingSection(TrainingSection):
                 f"{ranks * context_length:,}, or lower pretrain.devices"
             )
         return windows
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first weights of a training, with everything that goes on unchanged."""
+
+    model: GPT
+    chat_template: str | None = None
+    ids: SpecialIds | None = None
+    files: Sequence[Path] = ()
+    """The files of the weights."""
+
+
+def load_start(weights: Path, tokenized: Path, *, length: int, drop_rate: float) -> Start:
+    """Load the first weights of a training on the ids in `tokenized`, in windows of `length`.
+
+    Raises ValueError for a classifier, for ids of a different vocabulary, and for windows beyond
+    the context of the weights.
+    """
+    folder = tokenized / "tokenizer"
+    loaded = load_model(str(weights), otherwise=folder, classifiers=False, drop_rate=drop_rate)
+    model = loaded.model
+    assert isinstance(model, GPT), "classifiers are refused"
+    if loaded.tokenizer.fingerprint != Tokenizer.from_folder(folder).fingerprint:
+        raise ValueError(
+            f"the text has ids of a vocabulary other than that of {weights}: set "
+            "tokenize.vocabulary in params.yaml to the folder of the weights"
+        )
+    context = model.config.context_length
+    if length > context:
+        raise ValueError(
+            f"params.yaml: sample.windows.max_length is {length:,}, but {weights} reads at most "
+            f"{context:,} tokens: lower sample.windows.max_length to at most {context:,}"
+        )
+    return Start(model, loaded.chat_template, loaded.ids, loaded.files)

@@ -10,6 +10,7 @@ from gptmill.data.tables import markdown_table
 from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
+GAINS = ("continued_gain", "assistant_gain", "general_gain")
 RIGHT = ("right", "before_right", "baseline_right")
 ASSISTANT = ("kind", "rows", *RIGHT, "token_f1", "before_token_f1", "length_ratio")
 """The columns of the assistant's table in the report; the CSV file has all columns."""
@@ -30,7 +31,7 @@ def figures(tables: Tables) -> Metrics:
     metrics["instruct_kinds_beaten_beyond_interval"] = sum(row["beats_interval"] for row in kinds)
     for row in tables["general"][tables["general"]["kind"] == "all"].to_dict("records"):
         metrics |= _prefixed(f"general_{row.pop('model')}", row)
-    for name in ("assistant_gain", "general_gain"):
+    for name in [name for name in GAINS if name in tables]:
         metrics |= _prefixed(name, tables[name].iloc[-1].to_dict())
     return {name: value for name, value in metrics.items() if math.isfinite(float(value))}
 
@@ -51,6 +52,7 @@ def report(tables: Tables) -> str:
             "## Pretrained model",
             _language_sentence(language),
             markdown_table(language),
+            *_continued(tables),
             "## Classifiers",
             _classifiers_sentence(classifiers),
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
@@ -89,7 +91,7 @@ def main_figures(tables: Tables) -> pd.DataFrame:
     total = general[general["kind"] == "all"].set_index("model")
     rows: list[tuple[str, str, str, float, str, float]] = [
         ("language model", "bits per byte", model, language[model], "bigram", language["bigram"])
-        for model in ("pretrain", "load_gpt2")
+        for model in ("pretrain", "start", "load_gpt2")
         if model in language
     ]
     words = "bag_of_words"
@@ -162,6 +164,20 @@ def _language_sentence(table: pd.DataFrame) -> str:
             f"{bits['pretrain']:.3f})."
         )
     return sentence
+
+
+def _continued(tables: Tables) -> list[str]:
+    """Return the comparison of a continued model with its start; empty for a random start."""
+    if "continued_gain" not in tables:
+        return []
+    gain = tables["continued_gain"].iloc[-1]
+    low, high = (gain[f"bits_per_byte_{end}"] for end in ("low", "high"))
+    verdict = "better" if high < 0 else "worse" if low > 0 else "not different beyond the interval"
+    return [
+        f"pretrain minus start, the weights that the training went on from: "
+        f"{gain['bits_per_byte']:+.4f} bits per byte ({low:+.4f} to {high:+.4f}) on "
+        f"{int(gain['rows']):,} windows: {verdict}."
+    ]
 
 
 def _beside(loss: float, other: float) -> str:

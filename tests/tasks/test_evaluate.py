@@ -98,6 +98,7 @@ def root(tmp_path: Path) -> Path:
     _write_text(tmp_path / "tokenize")
     for name in ("pretrain", "load_gpt2"):
         save_causal_lm(tmp_path / name, tiny_gpt(), tiny_tokenizer())
+    write_json(tmp_path / "pretrain" / "metrics.json", {})
     labelled = _write_labelled(tmp_path / "split" / "labelled")
     _write_classifier(tmp_path / "classify", tmp_path / "classify", labelled, seed=2)
     _write_classifier(tmp_path / "lora", tmp_path / "lora" / "merged", labelled, seed=3)
@@ -316,6 +317,43 @@ def test_another_base_is_scored_on_the_same_text(root: Path) -> None:
     assert "load_gpt2_loss" not in expected
     assert "## load_gpt2" in (run.out / "samples.md").read_text(encoding="utf-8")
     assert "bits per byte on the same text" in (run.out / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 9), (9, 1)])
+def test_a_continued_model_is_compared_with_its_start(root: Path, seeds: tuple[int, int]) -> None:
+    for name, seed in zip(("pretrain", "weights"), seeds, strict=True):
+        save_causal_lm(root / name, tiny_gpt(seed=seed), tiny_tokenizer())
+    write_json(root / "pretrain" / "metrics.json", {"start": "weights"})
+    run = FakeRun(root)
+    found = body(run, resamples=400)
+
+    ids = TokenFile.open(root / "tokenize" / "validation.bin").ids
+    inputs, targets = cut(ids, length=32, limit=0)
+    bits = {}
+    for name in ("pretrain", "weights"):
+        theirs = AutoModelForCausalLM.from_pretrained(root / name)
+        with torch.no_grad():
+            logits = theirs(torch.from_numpy(inputs)).logits
+        wanted = torch.from_numpy(targets)
+        nats = F.cross_entropy(logits.mT, wanted, ignore_index=IGNORE, reduction="none")
+        bits[name] = nats.sum(1).numpy() / math.log(2)
+    known = tiny_tokenizer()
+    sizes = [len(known.decode(row[row != IGNORE], skip_special=True).encode()) for row in targets]
+    gains = (bits["pretrain"] - bits["weights"]) / sum(sizes)
+    assert found["start_bits_per_byte"] == pytest.approx(
+        bits["weights"].sum() / sum(sizes), rel=1e-4
+    )
+    gain, low, high = (found[f"continued_gain_bits_per_byte{end}"] for end in ("", "_low", "_high"))
+    assert gain == pytest.approx(gains.sum(), abs=1e-6)
+    assert low <= gain <= high
+    worst = [gains.sum() + sign * 4 * gains.std() * len(gains) ** 0.5 for sign in (-1, 1)]
+    assert worst[0] <= low <= high <= worst[1]
+    report = (run.out / "report.md").read_text(encoding="utf-8")
+    verdict = "better" if high < 0 else "worse" if low > 0 else "not different"
+    assert (
+        f"bits per byte ({low:+.4f} to {high:+.4f}) on {len(targets)} windows: {verdict}" in report
+    )
+    assert (low == high == 0) == (seeds == (1, 1))
 
 
 def test_a_base_with_another_vocabulary_spends_as_much_as_transformers_says(root: Path) -> None:

@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm, save_classifier
+from gptmill.checkpoint.model_card import Card, write_card
 from gptmill.files import sha256, write_json
 from gptmill.formats.exporting import export_model
 from gptmill.model.gpt import GPTClassifier
-from gptmill.origins import Origin, manifest_origins, read_origins, write_origins
+from gptmill.origins import Origin, manifest_origins, read_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.load_gpt2 import LoadGpt2, load_gpt2, tensor_table
 from tests.support.tiny import (
+    tiny_bpe,
     tiny_config,
     tiny_gpt,
     tiny_merges,
@@ -30,8 +32,8 @@ class FakeRun:
     def path(self, path: str) -> Path:
         return self.root / path
 
-    def input(self, stage: str) -> Path:
-        return self.root / "artifacts" / stage
+    def data(self, name: str) -> Path:
+        return self.root / "data" / name
 
     def origins(self, path: str) -> list[Origin]:
         return manifest_origins(self.root / "data", path)
@@ -42,9 +44,7 @@ class FakeRun:
 
 @pytest.fixture
 def run(tmp_path: Path) -> FakeRun:
-    tokenizer = tmp_path / "artifacts" / "tokenize" / "tokenizer"
-    tokenizer.mkdir(parents=True)
-    tiny_tokenizer().save(tokenizer, context_length=32)
+    tiny_bpe(tmp_path / "data" / "bpe")
     save_causal_lm(tmp_path / "weights", tiny_gpt(), tiny_tokenizer())
     return FakeRun(tmp_path)
 
@@ -109,7 +109,7 @@ def test_a_gguf_file_is_taken_with_its_tokenizer(run: FakeRun) -> None:
 
 def test_the_card_names_where_weights_of_data_come_from(run: FakeRun) -> None:
     place = run.root / "data" / "weights" / "tiny"
-    place.parent.mkdir(parents=True)
+    place.parent.mkdir()
     (run.root / "weights").rename(place)
     files = {
         f"weights/tiny/{path.name}": {"sha256": sha256(path), "sources": ["tiny"]}
@@ -130,13 +130,26 @@ def test_the_card_names_where_weights_of_data_come_from(run: FakeRun) -> None:
     assert 'license: "apache-2.0"' in card
 
 
-def test_the_card_of_our_own_weights_names_the_text(run: FakeRun) -> None:
+@pytest.mark.parametrize("start", [None, "data/weights/first"])
+def test_the_card_of_our_own_weights_names_the_text(run: FakeRun, start: str | None) -> None:
     stage = run.root / "artifacts" / "pretrain"
+    stage.parent.mkdir()
     (run.root / "weights").rename(stage)
-    text = Origin(name="text", licence="mine", attribution="", files=1, hash="sha256:1")
-    write_origins(run.input("tokenize") / "origins.json", [text])
+    texts = [
+        Origin(name="text", licence="a | b", attribution="", files=1, hash="sha256:1"),
+        Origin(name="more", licence="mine", attribution="me, and others", files=3, hash="sha256:2"),
+    ]
+    uses = {"intended_use": "any", "limits": "none"}
+    card = Card(name="a", task="text-generation", summary="s", origins=tuple(texts), **uses)
+    write_card(stage, card)
+    write_json(stage / "metrics.json", {} if start is None else {"start": start})
+    files = {"weights/first/model.safetensors": {"sha256": "3", "sources": ["first"]}}
+    sources = {"first": {"licence": "MIT", "attribution": "them"}}
+    (run.root / "data" / "manifest").mkdir()
+    write_json(run.root / "data/manifest/weights.json", {"files": files, "sources": sources})
     load_gpt2.body(LoadGpt2(weights="artifacts/pretrain"), run)  # type: ignore[arg-type]
-    assert read_origins(run.out / "origins.json") == [text]
+    first = Origin(name="first", licence="MIT", attribution="them", files=1, hash="sha256:3")
+    assert read_origins(run.out / "origins.json") == [*texts, *([first] if start else [])]
 
 
 def test_a_classifier_is_no_base(run: FakeRun) -> None:

@@ -1,25 +1,32 @@
 import hashlib
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from pydantic import ValidationError
 
-from gptmill.checkpoint.checkpoint import load_causal_lm
+from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.data.token_file import TokenFile
 from gptmill.data.windows import WindowIndex
 from gptmill.generation.decoder import GenerationConfig
+from gptmill.model.gpt import GPT
 from gptmill.model.objectives import mean_language_loss
-from tasks.pretrain import Pretrain, pretrain
+from gptmill.tokenizer.tokenizer import Tokenizer
+from tasks.pretrain import Pretrain, open_windows, pretrain
 from tasks.shared.pretraining import Shape
 from tests.support.courses import GUARD, OPTIMIZER, STOPPING
 from tests.support.fakes import FakeRun
+from tests.support.forms import gpt2_config, llama_config, random_gpt
+from tests.support.tiny import tiny_config, tiny_gpt, tiny_merges, tiny_tokenizer
 from tests.tasks.test_sample import body as sample_body
 from tests.tasks.test_sample import write_tokens
 
 PARAMS = Pretrain(
+    start="random",
     devices="auto",
     shard=False,
     shape=Shape(emb_dim=24, n_layers=2, n_heads=3),
@@ -120,3 +127,56 @@ def test_the_seed_draws_the_first_weights(project, tmp_path):
 def test_bad_params_are_refused(changed, message):
     with pytest.raises(ValidationError, match=message):
         Pretrain(**(dict(PARAMS) | changed))
+
+
+def continued(project: Path, model: GPT, out: Path, **changed: object) -> FakeRun:
+    """Pretrain on from a model below data/weights."""
+    place = f"data/weights/{out.name}"
+    save_causal_lm(project / place, model, tiny_tokenizer(), chat_template="{{ messages }}")
+    run = FakeRun(project, out)
+    changes = {"start": place, "steps": 1, "sample_every": 0, "learning_rate": 1e-30, **changed}
+    run.metrics = pretrain.body(PARAMS.model_copy(update=changes), run)
+    return run
+
+
+@pytest.mark.parametrize("config", [gpt2_config(), llama_config()], ids=["gpt2", "llama"])
+def test_a_training_goes_on_from_weights_with_their_shape_and_context(project, tmp_path, config):
+    config = replace(config, vocab_size=330, context_length=40)  # more rows than the tokenizer has
+    first = random_gpt(config).eval()
+    run = continued(project, first, tmp_path / "next", drop_rate=0.0)
+    model = load_causal_lm(run.out)
+    assert model.config == replace(config, drop_rate=0.0)
+    for name, tensor in first.state_dict().items():
+        # a step of next to nothing leaves the weights, save for weight decay's rounding
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    ids = open_windows(run, "train").batch(0, batch_size=4, seed=run.seed)
+    loss = mean_language_loss(first, [ids], run.device())
+    assert run.steps[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
+    assert run.metrics["start"] == "data/weights/next"
+    card = (run.out / "README.md").read_text(encoding="utf-8")
+    assert 'base_model: "data/weights/next"' in card
+    assert "`model.safetensors` (`sha256:" in card
+    assert (run.out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+
+
+def test_weights_learn_on(project, tmp_path, finished):
+    first = load_causal_lm(finished[0].out)
+    run = continued(project, first, tmp_path / "more", learning_rate=5e-3, steps=12)
+    assert run.metrics["validation_loss"] < finished[1]["validation_loss"]
+
+
+def test_weights_that_do_not_fit_the_text_are_refused(project, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"max_length is 16, but .* reads at most 15 tokens: lower"
+    ):
+        continued(project, tiny_gpt(tiny_config(context_length=15)), tmp_path / "short")
+    tokenizer = project / "artifacts" / "tokenize" / "tokenizer"
+    kept = tokenizer.rename(tokenizer.with_name("kept"))
+    try:
+        tokenizer.mkdir()
+        Tokenizer(tiny_merges(20)).save(tokenizer, context_length=32)
+        with pytest.raises(ValueError, match=r"ids of a vocabulary other than .*weights/of"):
+            continued(project, tiny_gpt(), tmp_path / "of")
+    finally:
+        shutil.rmtree(tokenizer)
+        kept.rename(tokenizer)

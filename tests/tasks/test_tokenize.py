@@ -3,18 +3,26 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.documents import read_documents, split_documents
 from gptmill.data.token_file import TokenFile
 from gptmill.files import read_json
+from gptmill.formats.exporting import export_model
 from gptmill.origins import read_origins
 from gptmill.tokenizer import bpe_engines
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.tokenize import Tokenize, tokenize
 from tests.support.fakes import FakeRun
 from tests.support.project import write_tiny_manifest
-from tests.support.tiny import tiny_bpe, tiny_tokenizer
+from tests.support.tiny import (
+    chatty_folder,
+    tiny_bpe,
+    tiny_config,
+    tiny_gpt,
+    tiny_tokenizer,
+)
 
-PARAMS = Tokenize(validation_fraction=0.25)
+PARAMS = Tokenize(vocabulary="data/bpe", vocabulary_size=300, validation_fraction=0.25)
 PARTS = ("train", "validation")
 
 
@@ -29,9 +37,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def body(project: Path, name: str = "tokenize") -> FakeRun:
+def body(project: Path, name: str = "tokenize", **changed: object) -> FakeRun:
     run = FakeRun(project, project / "artifacts" / name)
-    tokenize.body(PARAMS, run)
+    tokenize.body(PARAMS.model_copy(update=changed), run)
     return run
 
 
@@ -98,7 +106,7 @@ def test_bad_text_stops_before_anything_is_written(project):
 @pytest.mark.parametrize("fraction", [0, 1, -0.1])
 def test_the_fraction_leaves_both_parts_something(fraction):
     with pytest.raises(ValidationError):
-        Tokenize(validation_fraction=fraction)
+        Tokenize(vocabulary="data/bpe", vocabulary_size=300, validation_fraction=fraction)
 
 
 def test_a_text_beyond_the_library_is_named_by_its_file(project, monkeypatch):
@@ -106,3 +114,45 @@ def test_a_text_beyond_the_library_is_named_by_its_file(project, monkeypatch):
     (project / "data" / "text" / "07.txt").write_text(f"a{' ' * 1_100_000}b", encoding="utf-8")
     with pytest.raises(ValueError, match=r"data/text/07\.txt: the tokenizer cannot split the text"):
         body(project)
+
+
+@pytest.mark.parametrize("form", ["hub", "gguf"])
+def test_weights_give_their_own_vocabulary(project, form):
+    place = chatty_folder(project / "data" / "weights" / "a")
+    own = Tokenizer.from_folder(place)
+    save_causal_lm(place, tiny_gpt(tiny_config(vocab_size=own.n_vocab)), own)
+    if form == "gguf":
+        export_model(place, project / "data" / "weights" / "b" / "a.gguf", form="gguf")
+        place = project / "data" / "weights" / "b"
+    run = body(project, vocabulary=place.relative_to(project).as_posix())
+    found = Tokenizer.from_folder(run.out / "tokenizer")
+    assert found.fingerprint == own.fingerprint
+    tokens = TokenFile.open(run.out / "train.bin")
+    assert tokens.vocab_size == own.n_vocab
+    text = (project / "data" / "text" / tokens.names[0]).read_text(encoding="utf-8")
+    end = tokens.starts[1] - 1
+    assert tokens.ids[:end].tolist() == own.encode(text)
+    assert tokens.ids[end] == own.eot_id
+
+
+def test_weights_without_a_tokenizer_are_refused(project):
+    (project / "data" / "weights" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"weights/a has no tokenizer: add the files"):
+        body(project, vocabulary="data/weights/a")
+
+
+def test_a_vocabulary_is_learned_from_the_training_part_alone(project):
+    for place in range(12):  # a pair of letters for each document
+        text = f"{chr(97 + place)}{chr(97 + place)} " * 60
+        (project / "data" / "text" / f"{place:02}.txt").write_text(text, encoding="utf-8")
+    run = body(project, vocabulary="data/text", vocabulary_size=262)
+    tokenizer = Tokenizer.from_folder(run.out / "tokenizer")
+    learned = {tokenizer.token_bytes(index).strip() for index in range(256, 261)}
+    documents = {p: TokenFile.open(run.out / f"{p}.bin").names for p in PARTS}
+    letters = {p: {chr(97 + int(name[:2])) for name in documents[p]} for p in PARTS}
+    assert {chr(token[0]) for token in learned} <= letters["train"] - letters["validation"]
+
+
+def test_a_vocabulary_larger_than_the_text_allows_is_refused(project):
+    with pytest.raises(ValueError, match=r"tokenize\.vocabulary_size: .* 50,000 are wanted: lower"):
+        body(project, vocabulary="data/text", vocabulary_size=50_000)

@@ -9,18 +9,20 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
 from gptmill.checkpoint.families import family_of
 from gptmill.checkpoint.hf_config import read_config
 from gptmill.checkpoint.weights import open_folder
-from gptmill.files import write_text
+from gptmill.files import read_text, write_text
 from gptmill.model.gpt import GPTConfig
 from gptmill.origins import Origin
 
 Task = Literal["text-generation", "text-classification"]
 
+ORIGIN_COLUMNS = ("source", "licence", "attribution", "files", "hash")
 SPDX = re.compile(r"[\w.+-]+")
 MADE_BY = "Made by gptmill"
 
@@ -130,8 +132,30 @@ def _data(card: Card) -> str:
             "All raw data behind the weights. The hash of several files is the hash of "
             "`sha256sum`'s list:"
         )
-        parts.append(_table(("source", "licence", "attribution", "files", "hash"), rows))
+        parts.append(_table(ORIGIN_COLUMNS, rows))
     return "\n\n".join(["## Data", *parts]) if parts else ""
+
+
+def read_card_origins(folder: Path) -> list[Origin]:
+    """Read the raw data behind a model from the card in `folder`; empty without a card."""
+    path = folder / "README.md"
+    lines = read_text(path).split("\n") if path.is_file() else []
+    head = _table(ORIGIN_COLUMNS, []).split("\n")
+    start = next((k for k in range(len(lines)) if lines[k : k + 2] == head), len(lines))
+    rows = takewhile(lambda line: line.startswith("| "), lines[start + 2 :])
+    return [_origin_of(row) for row in rows]
+
+
+def _origin_of(row: str) -> Origin:
+    cells = [cell.replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+    name, licence, attribution, files, digest = (cell[1:-1] for cell in cells)
+    return Origin(
+        name=name,
+        licence=licence,
+        attribution=attribution,
+        files=int(files),
+        hash=digest.strip("`"),
+    )
 
 
 def _metrics(card: Card) -> str:

@@ -1,10 +1,5 @@
-"""The tables of the stage `evaluate`: models beside their baselines.
+"""The tables of the stage `evaluate` on classifiers: models beside their baselines."""
 
-The models are language models and classifiers.
-"""
-
-import filecmp
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from gptmill.checkpoint.checkpoint import load_causal_lm, load_classifier
-from gptmill.data.batching import by_length, pad
-from gptmill.data.token_file import TokenFile
+from gptmill.checkpoint.checkpoint import load_classifier
 from gptmill.evaluation.classifier import (
     bag_of_words_probabilities,
     f1_difference,
@@ -24,118 +17,13 @@ from gptmill.evaluation.classifier import (
     roc_curve,
     score_classifier,
 )
-from gptmill.evaluation.language_model import (
-    bits_per_byte,
-    cut,
-    token_nats,
-    token_sizes,
-)
-from gptmill.evaluation.ngrams import fit_bigram
 from gptmill.finetuning.classification import encode, predict
-from gptmill.generation.quantization import quantize
-from gptmill.model.objectives import IGNORE
 from gptmill.tokenizer.tokenizer import Tokenizer
 
-Ids = npt.NDArray[np.integer]
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-TOKENS_AT_ONCE = 512  # fastest on a CPU: the logits of more tokens outgrow the CPU's caches
-BASE_ROWS = 4  # windows in a batch for a different base
 TOLERANCE = 1e-4  # probabilities from a different batch or device differ by rounding
-
-
-def score_language_models(
-    tokenized: Path, checkpoint: Path, base: Path, *, windows: int, device: str
-) -> pd.DataFrame:
-    """Score the pretrained model, a bigram and a unigram.
-
-    All models are scored on the same validation tokens, and the `base` of fine-tuning too, where
-    the base is a different model. The base may have a different vocabulary: the nats spent on the
-    same text are then divided by the same number of tokens. Raises ValueError where the checkpoint
-    and the token files come from different tokenizers.
-    """
-    train = TokenFile.open(tokenized / "train.bin")
-    validation = TokenFile.open(tokenized / "validation.bin")
-    model = load_causal_lm(checkpoint)
-    if model.config.vocab_size < train.vocab_size:
-        raise ValueError(
-            f"{checkpoint} knows {model.config.vocab_size:,} ids, but {tokenized} has up to "
-            f"{train.vocab_size:,}: the two come from different tokenizers"
-        )
-    tokenizer = Tokenizer.from_folder(tokenized / "tokenizer")
-    inputs, targets = cut(validation.ids, length=model.config.context_length, limit=windows)
-    previous, target_ids = inputs[targets != IGNORE], targets[targets != IGNORE]  # (N,)
-    bigram = fit_bigram(np.asarray(train.ids), train.starts, train.vocab_size)
-    rows = max(1, TOKENS_AT_ONCE // model.config.context_length)
-    nats = {
-        "pretrain": token_nats(model, inputs, targets, batch_size=rows, device=device),
-        "bigram": bigram.nats(previous, target_ids),
-        "unigram": bigram.unigram.nats(target_ids),
-    }
-    losses = {name: float(values.mean()) for name, values in nats.items()}
-    if is_another(base, checkpoint):
-        spent = _nats_on_windows(base, tokenizer, inputs, targets, device=device)
-        losses["load_gpt2"] = spent / len(target_ids)
-    size = int(token_sizes(tokenizer)[target_ids].sum())
-    return _language_table(losses, tokens=len(target_ids), size=size)
-
-
-def is_another(base: Path, checkpoint: Path) -> bool:
-    """Return whether fine-tuning started from weights other than `checkpoint`'s."""
-    name = "model.safetensors"
-    return not filecmp.cmp(base / name, checkpoint / name, shallow=False)
-
-
-def _nats_on_windows(
-    folder: Path, tokenizer: Tokenizer, inputs: Ids, targets: Ids, *, device: str
-) -> float:
-    """Return a different model's total nats on all targets.
-
-    The model in `folder` reads the text of the targets in the ids of the folder's tokenizer. Each
-    window's first input is context for this model too, and `<|endoftext|>` becomes the end id of
-    the folder's tokenizer.
-    """
-    model = quantize(load_causal_lm(folder).to(device), "fp32")
-    own = Tokenizer.from_folder(folder)
-
-    def translated(ids: Ids) -> list[int]:
-        ends = np.flatnonzero(ids == tokenizer.eot_id)
-        parts = [
-            own.encode(tokenizer.decode(part[part != tokenizer.eot_id]))
-            for part in np.split(ids, ends)
-        ]
-        return [*parts[0], *(index for part in parts[1:] for index in (own.eot_id, *part))]
-
-    contexts = [translated(row[:1]) for row in inputs]
-    target_texts = [translated(row[row != IGNORE]) for row in targets]
-    rows = [[*context, *target] for context, target in zip(contexts, target_texts, strict=True)]
-    total = 0.0
-    for chosen in by_length([len(row) for row in rows], BASE_ROWS):
-        ids = pad([rows[k] for k in chosen], own.pad_id).numpy()  # (B, T + 1)
-        counted = ids[:, 1:].copy()
-        for batch_row, k in enumerate(chosen):
-            counted[batch_row, : len(contexts[k]) - 1] = IGNORE
-            counted[batch_row, len(rows[k]) - 1 :] = IGNORE
-        nats = token_nats(model, ids[:, :-1], counted, batch_size=BASE_ROWS, device=device)
-        total += float(nats.sum())
-    return total
-
-
-def _language_table(losses: Mapping[str, float], *, tokens: int, size: int) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "model": model,
-                "tokens": tokens,
-                "loss": loss,
-                "perplexity": math.exp(loss),
-                "bits_per_byte": bits_per_byte(loss, tokens=tokens, size=size),
-                "nats_below_unigram": losses["unigram"] - loss,
-            }
-            for model, loss in losses.items()
-        ]
-    )
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,87 @@ def test_one_sentence_for_each_mistake(
     assert "\n" not in str(error.value)
 
 
+WEIGHTS = "data/weights/a"
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "start", "message"),
+    [
+        ("data/bpe", "random", None),
+        ("data/text", "random", None),
+        (WEIGHTS, "random", None),
+        (WEIGHTS, WEIGHTS, None),
+        ("gpt2", "random", "tokenize.vocabulary is gpt2; allowed are data/bpe"),
+        ("artifacts/load_gpt2", "random", "tokenize.vocabulary is artifacts/load_gpt2; allowed"),
+        ("data/weights/../bpe", "random", "tokenize.vocabulary is data/weights/../bpe; allowed"),
+        ("data/bpe", "artifacts/load_gpt2", "pretrain.start is artifacts/load_gpt2; allowed are"),
+        ("data/bpe", "data/weights/", "pretrain.start is data/weights/; allowed are random"),
+        ("data/bpe", WEIGHTS, f"set tokenize.vocabulary to {WEIGHTS}, or pretrain.start to random"),
+        ("data/weights/b", WEIGHTS, "but tokenize.vocabulary is data/weights/b: weights know only"),
+    ],
+)
+def test_vocabulary_and_first_weights_fit_or_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vocabulary: str,
+    start: str,
+    message: str | None,
+) -> None:
+    monkeypatch.setattr(graph, "ROOT", tmp_path)
+    content = {"tokenize": {"vocabulary": vocabulary}, "pretrain": {"start": start}}
+    (tmp_path / "params.yaml").write_text(json.dumps(content), encoding="utf-8")
+    graph.forget()
+    try:
+        if message is None:
+            assert graph.params() == content
+            return
+        with pytest.raises(ValueError, match=r"^params\.yaml: ") as error:
+            graph.params()
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+    finally:
+        graph.forget()
+
+
+@pytest.mark.parametrize("weights", ["artifacts/load_gpt2", "artifacts/instruct"])
+def test_stages_that_need_each_other_are_refused_with_the_param(
+    monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    content = copy.deepcopy(graph.params())
+    content["load_gpt2"]["weights"] = weights
+    monkeypatch.setattr(graph, "params", lambda: content)
+    graph.stages.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"^the stages .* need each other's outputs") as error:
+            graph.stages()
+    finally:
+        graph.stages.cache_clear()
+    assert f"change load_gpt2.weights ({weights})" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "stale"),
+    [
+        ("data/bpe", {"load_gpt2"}),
+        ("data/text", {"load_gpt2"}),
+        (WEIGHTS, {"tokenize", "pretrain", "load_gpt2", "evaluate"}),
+    ],
+)
+def test_weights_are_deps_of_the_stages_that_use_them(
+    monkeypatch: pytest.MonkeyPatch, vocabulary: str, stale: set[str]
+) -> None:
+    content = copy.deepcopy(graph.params())
+    content["tokenize"]["vocabulary"] = vocabulary
+    monkeypatch.setattr(graph, "params", lambda: content)
+    graph.stages.cache_clear()
+    try:
+        deps = {name: graph.inputs(name) for name in graph.stages()}
+    finally:
+        graph.stages.cache_clear()
+    read = ("data/weights/", "data/manifest/weights.json")
+    assert {name for name in deps if any(path.startswith(read) for path in deps[name])} == stale
+
+
 def test_a_missing_section_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graph, "params", lambda: {"seed": 1})
     with pytest.raises(ValueError, match=r"params\.yaml has no section `pretrain`"):
