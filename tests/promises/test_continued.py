@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project whose model of an own vocabulary lies in data/weights/own."""
     project = tiny_project(tmp_path_factory.mktemp("continued"))
-    project.params({"tokenize": {"vocabulary": "data/text", "vocabulary_size": 340}})
+    project.params({"tokenize": {"vocabulary": "data/text", "vocabulary_size": 300}})
     dvc(project, "repro", "pretrain")
     own = project.root / "data" / "weights" / "own"
     shutil.copytree(project.root / "artifacts" / "pretrain", own)
@@ -45,7 +45,7 @@ def test_a_model_of_an_own_vocabulary_opens_in_transformers(project: Project) ->
     folder = project.root / "data" / "weights" / "own"
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert len(tokenizer) == theirs.config.vocab_size == 340
+    assert len(tokenizer) == theirs.config.vocab_size == 300
     ids = tokenizer("the king and his people", return_tensors="pt").input_ids
     with torch.no_grad():
         torch.testing.assert_close(
@@ -56,7 +56,7 @@ def test_a_model_of_an_own_vocabulary_opens_in_transformers(project: Project) ->
 def test_a_continued_training_reads_its_weights_and_is_compared_with_them(
     project: Project,
 ) -> None:
-    project.params({"tokenize": {"vocabulary": "data/text", "vocabulary_size": 340}})
+    project.params({"tokenize": {"vocabulary": "data/text", "vocabulary_size": 300}})
     dvc(project, "repro")
     weights = project.root / "data" / "weights" / "own" / "model.safetensors"
     assert touched(project, weights) & {"tokenize", "pretrain", "evaluate"} == set()
