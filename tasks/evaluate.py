@@ -101,12 +101,14 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
 
 def score_language(params: Evaluate, run: Run) -> LanguageScores:
     """Score the pretrained model, and the first weights of a continued training beside it."""
-    start = read_json(run.input("pretrain") / "metrics.json").get("start")
+    metrics = read_json(run.input("pretrain") / "metrics.json")
+    start = metrics.get("start")
     return score_language_models(
         run.input("tokenize"),
         run.input("pretrain"),
         run.input("load_gpt2"),
         start=None if start is None else first_model(run, start),
+        length=metrics.get("window_length"),
         windows=params.windows,
         device=run.device().device,
     )

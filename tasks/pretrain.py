@@ -129,7 +129,7 @@ def pretrain(params: Pretrain, run: Run) -> Metrics:
     base = None
     if start is not None:
         base = params.start
-        metrics["start"] = base
+        metrics |= {"start": base, "window_length": length}
         read |= {path.name: path for path in start.files}
     stage_card("pretrain", run.out, read=read, origins=origins, metrics=metrics, base=base)
     run.log_model("generator", run.out)

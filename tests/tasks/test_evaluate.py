@@ -323,12 +323,12 @@ def test_another_base_is_scored_on_the_same_text(root: Path) -> None:
 def test_a_continued_model_is_compared_with_its_start(root: Path, seeds: tuple[int, int]) -> None:
     for name, seed in zip(("pretrain", "weights"), seeds, strict=True):
         save_causal_lm(root / name, tiny_gpt(seed=seed), tiny_tokenizer())
-    write_json(root / "pretrain" / "metrics.json", {"start": "weights"})
+    write_json(root / "pretrain" / "metrics.json", {"start": "weights", "window_length": 16})
     run = FakeRun(root)
     found = body(run, resamples=400)
 
     ids = TokenFile.open(root / "tokenize" / "validation.bin").ids
-    inputs, targets = cut(ids, length=32, limit=0)
+    inputs, targets = cut(ids, length=16, limit=0)
     bits = {}
     for name in ("pretrain", "weights"):
         theirs = AutoModelForCausalLM.from_pretrained(root / name)

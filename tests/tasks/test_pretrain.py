@@ -153,6 +153,7 @@ def test_a_training_goes_on_from_weights_with_their_shape_and_context(project, t
     loss = mean_language_loss(first, [ids], run.device())
     assert run.steps[0]["train/loss"] == pytest.approx(loss, rel=1e-5)
     assert run.metrics["start"] == "data/weights/next"
+    assert run.metrics["window_length"] == 16
     card = (run.out / "README.md").read_text(encoding="utf-8")
     assert 'base_model: "data/weights/next"' in card
     assert "`model.safetensors` (`sha256:" in card

@@ -114,6 +114,7 @@ def score_language_models(
     base: Path,
     *,
     start: GPT | None = None,
+    length: int | None = None,
     windows: int,
     device: str,
 ) -> LanguageScores:
@@ -122,7 +123,8 @@ def score_language_models(
     All models are scored on the same validation tokens, and the `base` of fine-tuning too, where
     the base is a different model. The base may have a different vocabulary: the nats spent on the
     same text are then divided by the same number of tokens. `start` is the model that pretraining
-    went on from, with the checkpoint's vocabulary. Raises ValueError where the checkpoint and the
+    went on from, with the checkpoint's vocabulary; `length` is the ids in a window, by default the
+    checkpoint's context. Raises ValueError where the checkpoint and the
     token files come from different tokenizers.
     """
     train = TokenFile.open(tokenized / "train.bin")
@@ -134,10 +136,11 @@ def score_language_models(
             f"{train.vocab_size:,}: the two come from different tokenizers"
         )
     tokenizer = Tokenizer.from_folder(tokenized / "tokenizer")
-    inputs, targets = cut(validation.ids, length=model.config.context_length, limit=windows)
+    length = model.config.context_length if length is None else length
+    inputs, targets = cut(validation.ids, length=length, limit=windows)
     previous, target_ids = inputs[targets != IGNORE], targets[targets != IGNORE]  # (N,)
     bigram = fit_bigram(np.asarray(train.ids), train.starts, train.vocab_size)
-    rows = max(1, TOKENS_AT_ONCE // model.config.context_length)
+    rows = max(1, TOKENS_AT_ONCE // length)
     models = {"pretrain": model} if start is None else {"pretrain": model, "start": start}
     nats = {
         name: token_nats(scored, inputs, targets, batch_size=rows, device=device)
