@@ -30,7 +30,6 @@ from gptmill.finetuning.instruction_rows import (
 )
 from gptmill.finetuning.instructions import answers
 from gptmill.finetuning.marking import bracketed, marked
-from gptmill.finetuning.templates import BASE as BASE_TEMPLATE
 from gptmill.finetuning.templates import check_template, choose_template
 from gptmill.model.lora import LoRAConfig, add_lora, merge, narrow_frozen, restore_frozen
 from gptmill.model.objectives import LANGUAGE, mean_language_loss
@@ -68,9 +67,9 @@ class Instruct(TrainingSection):
         description="true: learn every answer, not the prompts; last: the last answer; false: all"
     )
     template: Annotated[str, AfterValidator(check_template)] = Field(
-        BASE_TEMPLATE, description="the base's, or alpaca, chatml, phi-3, or Jinja text"
+        description="the base's, or alpaca, chatml, phi-3, or Jinja text"
     )
-    unfit: float = Field(0.2, ge=0, le=1, description="the largest share of unfit rows in a part")
+    unfit: float = Field(ge=0, le=1, description="the largest share of unfit rows in a part")
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     max_new_tokens: int = Field(gt=0, description="the longest answer on the test part")

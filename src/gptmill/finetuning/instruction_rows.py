@@ -20,7 +20,7 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 Record = Mapping[str, Any]
 Spans = Sequence[tuple[int, int]]
 """Stretches of counted ids, from a start to before a stop."""
-Masked = bool | Literal["last"]
+Masked = Literal[True, False, "last"]
 """True: answers count, "last": the last answer alone, False: all ids."""
 
 TOO_LONG = "longer than the context"
