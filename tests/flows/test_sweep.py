@@ -354,12 +354,9 @@ runs.close_dead_runs(store.connect())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "stops",
-    [
-        [signal.SIGKILL],
-        pytest.param([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], marks=pytest.mark.slow),
-    ],
+    "stops", [[signal.SIGKILL], [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]]
 )
 def test_a_sweep_that_is_stopped_goes_on_without_loss(
     waiting: Project, stops: list[signal.Signals]

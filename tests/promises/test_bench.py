@@ -33,6 +33,7 @@ def test_ours_is_measured_beside_a_peer_from_equal_weights(tmp_path: Path) -> No
     assert re.search(r"ours, eager: [\d.]+ times transformers, eager", done)
 
 
+@pytest.mark.slow
 def test_decoders_are_measured_and_choose_the_same_ids(tmp_path: Path) -> None:
     fast = ["--shapes", "tiny", "--contexts", "32", "--rows", "1", "3", "--rounds", "2"]
     done = bench("generation.py", *fast, "--peers", "transformers", "--out", str(tmp_path))

@@ -136,15 +136,17 @@ def _tokens(folder: Path) -> None:
 
 
 def _state(folder: Path) -> None:
+    store = StateStore(folder, every=0, keep=1)
+    file, best = store.keep_best(2, {"w": torch.zeros(3, 4)})
     snapshot = Snapshot(
         progress=Progress(step=3, tokens=12, seconds=0.5, best=1.5),
         model={"w": torch.ones(3, 4)},
         optimizer={"w.exp_avg": torch.ones(3, 4), "w.step": torch.tensor(3.0)},
-        best={},
+        best=best,
+        best_file=file,
         norms=[0.1, 0.2],
         rows=[{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}],
     )
-    store = StateStore(folder, every=0, keep=1)
     store.save(snapshot.to_state({"kind": "cpu"}), wait=True)
     store.close()
 

@@ -244,6 +244,7 @@ def test_signals_end_a_training_that_goes_on_as_the_same_run(
     assert list((anew.root / ".state" / "pretrain").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_force_trains_anew(anew: Project, whole: Any, start: Callable[..., Started]) -> None:
     assert start().end() == 0
     again = start([*REPRO, "--force"])
