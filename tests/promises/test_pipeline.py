@@ -126,7 +126,7 @@ def test_artifacts_hold_no_place_and_no_partial_file(project: Project, first: st
 
 
 def test_a_changed_param_runs_what_rests_on_it_and_no_more(project: Project, first: str) -> None:
-    project.params({"lora": {"learning_rate": 0.002}})
+    project.params({"lora": {"learning_rate": 0.004}})
     commit(project, "another learning rate")
     done = project.python("-m", "flows", "stage", "evaluate")
     assert done.returncode == 2
