@@ -8,14 +8,6 @@ LONGEST = 1000
 """The most characters of a reason."""
 
 
-def named(arguments: list[str], allowed: tuple[str, ...], usage: str) -> dict[str, str]:
-    """Return NAME=value arguments by name; raise ValueError for any others."""
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(given) < len(arguments) or given.keys() - set(allowed):
-        raise ValueError(f"{usage}; given: {' '.join(arguments)}")
-    return {name: " ".join(value.split()) for name, value in given.items()}
-
-
 def kind_of(given: Mapping[str, str], usage: str) -> str:
     """Return the kind of model, with or without the prefix of the registry."""
     kind = given.get("KIND", "").removeprefix(PREFIX)
@@ -42,7 +34,7 @@ def version_of(given: Mapping[str, str], found: Registered, usage: str) -> int:
 
 def reason_of(given: Mapping[str, str], usage: str, *, default: str = "") -> str:
     """Return the reason in one line."""
-    why = given.get("WHY", "") or default
+    why = " ".join(given.get("WHY", "").split()) or default
     if not why:
         raise ValueError(f"WHY is missing: the registry keeps the reason; {usage}")
     if len(why) > LONGEST:

@@ -1,6 +1,6 @@
 """MLflow's model registry: versions by kind of model, and the aliases `candidate` and `champion`.
 
-A version is one state of a stage's output. Tags hold the hashes of the outputs, so that DVC's cache
+A version is a state of a stage's output. Tags hold the hashes of the outputs, so that DVC's cache
 has the files behind a version.
 """
 
@@ -66,7 +66,7 @@ def answered(question: Callable[[], T]) -> T:
 
 
 class Registered:
-    """The versions of one kind, as MLflow has them now."""
+    """The present versions of a kind in MLflow."""
 
     def __init__(self, kind: str) -> None:
         """Load the versions and aliases; a kind without a version is empty."""
@@ -100,12 +100,12 @@ class Registered:
 
     @property
     def earlier(self) -> int | None:
-        """Return the champion before the present one, of those that still exist."""
+        """Return the number of the last existing champion before the present champion."""
         others = [number for number in self._history() if number != self.champion]
         return others[-1] if self.champion is not None and others else None
 
     def _history(self) -> list[int]:
-        """Return the champions so far, ending with the present one.
+        """Return the champions so far, with the present champion last.
 
         The alias counts: a person may move it in MLflow, and a command may die before it moves.
         """
@@ -150,7 +150,7 @@ class Registered:
                 raise
 
     def tag(self, number: int, tags: Mapping[str, str]) -> None:
-        """Set those tags of a version that have other values."""
+        """Set the tags of a version whose values differ."""
         known = self.versions[number].tags
         for name, value in tags.items():
             if known.get(name) != value:

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flows.commands.arguments import named
 from flows.sides.resolve import resolve
 from flows.sides.versions import has_champion
 from gptmill.comparing.comparison import Comparison, as_json, compare
@@ -57,10 +58,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _names(arguments: list[str]) -> dict[str, str]:
-    given = dict(word.split("=", 1) for word in arguments if "=" in word)
-    if len(given) < len(arguments) or given.keys() - set(SIDES):
-        raise ValueError(f"{USAGE}; given: {' '.join(arguments)}")
-    return {"A": given.get("A") or _reference(), "B": given.get("B") or "artifacts"}
+    given = named(arguments, SIDES, USAGE)
+    return {"A": given.get("A") or _reference(), "B": given.get("B", "artifacts")}
 
 
 def _reference() -> str:

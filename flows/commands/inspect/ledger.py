@@ -9,22 +9,24 @@ from pathlib import Path
 
 import pandas as pd
 
+from flows.commands.arguments import named
 from gptmill.data.tables import markdown_table
 from tasks.project.environment import ROOT
 from tasks.project.graph import check_inputs
 from tasks.shared.ledger import compare, rows, trained
 
+USAGE = (
+    "usage: make ledger STAGE=pretrain STEP=40, or make ledger STAGE=pretrain "
+    "AGAINST=other/artifacts/pretrain"
+)
+
 
 def main(arguments: list[str]) -> int:
     """Print a step's rows, or the first differing step."""
-    words = [word.split("=", 1) for word in arguments]
-    options = {word[0]: word[1] for word in words if len(word) == 2 and word[1]}
+    usage = f"{USAGE}; the training stages are {', '.join(trained())}"
+    options = named(arguments, ("STAGE", "STEP", "AGAINST"), usage)
     if options.get("STAGE") not in trained() or len(options.keys() & {"STEP", "AGAINST"}) != 1:
-        raise ValueError(
-            "usage: make ledger STAGE=pretrain STEP=40, or make ledger STAGE=pretrain "
-            "AGAINST=other/artifacts/pretrain; "
-            f"the training stages are {', '.join(trained())}; given: {' '.join(arguments)}"
-        )
+        raise ValueError(f"{usage}; given: {' '.join(arguments)}")
     outputs = ROOT / "artifacts" / options["STAGE"]
     if "AGAINST" in options:
         print(compare(outputs, Path(options["AGAINST"])))

@@ -8,6 +8,7 @@ the stage, and works before any training. ROW=n shows a single row, PART=test an
 import os
 import sys
 
+from flows.commands.arguments import named
 from gptmill.data.parts import PARTS
 from gptmill.finetuning.marking import bracketed, coloured
 from tasks.frame.run import Inputs
@@ -23,11 +24,10 @@ USAGE = (
 
 def main(arguments: list[str]) -> int:
     """Print rows of a part."""
-    words = [word.partition("=")[::2] for word in arguments]
-    options = {name: value for name, value in words if value}
+    options = named(arguments, ("STAGE", "PART", "ROW"), USAGE)
     part, row = options.get("PART", PARTS[0]), options.get("ROW", "")
-    known = set(options) <= {"STAGE", "PART", "ROW"} and part in PARTS
-    if options.get("STAGE") != "instruct" or not known or not (row.isdecimal() or not row):
+    is_row = row.isdecimal() or not row
+    if options.get("STAGE") != "instruct" or part not in PARTS or not is_row:
         raise ValueError(f"{USAGE}; given: {' '.join(arguments)}")
     check_inputs("instruct")
     params = load("instruct").params()

@@ -1,6 +1,7 @@
 """`make promote KIND=... VERSION=... WHY=...`: a version becomes champion, against the gate too."""
 
-from flows.registry.words import kind_of, named, reason_of, version_of
+from flows.commands.arguments import named
+from flows.registry.words import kind_of, reason_of, version_of
 from tasks.processes import locks
 from tasks.tracking import registry
 from tasks.tracking.registry import Registered

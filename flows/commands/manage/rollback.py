@@ -1,6 +1,7 @@
 """`make rollback KIND=...`: the champion before the present one becomes champion again."""
 
-from flows.registry.words import kind_of, named, reason_of
+from flows.commands.arguments import named
+from flows.registry.words import kind_of, reason_of
 from tasks.processes import locks
 from tasks.tracking import registry
 from tasks.tracking.registry import Registered
