@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -69,10 +70,11 @@ def contestants(
 
 def measure(
     entries: list[tuple[str, dict[str, Any]]], *, rounds: int, together: bool
-) -> list[Contestant]:
+) -> Iterator[list[Contestant]]:
     """Run all contestants in turn for several rounds, set up `together` or in sequence.
 
-    In sequence because setup takes more memory than decoding.
+    In sequence because setup takes more memory than decoding. Yields the contestants after each
+    round with figures: what is measured is kept if the time runs out.
     """
     running = []
     for name, task in entries:
@@ -86,9 +88,9 @@ def measure(
             # decoding without a cache is slow: a single round must do
             if number == 0 or contestant.task["cached"]:
                 contestant.run(contestant.task["new"])
+        yield running
     for contestant in running:
         contestant.stop()
-    return running
 
 
 def bandwidth(device: str, *, seconds: float = 3.0) -> float:
@@ -221,16 +223,20 @@ def main() -> None:
                 packed=not on_cuda,
             )
         ]
-        finished = measure(entries, rounds=options.rounds, together=on_cuda)
-        for task in part:
-            own = [one for one in finished if task.items() <= one.task.items()]
-            rows = [row(contestant, task, read) for contestant in own]
-            results.append({"shape": task["shape"], "task": task, "rows": rows})
+        before = list(results)
+        for measured in measure(entries, rounds=options.rounds, together=on_cuda):
+            results = list(before)
+            for task in part:
+                own = [one for one in measured if task.items() <= one.task.items()]
+                rows = [row(contestant, task, read) for contestant in own]
+                results.append({"shape": task["shape"], "task": task, "rows": rows})
+            (options.out / "generation.json").write_text(
+                json.dumps({"machine": where, "results": results}, indent=1)
+            )
+        for result in results[len(before) :]:
+            task = result["task"]
             title = f"{task['shape']}, context {task['length']}, {task['rows']} rows"
-            show(f"{title}, {task['prompt']} ids and {task['new']} new ones each", rows)
-        (options.out / "generation.json").write_text(
-            json.dumps({"machine": where, "results": results}, indent=1)
-        )
+            show(f"{title}, {task['prompt']} ids and {task['new']} new ones each", result["rows"])
 
 
 if __name__ == "__main__":
