@@ -160,8 +160,11 @@ def parts(options: argparse.Namespace, work: Path) -> list[Part]:
     }
     words = tiny if options.tiny else whole
     marked = "gpu" if options.device == "cuda" else "not gpu and not slow"
-    tests = ["-m", "pytest", "-m", marked, *BY_TESTS, f"--junitxml={work}/tests.xml"]
-    tests += ["-p", "xdist", "-p", "pytest_timeout", "-n", "4", "-p", "no:cacheprovider"]
+    tests = ["-m", "pytest", "-m", marked, *BY_TESTS, f"--junitxml={work}/tests.xml", "-n4"]
+    tests += [
+        word for name in ("xdist", "pytest_timeout", "no:cacheprovider") for word in ("-p", name)
+    ]
+    tests += ["-W", "ignore::DeprecationWarning"]  # torch's own, while it compiles
 
     def program(name: str, part: str, *more: str) -> list[str]:
         return [python, f"benchmarks/{name}.py", *words[part], *more, *device, *out]
