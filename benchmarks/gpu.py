@@ -164,7 +164,8 @@ def parts(options: argparse.Namespace, work: Path) -> list[Part]:
     tests += [
         word for name in ("xdist", "pytest_timeout", "no:cacheprovider") for word in ("-p", name)
     ]
-    tests += ["-W", "ignore::DeprecationWarning"]  # torch's own, while it compiles
+    # torch warns about itself and its speed while it compiles
+    tests += ["-W", "ignore::DeprecationWarning", "-W", "ignore:TensorFloat32:UserWarning"]
 
     def program(name: str, part: str, *more: str) -> list[str]:
         return [python, f"benchmarks/{name}.py", *words[part], *more, *device, *out]
