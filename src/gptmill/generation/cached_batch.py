@@ -209,7 +209,7 @@ def _compiled_step(model: GPT, cache: KVCache) -> Callable[[Tensor, Tensor], Ten
 
     Shapes: ids (B,), positions (B,), logits (B, V).
     """
-    for stored in (cache.keys, cache.values):
+    for stored in (*cache.keys, *cache.values):
         # Otherwise a CUDA graph would copy the cache in and out.
         torch._dynamo.mark_static_address(stored)
 
@@ -217,7 +217,7 @@ def _compiled_step(model: GPT, cache: KVCache) -> Callable[[Tensor, Tensor], Ten
         logits: Tensor = model(ids[:, None], StaticReading(cache, positions))
         return logits[:, -1]
 
-    mode = "reduce-overhead" if cache.keys.is_cuda else None
+    mode = "reduce-overhead" if cache.device.type == "cuda" else None
     compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(
         step, fullgraph=True, dynamic=False, mode=mode
     )

@@ -192,8 +192,8 @@ class Attention(nn.Module):
             key, value = cache.update(self.layer, key, value)  # (B, G, S, D)
         mixed = attend(
             query,
-            key.to(query.dtype),
-            value.to(query.dtype),
+            key,
+            value,
             mask=mask,
             dropout=self.drop_rate if self.training else 0.0,
         )  # (B, H, T, D)

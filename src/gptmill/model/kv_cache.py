@@ -61,11 +61,12 @@ class KVCache:
         `shape` is (layers, heads, width of a head).
         """
         n_layers, n_heads, head_dim = shape
-        size = (n_layers, n_rows, n_heads, capacity, head_dim)
+        size = (n_rows, n_heads, capacity, head_dim)
         dtype = like.dtype if dtype is None else dtype
         self._pages: list[mmap.mmap] = []
-        self.keys = self._zeros(size, dtype, like.device)  # (L, B, G, S, D)
-        self.values = self._zeros(size, dtype, like.device)  # (L, B, G, S, D)
+        # a tensor per layer: a compiler copies the whole of a tensor of which it changes a part
+        self.keys = [self._zeros(size, dtype, like.device) for _ in range(n_layers)]  # (B, G, S, D)
+        self.values = [self._zeros(size, dtype, like.device) for _ in range(n_layers)]
         self.lengths = [0] * n_rows
 
         self._row_positions: Tensor | None = None  # (B,) of the new ids if row lengths differ
@@ -76,14 +77,19 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Return the number of positions a row can store."""
-        return self.keys.size(3)
+        return self.keys[0].size(2)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the keys and values."""
+        return self.keys[0].device
 
     def begin(self, n_new: int) -> tuple[Tensor, Tensor | None]:
         """Return the positions and the attention mask of new ids.
 
         Rows of equal length: (T,) and (T, S) or None. Different lengths: (B, 1) and (B, 1, 1, S).
         """
-        device = self.keys.device
+        device = self.device
         self._n_new, self._used = n_new, max(self.lengths) + n_new
         assert self._used <= self.capacity, f"{self._used} positions > {self.capacity}"
         if min(self.lengths) == max(self.lengths):
@@ -103,7 +109,7 @@ class KVCache:
         New keys and values are (B, G, T, D), returned keys and values (B, G, S, D).
         """
         n_rows, used = len(self.lengths), self._used
-        own_keys, own_values = self.keys[layer, :n_rows], self.values[layer, :n_rows]
+        own_keys, own_values = self.keys[layer][:n_rows], self.values[layer][:n_rows]
         if self._row_positions is None:
             own_keys[:, :, self._start : used] = keys
             own_values[:, :, self._start : used] = values
@@ -123,7 +129,8 @@ class KVCache:
         The returned cache shares the memory of the keys and values, and counts lengths separately.
         """
         part = self.__class__.__new__(self.__class__)
-        part.keys, part.values = self.keys[:, first:last], self.values[:, first:last]
+        part.keys = [stored[first:last] for stored in self.keys]
+        part.values = [stored[first:last] for stored in self.values]
         part.lengths = self.lengths[first:last]
         return part
 
@@ -131,15 +138,14 @@ class KVCache:
         """Return the memory of an unused row to the system."""
         if sys.platform != "linux":
             return
-        n_layers, n_rows = self.keys.shape[:2]
-        row_bytes = self.keys[0, 0].numel() * self.keys.element_size()
-        for pages in self._pages:
-            for layer in range(n_layers):
-                start = (layer * n_rows + row) * row_bytes
-                first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-                last = (start + row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-                if last > first:
-                    pages.madvise(mmap.MADV_DONTNEED, first, last - first)
+        start, end = (number * self.keys[0][0].nbytes for number in (row, row + 1))
+        first, last = (
+            -(-start // mmap.PAGESIZE) * mmap.PAGESIZE,
+            end // mmap.PAGESIZE * mmap.PAGESIZE,
+        )
+        if last > first:
+            for pages in self._pages:
+                pages.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _zeros(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return zeros that take memory on a CPU only from their first use on, page by page."""
@@ -155,17 +161,17 @@ class KVCache:
     def swap(self, first: int, second: int) -> None:
         """Swap two rows."""
         used = max(self.lengths[first], self.lengths[second])
-        for stored in (self.keys, self.values):
-            stored[:, [first, second], :, :used] = stored[:, [second, first], :, :used]
+        for stored in (*self.keys, *self.values):
+            stored[[first, second], :, :used] = stored[[second, first], :, :used]
         self.lengths[first], self.lengths[second] = self.lengths[second], self.lengths[first]
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Replace each row n by a copy of row `rows[n]`."""
-        assert len(rows) <= self.keys.size(1), "a cache does not grow"
+        assert len(rows) <= self.keys[0].size(0), "a cache does not grow"
         used = max(self.lengths)
-        chosen = torch.tensor(rows, device=self.keys.device)
-        for stored in (self.keys, self.values):
-            stored[:, : len(rows), :, :used] = stored[:, chosen, :, :used]
+        chosen = torch.tensor(rows, device=self.device)
+        for stored in (*self.keys, *self.values):
+            stored[: len(rows), :, :used] = stored[chosen, :, :used]
         self.lengths = [self.lengths[row] for row in rows]
 
 

@@ -64,7 +64,7 @@ def test_logits_are_close_to_those_of_the_model(name: str, kind: WeightFormat) -
 def test_batched_equals_single_and_goes_past_the_context(name: str, kind: WeightFormat) -> None:
     model = quantize(model_of(SHAPES[name]), kind)
     expected = torch.float32 if kind == "fp32" else torch.bfloat16
-    assert model.new_cache(1, 8).keys.dtype == expected
+    assert model.new_cache(1, 8).keys[0].dtype == expected
     together = generate(model, PROMPTS, GREEDY, stop_ids=(), seed=1)
     for prompt, new_ids in zip(PROMPTS, together, strict=True):
         assert generate(model, [prompt], GREEDY, stop_ids=(), seed=1) == [new_ids]

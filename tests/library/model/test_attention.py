@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptmill.model import attention
-from gptmill.model.attention import LONGEST, attend
+from gptmill.model.attention import LONGEST, attend, attend_once
 
 SHAPES = [(2, 4, 4, 33, 16), (1, 9, 3, 64, 8), (3, 2, 1, 2, 64)]  # B, H, G, T, D
 
@@ -80,3 +80,25 @@ def test_without_gradients_torchs_own_is_taken(monkeypatch: pytest.MonkeyPatch) 
         query, key, value = inputs
         mask = torch.ones(1, key.size(2), dtype=torch.bool)
         attend(query[:, :, -1:], key, value, mask=mask, dropout=0.0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("stored", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+def test_a_single_query_attends_as_in_torch(
+    shape: tuple[int, int, int, int, int], masked: bool, stored: torch.dtype, tolerance: float
+) -> None:
+    query, key, value = (part.detach() for part in parts(shape, torch.float32))
+    n_rows, _, n_kv_heads, length, _ = shape
+    query, key, value = query[:, :, -1:], key.to(stored), value.to(stored)
+    ends = torch.arange(1, n_rows + 1)[:, None, None, None]  # each row has another length
+    mask = torch.arange(length) < ends if masked else None  # (B, 1, 1, S)
+    expected = F.scaled_dot_product_attention(
+        query,
+        key.to(query.dtype),
+        value.to(query.dtype),
+        attn_mask=mask,
+        enable_gqa=n_kv_heads < query.size(1),
+    )
+    found = attend_once(query, key, value, mask=mask)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
