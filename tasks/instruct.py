@@ -209,9 +209,9 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         merge(model)
     ids = special_ids(tokenizer, sorted(template.stops))
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source, ids=ids)
-    if not device.sharded:  # the saved model only decodes from here on
-        narrow_frozen(model.transformer.requires_grad_(False), DTYPES[device.precision])
-    after = answer(model, records["test"], tokenizer, template)
+    after = answer(
+        model, records["test"], tokenizer, template, consumed=not device.sharded
+    )  # shards of one unit live and go together
     given = [
         {**record, "before": first, "answer": last}
         for record, first, last in zip(records["test"], before, after, strict=True)

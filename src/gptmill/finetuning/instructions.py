@@ -89,16 +89,21 @@ def answers(
     *,
     max_new_tokens: int,
     weights: WeightFormat = "fp32",
+    consumed: bool = False,
 ) -> list[str]:
     """Generate the model's answer to each instruction, decoded with `weights`.
 
-    Decoding is greedy: the likeliest token at every step.
+    Decoding is greedy: the likeliest token at every step. If `consumed`, the model gives up its
+    memory to the decoding copy, and computes nothing afterwards.
     """
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, temperature=0.0, top_k=0, top_p=1.0)
     prompts = [
         template.encode(tokenizer, template.accepted(messages(record))) for record in records
     ]
     stops = template.stop_ids(tokenizer)
-    new_ids = generate(quantize(model, weights), prompts, greedy, stop_ids=stops, seed=0)
+    decoding = quantize(model, weights, consumed=consumed)
+    release_freed_memory()
+    new_ids = generate(decoding, prompts, greedy, stop_ids=stops, seed=0)
+    del decoding
     release_freed_memory()  # of the weights in another format, and of the cache
     return [tokenizer.decode(ids).strip() for ids in new_ids]

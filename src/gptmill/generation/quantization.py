@@ -36,16 +36,17 @@ INT8_ROWS = 16  # with more rows, unpacking the weights once for oneDNN is faste
 SHORTLIST = 64  # ids with logits computed again, exactly
 
 
-def quantize(model: GPT, kind: WeightFormat) -> GPT:
+def quantize(model: GPT, kind: WeightFormat, *, consumed: bool = False) -> GPT:
     """Return a model copy with weights of format `kind`.
 
     The copy is for decoding and cannot be trained or saved. Tensors that are not quantized are
-    shared with `model`. A tied head becomes a separate layer, and the tied embedding keeps the
+    shared with `model`; if `consumed`, `model` gives up the memory of the others, and computes
+    nothing afterwards. A tied head becomes a separate layer, and the tied embedding keeps the
     original values. Raises ValueError for an unknown format.
     """
     check_choice("kind", kind, get_args(WeightFormat))
     assert not model.training, "a quantized model cannot be trained"
-    quantized = converted(model, lambda weight, bias: _layer(weight, bias, kind))
+    quantized = converted(model, lambda weight, bias: _layer(weight, bias, kind), consumed=consumed)
     assert isinstance(quantized, GPT)
     weight = model.head_weight.detach()
     head = _layer(weight, None, kind)

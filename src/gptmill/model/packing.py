@@ -21,17 +21,28 @@ def packed(model: nn.Module) -> nn.Module:
     return converted(model, packed_linear).eval()
 
 
-def converted(module: nn.Module, layer: Callable[[Tensor, Tensor | None], nn.Module]) -> nn.Module:
+def converted(
+    module: nn.Module,
+    layer: Callable[[Tensor, Tensor | None], nn.Module],
+    *,
+    consumed: bool = False,
+) -> nn.Module:
     """Copy the module tree with linear layers made anew by `layer`, from weight and bias.
 
-    All remaining parameters are shared with `module`. The head is left out.
+    All remaining parameters are shared with `module`. The head is left out. If `consumed`, each
+    linear layer of `module` gives up its memory: `module` computes nothing afterwards.
     """
     if isinstance(module, nn.Linear):
-        return layer(module.weight, module.bias)
+        made = layer(module.weight, module.bias)
+        if consumed:
+            module.to("meta")
+        return made
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
     twin._modules = {
-        name: None if child is None or name == "lm_head" else converted(child, layer)
+        name: None
+        if child is None or name == "lm_head"
+        else converted(child, layer, consumed=consumed)
         for name, child in module._modules.items()
     }
     return twin

@@ -138,9 +138,10 @@ class Gradients:
         """Return the context in which all micro-batches share the casts of the weights.
 
         Autocast keeps casts until the outermost context ends. The gathered weights of a sharded
-        model do not last that long.
+        model do not last that long, and with `recompute` no casts are kept.
         """
-        return nullcontext() if self._world.sharded else self._device.autocast()
+        kept = not self._world.sharded and not self._device.recompute
+        return self._device.autocast() if kept else nullcontext()
 
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(tensor.to(self._device.device, non_blocking=True) for tensor in batch)

@@ -125,3 +125,16 @@ def test_without_onednn_bf16_is_the_same_but_for_rounding(monkeypatch: pytest.Mo
 def test_an_unknown_kind_is_an_error() -> None:
     with pytest.raises(ValueError, match="kind is 'int4'; allowed are fp32, bf16, int8"):
         quantize(model_of(CONFIG), "int4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", list(FARTHEST))
+def test_a_consumed_model_gives_up_its_layers_and_the_copy_decodes_the_same(
+    kind: WeightFormat,
+) -> None:
+    model = model_of(SHAPES["llama"])
+    expected = generate(quantize(model, kind), PROMPTS, GREEDY, stop_ids=(), seed=1)
+    copy = quantize(model, kind, consumed=True)
+    assert generate(copy, PROMPTS, GREEDY, stop_ids=(), seed=1) == expected
+    layers = [layer for layer in model.transformer.modules() if isinstance(layer, nn.Linear)]
+    assert layers
+    assert all(layer.weight.is_meta for layer in layers)
