@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -127,6 +127,21 @@ check: lint test  ## run `lint` and `test`, as CI does
 format: $(ENV)  ## format the code and fix lint errors automatically
 	@ruff format .
 	@ruff check --fix .
+
+# the site's tools stay out of .venv's own packages: nothing else needs them
+DOCS := .venv/docs/installed
+DOCS_PACKAGES = $$(python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["optional-dependencies"]["docs"])')
+
+$(DOCS): $(ENV) pyproject.toml
+	@echo "fetching the tools of the documentation: 120 MB, once"
+	@python -m pip install -qq --disable-pip-version-check --upgrade --target .venv/docs $(DOCS_PACKAGES)
+	@touch $(DOCS)
+
+docs: $(DOCS)  ## build the documentation into .state/docs/site; a dead link is an error
+	@PYTHONPATH=src:. python -m docs.site build
+
+docs-serve: $(DOCS)  ## serve the documentation on 127.0.0.1:8001 until Ctrl-C
+	@PYTHONPATH=src:. python -m docs.site serve
 
 clean:  ## remove caches, but keep data, artifacts and history
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,68 @@
+"""`python -m docs.site build` or `serve`, behind `make docs` and `make docs-serve`.
+
+Copies the pages of docs/ to .state/docs/pages, generates the reference beside the copies, and runs
+Zensical from .venv/docs. A link to a page or a heading that does not exist fails the build.
+`python -m docs.site picture` draws docs/images/stages.svg again.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from docs.site import artifacts, commands, library, params, picture, variables
+from gptmill.files import write_text
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESS = "127.0.0.1:8001"  # `gptmill serve` has 8000
+OUT = ROOT / ".state" / "docs"
+PICTURE = ROOT / "docs" / "images" / "stages.svg"
+TOOL = ROOT / ".venv" / "docs"
+REFERENCE = {
+    "params.md": params.page,
+    "commands.md": commands.page,
+    "library.md": library.page,
+    "artifacts.md": artifacts.page,
+    "environment.md": variables.page,
+}
+
+
+def main(words: list[str]) -> int:
+    """Generate the pages and build or serve the site; return the exit status."""
+    if words == ["picture"]:
+        write_text(PICTURE, picture.svg())
+        return 0
+    if words not in (["build"], ["serve"]):
+        print("usage: python -m docs.site build, serve or picture", file=sys.stderr)
+        return 2
+    _write_pages(OUT / "pages")
+    shutil.copy(Path(__file__).parent / "zensical.toml", OUT / "zensical.toml")
+    options = {"build": ["--strict", "--clean"], "serve": ["--dev-addr", ADDRESS]}[words[0]]
+    command = [sys.executable, "-m", "zensical", words[0], *options]
+    environment = {**os.environ, "PYTHONPATH": str(TOOL), "NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=OUT, env=environment, capture_output=words == ["build"])
+    if done.returncode:
+        print(_without_traceback(done.stdout, done.stderr), file=sys.stderr)
+    elif words == ["build"]:
+        print(f"the site is in {OUT.relative_to(ROOT)}/site; `make docs-serve` shows the pages")
+    return done.returncode
+
+
+def _write_pages(out: Path) -> None:
+    """Copy the pages and pictures of docs/, and generate the reference."""
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", out, ignore=shutil.ignore_patterns("site", "__pycache__"))
+    (out / "reference").mkdir()
+    for name, page in REFERENCE.items():
+        write_text(out / "reference" / name, page())
+
+
+def _without_traceback(*streams: bytes | None) -> str:
+    """Return the warnings of Zensical without the traceback of its strict mode."""
+    text = "".join((stream or b"").decode("utf-8", "replace") for stream in streams)
+    return text.split("Traceback (most recent call last)")[0].rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
