@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve clean $(STAGES)
+.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -78,6 +78,10 @@ accept: $(ENV)  ## accept a code change that keeps a stage's bytes, without a re
 
 fresh: $(ENV)  ## discard a stage's saved training, to train again from step 0: STAGE=x
 	@python -m flows fresh $(STAGE)
+
+# the doctor runs before .venv exists, on any Python 3
+doctor:  ## check this machine (Python, disk, memory, GPU, ports, git, proxies), and say what to do
+	@$$(command -v .venv/bin/python || echo $(PYTHON)) -m flows.commands.inspect.doctor
 
 params: $(ENV)  ## print the params of a stage, or of all stages: STAGE=x
 	@python -m flows params $(STAGE)
