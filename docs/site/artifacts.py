@@ -80,7 +80,7 @@ TAGS = {
     "dvc.stage_key": "key of a training: equal keys resume each other",
     "dvc.lock": "hash of dvc.lock after a pipeline run",
     "stage.NAME": "state of a stage in a pipeline run, with the id of the stage's run",
-    "gate.KIND": "decision about a model, with the reasons",
+    "gate, gate.KIND": "decision about a model, with the reasons",
     "git.dirty": "whether the working tree had uncommitted edits",
     "gptmill.run, gptmill.process": "token of the run, and the process that writes the run",
     "gptmill.model": "kind of the logged model",

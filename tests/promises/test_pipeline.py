@@ -1,13 +1,16 @@
 """The whole pipeline on a tiny configuration, through its doors, with equal bytes behind each."""
 
+import re
 import sqlite3
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from gptmill.files import md5
+from docs.site import artifacts
+from gptmill.files import md5, read_json
 from tasks.project.graph import stages
 from tests.support.project import Project, commit, tiny_project
 
@@ -79,6 +82,31 @@ def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first
     assert project.tags(parents[0])["base"] == "pretrain"
     metrics = query(project, "select key from metrics where run_uuid = ?", parents[0])
     assert {"classify_f1", "bag_of_words_f1", "general_assistant_passed"} <= {*metrics}
+
+
+def test_the_reference_names_every_file_tag_and_metric(project: Project, first: str) -> None:
+    for stage, described in artifacts.FILES.items():
+        folder = project.root / "artifacts" / stage
+        files = {
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+        }
+        assert not [name for name in files if not _named(name, described)], stage
+    tags = {tag for run in project.runs() for tag in project.tags(run["id"])}
+    assert not [tag for tag in tags if not _named(tag, artifacts.TAGS)]
+    metrics = query(project, "select distinct key from metrics")
+    figures = {
+        key
+        for path in (project.root / "artifacts").glob("*/metrics.json")
+        for key in read_json(path)
+    }
+    assert not [key for key in {*metrics} - figures if not _named(key, artifacts.METRICS)]
+
+
+def _named(name: str, described: dict[str, str]) -> bool:
+    """Return whether a name matches a pattern; PATH, NAME and KIND stand for anything."""
+    patterns = [word for line in described for word in line.split(", ")]
+    words = [re.sub("PATH|NAME|KIND", "*", word) for word in patterns]
+    return any(fnmatch(name, f"{word}*" if word.endswith("/") else word) for word in words)
 
 
 def test_logged_models_carry_their_figures_and_those_of_the_evaluation(
