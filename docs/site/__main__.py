@@ -6,6 +6,7 @@ Zensical from .venv/docs. A link to a page or a heading that does not exist fail
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,13 +39,16 @@ def main(words: list[str]) -> int:
         return 2
     _write_pages(OUT / "pages")
     shutil.copy(Path(__file__).parent / "zensical.toml", OUT / "zensical.toml")
-    options = {"build": ["--strict", "--clean"], "serve": ["--dev-addr", ADDRESS]}[words[0]]
-    command = [sys.executable, "-m", "zensical", words[0], *options]
     environment = {**os.environ, "PYTHONPATH": str(TOOL), "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=OUT, env=environment, capture_output=words == ["build"])
+    zensical = [sys.executable, "-m", "zensical", *words]
+    if words == ["serve"]:
+        os.chdir(OUT)
+        os.execve(sys.executable, [*zensical, "--dev-addr", ADDRESS], environment)
+    command = [*zensical, "--strict", "--clean"]
+    done = subprocess.run(command, cwd=OUT, env=environment, capture_output=True)
     if done.returncode:
-        print(_without_traceback(done.stdout, done.stderr), file=sys.stderr)
-    elif words == ["build"]:
+        print(_warnings(done.stdout, done.stderr), file=sys.stderr)
+    else:
         print(f"the site is in {OUT.relative_to(ROOT)}/site; `make docs-serve` shows the pages")
     return done.returncode
 
@@ -58,10 +62,10 @@ def _write_pages(out: Path) -> None:
         write_text(out / "reference" / name, page())
 
 
-def _without_traceback(*streams: bytes | None) -> str:
-    """Return the warnings of Zensical without the traceback of its strict mode."""
-    text = "".join((stream or b"").decode("utf-8", "replace") for stream in streams)
-    return text.split("Traceback (most recent call last)")[0].rstrip()
+def _warnings(*streams: bytes) -> str:
+    """Return the warnings of Zensical without colours and the traceback of its strict mode."""
+    text = "".join(stream.decode("utf-8", "replace") for stream in streams)
+    return re.sub(r"\x1b\[[\d;]*m", "", text.split("Traceback (most recent call last)")[0]).rstrip()
 
 
 if __name__ == "__main__":
