@@ -20,7 +20,12 @@ def run_name() -> str:
     names = list(dict.fromkeys(changes()))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     text = ", ".join(names[:SHOWN]) + more
-    return f"pipeline {datetime.now():%Y-%m-%d %H:%M} {text or 'no changes'}"
+    return dated(text or "no changes")
+
+
+def dated(text: str) -> str:
+    """Return the name of a pipeline run now: `pipeline 2026-01-31 02:00 TEXT`."""
+    return f"pipeline {datetime.now():%Y-%m-%d %H:%M} {text}"
 
 
 def changes() -> Iterator[str]:

@@ -15,9 +15,9 @@ from prefect.artifacts import (
 
 from flows.dvc.repro import StageOutcome
 from flows.flow_states import FlowNote
-from flows.results import main_figure, metrics_of, shown
+from flows.results import Results, shown
 from flows.servers import MLFLOW_VIEW, mlflow_address
-from tasks.project.graph import locked_outputs, stages
+from tasks.project.graph import stages
 from tasks.tracking import runs
 
 PROGRESS_INTERVAL = 2.0  # seconds between two updates of a progress page
@@ -64,25 +64,25 @@ class ProgressPage:
             update_progress_artifact(self.id, percent, description=text)
 
 
-def stage_page(outcome: StageOutcome, *, seconds: float) -> None:
+def stage_page(outcome: StageOutcome, results: Results, *, seconds: float) -> None:
     """Create the page of a stage that ended successfully."""
     stage = outcome.stage
     start = outcome.first("start")
-    run = start["run"] if start else runs.maker(locked_outputs(stage))
+    run = start["run"] if start else runs.maker(results.outputs)
     parts = [f"# {stage}: {outcome.state}", stages()[stage]["desc"] + "."]
     if start is None:
         parts.append("The stage's inputs have not changed since its last run.")
     parts.append(_links(outcome, run))
-    figures = [f"| {name} | {shown(value)} |" for name, value in metrics_of(stage).items()]
+    figures = [f"| {name} | {shown(value)} |" for name, value in results.metrics.items()]
     parts.append("\n".join(["| figure | value |", "| --- | --- |", *figures]))
     parts += [
         f"## {event['title']}\n\n{event['text']}"
         for event in outcome.events
         if event["event"] == "show"
     ]
-    hashes = [f"- `{path}` {value}" for path, value in locked_outputs(stage).items()]
+    hashes = [f"- `{path}` {value}" for path, value in results.outputs.items()]
     parts.append("\n".join(["## Output files", *hashes, f"\nready after {seconds:.1f} s"]))
-    create_markdown_artifact("\n\n".join(parts), key=slug(stage), description=main_figure(stage))
+    create_markdown_artifact("\n\n".join(parts), key=slug(stage), description=results.figure)
 
 
 def run_address(run: str) -> str:

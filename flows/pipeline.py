@@ -1,12 +1,14 @@
 """The pipeline flow: dvc.yaml's stages as Prefect tasks.
 
 Prefect shows, schedules and cancels stages; DVC alone decides whether a stage is stale. Stages
-run in the graph's order, a single stage at a time, since each stage takes the whole machine.
+run in the graph's order, a single stage at a time, since each stage takes the whole machine. A run
+with params of its own works in a worktree, and the user's tree stays as it is.
 """
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -16,176 +18,172 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed
-from rich.console import Console
-from rich.table import Table
 
 from flows import pages
 from flows.changes import run_name
-from flows.commands.data.base import current
-from flows.commands.data.data import make_data, read_table, reason
-from flows.dvc.repro import (
-    EXECUTED,
-    FAILED,
-    UNCHANGED,
-    StageOutcome,
-    repro,
-    unchanged_stages,
-)
+from flows.dvc.command import dvc
+from flows.dvc.repro import EXECUTED, FAILED, UNCHANGED, StageOutcome
 from flows.flow_states import FlowNote, wait_for_prefect
-from flows.registry.review import Reviewed, as_markdown, away, review
-from flows.registry.rules import mistake, rules
-from flows.results import main_figure, main_figures
+from flows.nights.keeping import Keeping
+from flows.nights.plan import KEEP, BaseName, Overrides, Plan, Stages
+from flows.nights.rows import StageRow, as_markdown, print_table, summary
+from flows.registry import review
+from flows.registry.review import Reviewed
+from flows.results import Results
+from flows.trees import tree
+from flows.trees.apart import Apart
+from flows.trees.here import Here
 from gptmill.records import content_hash
 from tasks.processes import locks
-from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
-from tasks.project.graph import forget, locked_outputs, stages, upstream
+from tasks.project.graph import forget, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
 from tasks.tracking.store import AwayError
 
-
-@dataclass(frozen=True)
-class StageRow:
-    """A row of the table printed after a pipeline run."""
-
-    stage: str
-    state: str
-    seconds: float
-    figure: str
+ALL: list[str] = []
+NONE: dict[str, Any] = {}
 
 
-def stage_task(
-    stage: str,
-    context: dict[str, str],
-    rows: list[StageRow],
-    *,
-    note: FlowNote,
-    unchanged: set[str],
-) -> Task[[], State[None]]:
-    """Return the Prefect task of a stage.
+@dataclass
+class Work:
+    """A pipeline run at work: plan, tree, note for Prefect, and the rows so far."""
 
-    The task appends the outcome of the stage to `rows`, and its state to the flow's note.
-    `unchanged` are the stages that DVC would skip: none once a stage ran.
-    """
-
-    def bring_up_to_date() -> State[None]:
-        started = time.monotonic()
-        outcome = repro(
-            stage,
-            on_line=get_run_logger().info,
-            on_event=pages.ProgressPage(stage, note).on_event,
-            context=context,
-            unchanged=stage in unchanged,
-        )
-        if outcome.state != UNCHANGED:
-            unchanged.clear()
-        seconds = time.monotonic() - started
-        if outcome.state != FAILED:
-            note.send(lambda: pages.stage_page(outcome, seconds=seconds))
-        state = _prefect_state(outcome, seconds, rows)
-        note.task(str(task_run.id), state)
-        return state
-
-    return Task(
-        bring_up_to_date,
-        name=stage,
-        task_run_name=stage,
-        description=stages()[stage]["desc"],
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-
-
-def _prefect_state(outcome: StageOutcome, seconds: float, rows: list[StageRow]) -> State[None]:
-    """Return an outcome's Prefect state, and append its row.
-
-    The state is Completed where the stage ran, Cached where DVC had the outputs, and Failed
-    otherwise.
-    """
-    stage = outcome.stage
-    if outcome.state == FAILED:
-        rows.append(StageRow(stage, FAILED, seconds, outcome.message))
-        return Failed(message=outcome.message)
-    figure = main_figure(stage)
-    ran = outcome.state == EXECUTED
-    rows.append(StageRow(stage, "ran" if ran else "cached", seconds, figure))
-    if ran:
-        return Completed(message=figure)
-    return Completed(name="Cached", message=f"{outcome.state}: {figure}")
+    plan: Plan
+    tree: Here | Apart
+    note: FlowNote
+    kept: Keeping
+    rows: list[StageRow] = field(default_factory=list)
+    unchanged: set[str] = field(default_factory=set)
+    """Stages that DVC would skip: none once a stage ran."""
 
 
 @flow(name="pipeline", flow_run_name=run_name, persist_result=False)
-def pipeline(data: bool = True) -> State[None]:
+def pipeline(
+    base: BaseName = KEEP,
+    stages: Stages = ALL,
+    overrides: Overrides = NONE,
+    force: bool = False,
+    push: bool = False,
+    data: bool = True,
+) -> State[None]:
     """Run stale stages, from raw text to classifier and assistant.
 
-    Unless `data` is false, the sources are read first: a file added to a source is then part of
-    the run. Where a source is away, no stage runs, and all results stay as they are. At the end the
+    Unless `data` is off, the sources are read first: a file added to a source is then part of the
+    run. Where a source is away, no stage runs, and all results stay as they are. At the end the
     models are registered, and the gate judges new versions.
+
+    Args:
+        base: The weights to fine-tune from, by a file of configs/bases; keep: those of params.yaml.
+            Another base than the present one runs in a worktree, as overrides do.
+        stages: Only these stages run; their inputs must be up to date. None chosen: all stages.
+        overrides: Other params for this run alone, as {"pretrain.learning_rate": 0.001}. The run
+            works in a worktree: artifacts/, params.yaml and dvc.lock stay as they are, new models
+            are registered and judged, and stages before the chosen ones are made where needed.
+        force: Run the stages even if they are up to date.
+        push: Send artifacts and the run cache to the default DVC remote after a successful run.
+        data: Read the sources first, so that new files are part of the run.
+
     """
+    plan = Plan(base, stages, overrides, force, push, data)
     note = FlowNote(str(flow_run.id))
     with note.kept():
         with locks.project("make pipeline", say=get_run_logger().info):
             forget()  # while this run waited, another command may have written params.yaml
-            obstacle = mistake() or (_read_sources(note) if data else None)
-            name = _renamed(note) if data else str(flow_run.name)
-            state = _bring_up_to_date(note, name) if obstacle is None else Failed(message=obstacle)
+            try:
+                plan.check()
+                state = _carry_out(plan, note)
+            except ValueError as error:
+                state = Failed(message=str(error))
         note.flow(state)
         wait_for_prefect()
     return state
 
 
-def _read_sources(note: FlowNote) -> str | None:
+def _carry_out(plan: Plan, note: FlowNote) -> State[None]:
+    """Read the sources, run the stages, and return the flow's final state."""
+    run = str(flow_run.id)
+    with _tree(plan, run) as (place, start):
+        if plan.data:
+            obstacle = _read_sources(place, note)
+            if obstacle is not None:
+                return Failed(message=obstacle)
+        elif isinstance(place, Apart):
+            place.restore_data()
+        name = _renamed(plan, note)
+        work = Work(plan, place, note, Keeping(run, place.folder, start=start))
+        state = _bring_up_to_date(work, name)
+        if plan.push and state.is_completed():
+            dvc(ROOT, "push", "--run-cache")
+    return state
+
+
+@contextmanager
+def _tree(plan: Plan, run: str) -> Iterator[tuple[Here | Apart, str | None]]:
+    """Yield the tree of a run, and the commit of a worktree."""
+    if not plan.is_apart:
+        yield Here(), None
+        return
+    commit = tree.commit(plan.files(), f"pipeline run {run}", ref=f"{tree.RUNS}/{run}")
+    place = Apart(run, commit)
+    try:
+        yield place, commit
+    finally:
+        place.close()
+
+
+def _read_sources(place: Here | Apart, note: FlowNote) -> str | None:
     """Bring data/ to the state of the sources, as a task; return the reason of a failure."""
 
     def bring_up_to_date() -> State[None]:
-        state = data_state(ROOT)
+        reason = place.read_sources()
+        state: State[None] = (
+            Completed(message="data/ is up to date") if reason is None else Failed(message=reason)
+        )
         note.task(str(task_run.id), state)
         return state
 
     description = "bring data/ to the state of sources.toml and of the user's own files"
-    task = Task(
-        bring_up_to_date,
-        name="data",
-        task_run_name="data",
-        description=description,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-    )
-    state: State[Any] = task(return_state=True)
-    forget()  # hashes of data/
+    state: State[Any] = _task("data", description, bring_up_to_date)(return_state=True)
     if state.is_completed():
         return None
     return state.message or "data: the sources could not be read"
 
 
-def _renamed(note: FlowNote) -> str:
-    """Name the flow run by the changes that the sources brought; return the name."""
-    name, client = run_name(), get_client(sync_client=True)
+def _task(name: str, description: str, body: Callable[[], State[None]]) -> Task[[], State[None]]:
+    return Task(
+        body,
+        name=name,
+        task_run_name=name,
+        description=description,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+
+
+def _renamed(plan: Plan, note: FlowNote) -> str:
+    """Name the flow run by its params, or by the changes since the last run; return the name."""
+    if not (plan.data or plan.is_apart):
+        return str(flow_run.name)
+    name, client = plan.name() if plan.is_apart else run_name(), get_client(sync_client=True)
     note.send(lambda: client.update_flow_run(UUID(str(flow_run.id)), name=name))
     return name
 
 
-def data_state(root: Path) -> State[None]:
-    """Bring data/ up to date; return Failed with the reason where a source cannot be read."""
-    try:
-        make_data(root, read_table(root / "sources.toml"))
-    except (OSError, ValueError) as error:
-        return Failed(message=f"data: {reason(error)}; no stage ran")
-    return Completed(message="data/ is up to date")
-
-
-def _bring_up_to_date(note: FlowNote, name: str) -> State[None]:
+def _bring_up_to_date(work: Work, name: str) -> State[None]:
     """Run the stages below a parent run in MLflow; return the flow's final state."""
-    started = time.monotonic()
-    parent = _open_parent(name)
+    started, rows = time.monotonic(), work.rows
+    order = work.tree.order(work.plan.chosen) if work.plan.stages else [*stages()]
+    tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline"}
+    parent = RunRecord(name, tags={**tags, **work.plan.tags()})
     try:
-        rows = _run_stages(parent.id, note)
-        _record(parent, rows)
+        work.kept.begin(parent)
+        _run_stages(work, order, parent.id)
         failed = rows[-1].state == FAILED
-        told = [] if failed else _review_models(parent, note)
-        page, text = _as_markdown(rows), summary(rows)
-        note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
+        _record(work, parent)
+        told = [] if failed else _review_models(work, parent)
+        page, text = as_markdown(rows), summary(rows)
+        work.note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
     except BaseException:
         parent.end("KILLED", patience=SIGNAL_S)
         raise
@@ -196,84 +194,99 @@ def _bring_up_to_date(note: FlowNote, name: str) -> State[None]:
     return Failed(message=rows[-1].figure) if failed else Completed(message=text)
 
 
-def _run_stages(parent: str, note: FlowNote) -> list[StageRow]:
-    """Run the stages in graph order, up to a failure."""
+def _run_stages(work: Work, order: list[str], parent: str) -> None:
+    """Run the stages in order, up to a failure."""
     context = {
         runs.PARENT_VARIABLE: parent,
         runs.FLOW_VARIABLE: runs.this_process(),
     }
-    rows: list[StageRow] = []
-    unchanged = unchanged_stages()
+    work.unchanged.update(work.tree.unchanged())
     states: dict[str, State[State[None]]] = {}
-    for stage in stages():
-        upstream_states = [states[name] for name in upstream(stage)]
-        task = stage_task(stage, context, rows, note=note, unchanged=unchanged)
+    for stage in order:
+        upstream_states = [states[name] for name in upstream(stage) if name in states]
+        task = stage_task(stage, context, work)
         states[stage] = task(wait_for=upstream_states, return_state=True)
         if states[stage].is_failed():
             break
-    return rows
 
 
-def _review_models(parent: RunRecord, note: FlowNote) -> list[str]:
+def stage_task(stage: str, context: dict[str, str], work: Work) -> Task[[], State[None]]:
+    """Return the Prefect task of a stage.
+
+    The task appends the outcome of the stage to the rows, and its state to the flow's note.
+    """
+
+    def bring_up_to_date() -> State[None]:
+        started = time.monotonic()
+        outcome, results = work.tree.bring(
+            stage,
+            on_line=get_run_logger().info,
+            on_event=pages.ProgressPage(stage, work.note).on_event,
+            context=context,
+            unchanged=stage in work.unchanged,
+            force=work.plan.force and stage in work.plan.chosen,
+        )
+        if outcome.state != UNCHANGED:
+            work.unchanged.clear()
+        seconds = time.monotonic() - started
+        if outcome.state != FAILED:
+            work.note.send(lambda: pages.stage_page(outcome, results, seconds=seconds))
+        state = _prefect_state(outcome, results, seconds, work.rows)
+        work.note.task(str(task_run.id), state)
+        return state
+
+    return _task(stage, stages()[stage]["desc"], bring_up_to_date)
+
+
+def _prefect_state(
+    outcome: StageOutcome, results: Results, seconds: float, rows: list[StageRow]
+) -> State[None]:
+    """Return an outcome's Prefect state, and append its row.
+
+    The state is Completed where the stage ran, Cached where DVC had the outputs, and Failed
+    otherwise.
+    """
+    stage = outcome.stage
+    if outcome.state == FAILED:
+        rows.append(StageRow(stage, FAILED, seconds, outcome.message, results.outputs))
+        return Failed(message=outcome.message)
+    figure = results.figure
+    ran = outcome.state == EXECUTED
+    rows.append(StageRow(stage, "ran" if ran else "cached", seconds, figure, results.outputs))
+    if ran:
+        return Completed(message=figure)
+    return Completed(name="Cached", message=f"{outcome.state}: {figure}")
+
+
+def _review_models(work: Work, parent: RunRecord) -> list[str]:
     """Register and judge the models; return the sentences with news."""
     try:
-        reviewed = review(rules())
+        reviewed = work.tree.review()
     except AwayError as error:
-        return [away(error)]
+        return [review.away(error)]
     news = [one for one in reviewed if one.is_news]
     parent.tags({f"gate.{one.kind}": one.sentence[:5000] for one in news})
     if news:
-        note.send(lambda: _gate_page(reviewed))
+        work.note.send(lambda: _gate_page(reviewed))
     return [one.sentence for one in news]
 
 
 def _gate_page(reviewed: list[Reviewed]) -> None:
     text = "; ".join(f"{one.kind} {one.version} {one.state}" for one in reviewed if one.is_news)
-    create_markdown_artifact(as_markdown(reviewed), key="gate", description=text)
+    create_markdown_artifact(review.as_markdown(reviewed), key="gate", description=text)
 
 
-def _open_parent(name: str) -> RunRecord:
-    """Open the parent MLflow run of the stages' runs."""
-    tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline", "base": current()}
-    return RunRecord(name, tags=tags)
-
-
-def _record(parent: RunRecord, rows: list[StageRow]) -> None:
+def _record(work: Work, parent: RunRecord) -> None:
     """Link each stage's MLflow run, tag dvc.lock's hash, and record the main figures.
 
     Runs made by an earlier pipeline run are linked, too.
     """
-    if rows[-1].state != FAILED:
-        parent.metrics(main_figures(), 0)
-    for row in rows:
-        run = runs.maker(locked_outputs(row.stage))
+    work.kept.end(parent)
+    if work.rows[-1].state != FAILED:
+        parent.metrics(work.tree.figures(), 0)
+    for row in work.rows:
+        run = runs.maker(row.outputs)
         parent.tag(f"stage.{row.stage}", f"{row.state}:{run or 'unknown'}")
-    if (ROOT / "dvc.lock").exists():
-        parent.tag("dvc.lock", content_hash(ROOT / "dvc.lock"))
-
-
-def summary(rows: list[StageRow]) -> str:
-    """Summarise the pipeline run in a single line."""
-    ran = [row.stage for row in rows if row.state == "ran"]
-    failed = [row.stage for row in rows if row.state == FAILED]
-    if failed:
-        return f"{failed[0]} failed"
-    return f"ran {', '.join(ran)}" if ran else "everything was up to date: nothing ran"
-
-
-def _as_markdown(rows: list[StageRow]) -> str:
-    lines = [f"| {r.stage} | {r.state} | {r.seconds:.1f} | {r.figure} |" for r in rows]
-    return "\n".join(["| stage | state | seconds | figure |", "| --- | --- | --- | --- |", *lines])
-
-
-def print_table(rows: list[StageRow], seconds: float) -> None:
-    """Print the state, duration and main figure of each stage."""
-    table = Table(title=f"{summary(rows)} ({duration(seconds)})", title_justify="left")
-    table.add_column("stage")
-    table.add_column("state")
-    table.add_column("seconds", justify="right")
-    table.add_column("main figure", overflow="fold")
-    for row in rows:
-        style = {"cached": "dim", FAILED: "red"}.get(row.state)
-        table.add_row(row.stage, row.state, f"{row.seconds:.1f}", row.figure, style=style)
-    Console().print(table)
+    lock = work.tree.folder / "dvc.lock"
+    if lock.exists():
+        parent.tag("dvc.lock", content_hash(lock))

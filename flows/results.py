@@ -1,5 +1,7 @@
 """Results of a stage for a reader: main figure, baseline, folder, next command."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gptmill.files import read_json
@@ -29,6 +31,20 @@ def metrics_of(stage: str) -> dict[str, Any]:
     """Load a stage's metrics.json, or return an empty dict."""
     path = ROOT / "artifacts" / stage / "metrics.json"
     return dict(read_json(path)) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Main figure, metrics and hashes of the outputs of a stage."""
+
+    figure: str
+    metrics: Mapping[str, Any]
+    outputs: Mapping[str, str]
+
+
+def results_of(stage: str) -> Results:
+    """Return the present results of a stage."""
+    return Results(main_figure(stage), metrics_of(stage), locked_outputs(stage))
 
 
 def main_figures() -> dict[str, float]:

@@ -7,6 +7,7 @@ from flows.dvc.pins import listing_hash
 from gptmill.files import sha256
 from gptmill.sources.archive import check_readable, visible_files
 from gptmill.sources.table import Place, Source
+from tasks.project.environment import project_of
 
 Status = tuple[int, int, int]
 
@@ -19,12 +20,14 @@ def own_places(sources: Sequence[Source]) -> list[Place]:
 def own_files(root: Path, sources: Sequence[Source]) -> dict[str, dict[str, Path]]:
     """Return the files taken from each path that exists, by name.
 
+    A relative path begins at the project, also in a worktree of the project.
+
     Raises ValueError naming a pipe, a device or a link without a target among the files.
     """
     patterns: dict[str, list[str]] = {}
     for place in own_places(sources):
         patterns.setdefault(place.at["path"], []).extend(place.members or ("*",))
-    paths = {name: root / Path(name).expanduser() for name in patterns}
+    paths = {name: project_of(root) / Path(name).expanduser() for name in patterns}
     return {name: _files(path, patterns[name]) for name, path in paths.items() if path.exists()}
 
 

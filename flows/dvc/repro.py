@@ -11,12 +11,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.dvc.command import run_dvc
+from flows.dvc.command import dvc, run_dvc
 from flows.dvc.repair import repair
 from flows.dvc.verify import Faults, verify
 from tasks.processes import locks, receipt
@@ -63,26 +64,29 @@ def repro(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     context: dict[str, str] | None = None,
     unchanged: bool = False,
+    force: bool = False,
 ) -> StageOutcome:
     """Bring a stage up to date and verify the outputs; forward output and events.
 
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
     error), the stage's whole process group is ended first. A damaged file in DVC's cache is removed
     and made again, and a missing one is stored again. DVC does not start for a stage that
-    `unchanged_stages` named.
+    `unchanged_stages` named. With `force` the stage runs, up to date or not.
     """
     repair()
     _mend_cache(stage, on_line)
-    if unchanged and not verify(lock()[stage]):
+    if unchanged and not force and not verify(lock()[stage]):
         return StageOutcome(stage, UNCHANGED)
-    outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+    options = ("--force",) if force else ()
+    run = partial(_run, stage, options, on_line=on_line, on_event=on_event, context=context)
+    outcome = run()
     while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
         locks.wait_for_dvc(on_line)
-        outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+        outcome = run()
     faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults and faults.damaged and outcome.state == RESTORED:  # of an older run than dvc.lock's
         _mend_cache(stage, on_line)
-        outcome = _repro(stage, on_line=on_line, on_event=on_event, context=context)
+        outcome = run()
         faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults:
         outcome = StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
@@ -105,6 +109,12 @@ def unchanged_stages() -> set[str]:
     return {stage for stage in stages() if stage in lock() and stage not in changed}
 
 
+def stale_stages(names: Collection[str]) -> list[str]:
+    """Return the stages among `names` that would run again."""
+    status = json.loads(dvc(ROOT, "status", "--json", *names)) if names else {}
+    return [name for name in names if name in status]
+
+
 def _mend_cache(stage: str, on_line: Callable[[str], None]) -> None:
     """Remove damaged files from DVC's cache, and store intact outputs that the cache lacks.
 
@@ -124,8 +134,9 @@ def _mend_cache(stage: str, on_line: Callable[[str], None]) -> None:
         run_dvc(ROOT, "commit", stage)
 
 
-def _repro(
+def _run(
     stage: str,
+    options: Sequence[str],
     *,
     on_line: Callable[[str], None],
     on_event: Callable[[dict[str, Any]], None],
@@ -139,7 +150,7 @@ def _repro(
             Path(os.environ.get(receipt.VARIABLE) or f"{folder}/receipt.jsonl")
         )
         reader.new()  # of earlier stages
-        words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+        words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
         variables = {**(context or {}), receipt.VARIABLE: str(reader.path)}
         variables[locks.HELD] = str(ROOT)
         process = start_group(words, folder=ROOT, variables=variables)

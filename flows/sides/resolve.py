@@ -10,7 +10,7 @@ from flows.sides import records
 from flows.sides.cached import ARTIFACTS, link_outputs
 from flows.sides.runs import side_of_run
 from flows.sides.versions import side_of_version
-from flows.sweeps.tree import git
+from flows.trees.tree import git
 from gptmill.comparing.side import Side
 from tasks.project.environment import ROOT
 from tasks.project.graph import parse_lock, stages

@@ -11,16 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+COPIES = (".dvc/tmp/exps", ".state/sweeps", ".state/runs")
+"""Folders of a project that hold temporary copies of the project."""
 
 
 def project_of(tree: Path) -> Path:
     """Return the project of which `tree` is a temporary copy, otherwise `tree`.
 
     `dvc exp run --temp` and `--queue` work in copies below `.dvc/tmp/exps`, a sweep's trials in
-    worktrees below `.state/sweeps`. Records of runs must outlive the copies.
+    worktrees below `.state/sweeps`, and pipeline runs with other params in worktrees below
+    `.state/runs`. Records of runs must outlive the copies.
     """
     for folder in reversed(tree.parents):
-        if any(tree.is_relative_to(folder / below) for below in (".dvc/tmp/exps", ".state/sweeps")):
+        if any(tree.is_relative_to(folder / below) for below in COPIES):
             return folder
     return tree
 

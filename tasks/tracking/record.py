@@ -117,6 +117,10 @@ class RunRecord:
         self._outbox.add("metrics", rows=rows, once=once)
         return stamp
 
+    def text(self, text: str, path: str) -> None:
+        """Record a text as a file of the run."""
+        self._add_file(path, lambda file: file.write_text(text, encoding="utf-8"))
+
     def end(self, status: str, error: str | None = None, *, patience: float = END_S) -> None:
         """Close the run as FINISHED, FAILED or KILLED.
 
@@ -134,6 +138,13 @@ class RunRecord:
         if not self._sender.works:
             self._outbox.close()
         self._raise_fault()
+
+    def _add_file(self, path: str, write: Callable[[Path], object]) -> None:
+        with _reported(path):
+            file, place = self._outbox.new_file(Path(path).name)
+            write(file)
+            folder = Path(path).parent.as_posix()
+            self._outbox.add("file", file=place, path="" if folder == "." else folder)
 
     def _raise_fault(self) -> None:
         if self._sender.error is not None:
@@ -174,10 +185,6 @@ class StageRun(RunRecord):
         """
         self._outbox.add("params", values={n: str(v) for n, v in flatten(content).items()})
 
-    def text(self, text: str, path: str) -> None:
-        """Record a text as a file of the run."""
-        self._add_file(path, lambda file: file.write_text(text, encoding="utf-8"))
-
     def figure(self, figure: "Figure", path: str) -> None:
         """Record a plot as a file of the run."""
         self._add_file(path, figure.savefig)
@@ -195,13 +202,6 @@ class StageRun(RunRecord):
     def judge(self, path: str, output: str, figures: Figures) -> None:
         """Record figures of the models whose runs wrote `path` with the hash `output`."""
         self._outbox.add("judge", path=path, hash=output, figures=_content(figures))
-
-    def _add_file(self, path: str, write: Callable[[Path], object]) -> None:
-        with _reported(path):
-            file, place = self._outbox.new_file(Path(path).name)
-            write(file)
-            folder = Path(path).parent.as_posix()
-            self._outbox.add("file", file=place, path="" if folder == "." else folder)
 
     def end(self, status: str, error: str | None = None, *, patience: float = END_S) -> None:
         """Close the run, and stop watching the machine."""

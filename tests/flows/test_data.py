@@ -20,7 +20,7 @@ from flows.commands.data import data
 from flows.commands.data.data import make_data, read_table
 from flows.dvc import pins
 from flows.dvc.command import dvc
-from flows.pipeline import data_state
+from flows.trees import here
 from gptmill.records import content_hash
 from gptmill.sources import build
 from gptmill.sources.fetch import fetch
@@ -433,19 +433,21 @@ def test_the_projects_own_data_comes_from_its_sources_byte_for_byte(tmp_path: Pa
                 assert build.make_files(source, at, fetched)
 
 
-def test_a_night_reads_the_sources_and_names_one_that_is_away(root: Path) -> None:
-    assert data_state(root).is_completed()
+def test_a_night_reads_the_sources_and_names_one_that_is_away(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(here, "ROOT", root)
+    assert here.Here().read_sources() is None
     (root / "books" / "three.txt").write_text("Three.\n", encoding="utf-8")
-    assert data_state(root).is_completed()
+    assert here.Here().read_sources() is None
     assert contents(root)["text/books/three.txt"] == b"Three.\n"
     made = contents(root)
     (root / "books").rename(root / "away")
     (root / "data.dvc").unlink()
-    state = data_state(root)
-    assert state.is_failed()
-    assert state.message is not None
-    assert state.message.startswith("data: source books: path books")
-    assert state.message.endswith("no stage ran")
+    reason = here.Here().read_sources()
+    assert reason is not None
+    assert reason.startswith("data: source books: path books")
+    assert reason.endswith("no stage ran")
     assert contents(root) == made
 
 

@@ -7,6 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,116 @@ def tiny_project(root: Path) -> Project:
     assert done.returncode == 0, done.stderr
     commit(project, "a tiny project")
     return project
+
+
+STAGE = '''
+"""sample: a stage that repeats the texts."""
+
+from tasks.frame.run import Metrics, Run
+from tasks.frame.stage import Section, stage
+from tasks.project.environment import ROOT
+from pydantic import Field
+
+
+class Repeats(Section):
+    times: int = Field(gt=0, le=100)
+
+
+@stage
+def sample(params: Repeats, run: Run) -> Metrics:
+    texts = [path.read_text() for path in sorted((ROOT / "data/text").rglob("*.txt"))]
+    (run.out / "written.txt").write_text("".join(texts) * params.times)
+    return {"texts": len(texts)}
+'''
+ONE_STAGE = """
+stages:
+  sample:
+    desc: repeats the texts
+    cmd: exec python -m tasks sample
+    deps: [data/text, data/manifest/text.json, tasks/sample.py]
+    params: [sample]
+    outs: [artifacts/sample]
+    meta: {main: texts}
+"""
+OWN_SOURCE = """
+[[source]]
+name = "books"
+target = "text/books"
+licence = "mine"
+[[source.place]]
+kind = "path"
+path = "books"
+make = "documents"
+"""
+
+
+def one_stage_project(root: Path) -> Project:
+    """Make a project of one stage over a source that git does not track."""
+    project = copy_tree(root)
+    (root / "tasks" / "sample.py").write_text(STAGE, encoding="utf-8")
+    (root / "dvc.yaml").write_text(ONE_STAGE, encoding="utf-8")
+    (root / "sources.toml").write_text(OWN_SOURCE, encoding="utf-8")
+    text = (root / "params.yaml").read_text(encoding="utf-8")
+    kept = text.split("tokenize:")[0], "gate:" + text.partition("gate:")[2]
+    (root / "params.yaml").write_text("sample: {times: 1}\n".join(kept), encoding="utf-8")
+    (root / "books").mkdir()
+    (root / "books" / "one.txt").write_text("One.\n", encoding="utf-8")
+    with (root / ".gitignore").open("a", encoding="utf-8") as file:
+        file.write("/books\n")
+    commit(project, "a project of one stage")
+    return project
+
+
+HEAD = """
+import json, os, sys
+from tasks.project.environment import set_environment, use_own_source
+set_environment(), use_own_source()
+"""
+SERVER = """
+import socket
+from flows.prefect_server import prefect_server
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+with prefect_server(port, pages=False) as api:
+    print(api, flush=True)
+    sys.stdin.read()
+"""
+FLOW = """
+from flows.pipeline import pipeline
+state = pipeline(**json.loads(sys.argv[1]), return_state=True)
+print(json.dumps([state.name, state.message]))
+"""
+
+
+@contextmanager
+def prefect_of(project: Project) -> Iterator[dict[str, str]]:
+    """Run a Prefect server of the project; yield the variable that names the server."""
+    words = [sys.executable, "-c", HEAD + SERVER]
+    with subprocess.Popen(
+        words,
+        cwd=project.root,
+        env=project.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield {"PREFECT_API_URL": process.stdout.readline().strip()}
+        process.communicate("")
+
+
+def run_flow(project: Project, server: dict[str, str], **parameters: Any) -> tuple[str, str]:
+    """Run the pipeline flow as a deployment's run does; return the final state and message."""
+    done = project.python("-c", HEAD + FLOW, json.dumps(parameters), extra=server)
+    return flow_state(done.returncode, done.stdout, done.stderr)
+
+
+def flow_state(status: int, out: str, err: str) -> tuple[str, str]:
+    """Return the final state that a flow's process printed."""
+    assert status == 0, out + err
+    name, message = json.loads(out.splitlines()[-1])
+    return name, message
 
 
 def write_tiny_data(data: Path) -> None:

@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 def select(name: str) -> None:
     """Write a base's params into params.yaml, and switch the bases' sources in sources.toml."""
     base = read(name)
-    table, switched = _with_sources(base.source)
+    table, switched = with_sources(base.source)
     path = ROOT / "params.yaml"
     before = graph.read_text(path)
     after = edited(before, base.params)
@@ -144,7 +144,7 @@ def _changed(changes: Changes) -> Changes:
     }
 
 
-def _with_sources(name: str | None) -> tuple[str, list[str]]:
+def with_sources(name: str | None) -> tuple[str, list[str]]:
     """Return sources.toml's text with a base's source enabled, and a line for each change.
 
     The sources of all other bases are disabled.

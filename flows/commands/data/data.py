@@ -42,7 +42,7 @@ from gptmill.sources.fetch import fetch, is_kept
 from gptmill.sources.own.converted import Converted
 from gptmill.sources.table import Place, Source, parse, table_key
 from tasks.processes import locks
-from tasks.project.environment import ROOT
+from tasks.project.environment import ROOT, project_of
 from tasks.project.graph import read_text
 
 SHOWN = 40  # changed files listed by name
@@ -210,12 +210,13 @@ def obtain(root: Path, source: Source) -> Made:
     A place with missing or wrong files is skipped.
     """
     reasons = []
-    downloads = root / ".state" / "downloads"
+    home = project_of(root)  # a worktree takes files and downloads of the project
+    downloads = home / ".state" / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     for place in source.places:
         is_downloaded, start = is_kept(place, downloads), time.monotonic()
         try:
-            fetched = fetch(place, downloads, root=root)
+            fetched = fetch(place, downloads, root=home)
             seconds = time.monotonic() - start
             files = make_files(source, place, fetched)
         except PLACE_FAILED as error:

@@ -4,15 +4,12 @@ DVC's `--single-item` accepts inputs without a check; `make STAGE` raises an err
 inputs. The stage runs as in a pipeline run, with the same repairs, checks and messages.
 """
 
-import json
 import sys
 
-from flows.dvc.command import dvc
 from flows.dvc.repair import repair
-from flows.dvc.repro import FAILED, repro
+from flows.dvc.repro import FAILED, repro, stale_stages
 from flows.results import result_lines
 from tasks.processes import locks
-from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, check_inputs, forget, one_stage
 
 
@@ -44,12 +41,7 @@ def _check_fresh(stage: str) -> None:
 
     A stage is stale after a change of its code or params, and would run again.
     """
-    upstream = ancestors(stage)
-    if not upstream:
-        return
-    status = json.loads(dvc(ROOT, "status", "--json", *upstream))
-    stale = [name for name in upstream if name in status]
-    if stale:
+    if stale := stale_stages(ancestors(stage)):
         also = f" (and {', '.join(stale[1:])})" if stale[1:] else ""
         raise ValueError(
             f"{stage}: the inputs are stale, since {stale[0]}{also} would run again: "

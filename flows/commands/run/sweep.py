@@ -13,11 +13,11 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial
 
-from flows.sweeps import tree
 from flows.sweeps.file import FILE, Sweep, read, refusal, require_metric
 from flows.sweeps.params import Changes, as_yaml, edited, shown
 from flows.sweeps.record import Record, print_table
 from flows.sweeps.search import best, open_study, params_of, record, suggest
+from flows.trees import tree
 from gptmill.files import read_json, write_json
 from tasks.processes import locks
 from tasks.processes.process import end_group, start_group
@@ -116,8 +116,8 @@ class Work:
             return TrialOutcome({}, {}, mistake)
         text = edited(read_text(ROOT / "params.yaml"), changes)
         title = f"{self.sweep.name}: trial {number}, {shown(params)}"
-        ref = f"{self.sweep.name}/{number}"
-        commit = tree.commit(text, title, ref=ref)
+        ref = f"{tree.SWEEPS}/{self.sweep.name}/{number}"
+        commit = tree.commit({"params.yaml": text}, title, ref=ref)
         self.runs.note(run, commit)
         tree.prepare(folder, commit)
         result = run_in(folder, search.stage, under=(self.runs.run, run))
@@ -222,7 +222,7 @@ def main(arguments: list[str]) -> int:
     """Run the missing trials, then print all trials."""
     started = time.monotonic()
     sweep = named(arguments)
-    tree.check_repository()
+    tree.check_repository("a sweep")
     with locks.project("make sweep"):
         announce(sweep)
         sweep.folder.mkdir(parents=True, exist_ok=True)

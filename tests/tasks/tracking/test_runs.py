@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import mlflow
 import pytest
 
-from flows.sweeps import tree
+from flows.trees import tree
 from tasks.tracking import outbox, runs, store
 from tasks.tracking.record import StageRun
 
@@ -101,4 +101,4 @@ def test_without_git_a_run_has_no_commit_and_a_sweep_says_so(
     note = "the run is recorded without a commit, since git gives none: the command git is not on"
     assert note in capsys.readouterr().err
     with pytest.raises(ValueError, match="a sweep needs git, but the command is not on this mach"):
-        tree.check_repository()
+        tree.check_repository("a sweep")

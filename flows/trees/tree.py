@@ -1,27 +1,29 @@
-"""A git worktree per trial.
+"""Commits of the working tree, kept by refs, and worktrees at these commits.
 
-The worktree is at a commit with the trial's params. The commit holds the user's present working
-tree: uncommitted changes and new files are included, and only ignored files are left out. A ref
-keeps the commit of each trial, and therefore the commit recorded in MLflow can reproduce the
-trial's bytes.
+A commit holds the user's present working tree: uncommitted changes and new files are included, and
+only ignored files are left out. The commit is on no branch, and index, HEAD and branches of the
+user stay as they are. A ref keeps the commit, and therefore the commit recorded in MLflow can
+reproduce the bytes of a sweep's trial or of a pipeline run.
 """
 
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from tasks.project.cache import cache_folder
 from tasks.project.environment import ROOT
 
-REFS = "refs/gptmill/sweeps"
-# hooks of the user's repository must not run in the sweep's own worktrees
+SWEEPS, RUNS = "refs/gptmill/sweeps", "refs/gptmill/runs"
+"""Folders of the refs that keep the commits of trials and of pipeline runs."""
+# hooks of the user's repository must not run in worktrees of our own
 QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false")
 WHO = {
     f"GIT_{role}_{field}": value
     for role in ("AUTHOR", "COMMITTER")
-    for field, value in (("NAME", "gptmill sweep"), ("EMAIL", "sweep@gptmill.invalid"))
+    for field, value in (("NAME", "gptmill"), ("EMAIL", "gptmill@gptmill.invalid"))
 }
 
 
@@ -46,48 +48,55 @@ def git(
     return result.stdout.strip()
 
 
-def check_repository() -> None:
-    """Raise ValueError where git is missing or has no commit for a worktree."""
+def check_repository(who: str) -> None:
+    """Raise ValueError where git is missing or has no commit for a worktree.
+
+    `who` needs the worktree: `a sweep`.
+    """
     if shutil.which("git") is None:
         raise ValueError(
-            "a sweep needs git, but the command is not on this machine: install git, for a "
-            "worktree of each trial"
+            f"{who} needs git, but the command is not on this machine: install git, for a worktree"
         )
     try:
         top = git("rev-parse", "--show-toplevel")
         git("rev-parse", "--verify", "HEAD")
     except ValueError:
         raise ValueError(
-            "a sweep needs a git repository with a first commit: each trial is a worktree"
+            f"{who} needs a git repository with a first commit, for a worktree"
         ) from None
     if Path(top).resolve() != ROOT.resolve():
-        raise ValueError(f"a sweep needs params.yaml at the top of its repository, {top}")
+        raise ValueError(f"{who} needs params.yaml at the top of its repository, {top}")
 
 
-def commit(params: str, message: str, *, ref: str) -> str:
-    """Commit the working tree with new params; return the commit.
+def commit(files: Mapping[str, str], message: str, *, ref: str, start: str | None = None) -> str:
+    """Commit the working tree, or a commit's tree, with other files; return the commit.
 
-    The commit is on no branch: the ref `ref` keeps the commit.
+    `files` are texts by path that replace files of the tree. The ref `ref` keeps the commit.
     """
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / "index"
-        user_index = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
-        if user_index.exists():
-            shutil.copy2(user_index, index)  # the user's own index stays unchanged
         extra = {"GIT_INDEX_FILE": str(index), **WHO}
-        git("add", "--all", extra=extra)
-        blob = git("hash-object", "-w", "--stdin", text=params)
-        git("update-index", "--add", "--cacheinfo", f"100644,{blob},params.yaml", extra=extra)
+        if start is None:
+            user_index = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
+            if user_index.exists():
+                shutil.copy2(user_index, index)  # the user's own index stays unchanged
+            git("add", "--all", extra=extra)
+        else:
+            git("read-tree", start, extra=extra)
+        for path, text in files.items():
+            blob = git("hash-object", "-w", "--stdin", text=text)
+            git("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", extra=extra)
         tree = git("write-tree", extra=extra)
-        commit_id = git("commit-tree", tree, "-p", "HEAD", "-m", message, extra=extra)
-    git("update-ref", f"{REFS}/{ref}", commit_id)
+        parent = f"{start}^" if start else "HEAD"
+        commit_id = git("commit-tree", tree, "-p", parent, "-m", message, extra=extra)
+    git("update-ref", ref, commit_id)
     return commit_id
 
 
 def prepare(folder: Path, commit_id: str) -> None:
     """Prepare a worktree of a commit at `folder`.
 
-    The files of an unfinished trial in `folder` are kept.
+    The files of unfinished work in `folder` are kept.
     """
     if _is_worktree(folder):
         _unlock(folder)
@@ -124,7 +133,7 @@ def _is_worktree(folder: Path) -> bool:
 def _unlock(folder: Path) -> None:
     """Remove the index lock of a killed git process.
 
-    No second git process works in the worktree of a trial.
+    No second git process works in a worktree of our own.
     """
     path = git("rev-parse", "--path-format=absolute", "--git-path", "index.lock", cwd=folder)
     Path(path).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Pipeline runs: what is asked, what is kept, and who is told."""

@@ -1,0 +1,92 @@
+"""Work of a pipeline run in this tree: sources, stages, review, push.
+
+A pipeline run works in the user's tree or in a worktree (flows/trees/apart.py), by the same calls.
+Arguments and results are plain enough to pass between the processes of two trees.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flows.commands.data.data import make_data, read_table, reason
+from flows.dvc.command import dvc
+from flows.dvc.repair import repair
+from flows.dvc.repro import StageOutcome, repro, stale_stages, unchanged_stages
+from flows.registry.review import Reviewed, review
+from flows.registry.rules import rules
+from flows.results import Results, main_figures, results_of
+from tasks.project.environment import ROOT
+from tasks.project.graph import ancestors, forget, stages
+
+Say = Callable[[str], None]
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Here:
+    """The tree of this process."""
+
+    folder = ROOT
+
+    def read_sources(self, say: Say = print) -> str | None:
+        """Bring data/ to the state of the sources; return the reason of a failure."""
+        try:
+            make_data(ROOT, read_table(ROOT / "sources.toml"))
+        except (OSError, ValueError) as error:
+            return f"data: {reason(error)}; no stage ran"
+        finally:
+            forget()  # hashes of data/
+        return None
+
+    def restore_data(self) -> None:
+        """Restore the pinned data/ from DVC's cache."""
+        repair()
+        if (ROOT / "data.dvc").exists():
+            # DVC copies or clones, and never links: a worktree cannot change the cache's files
+            dvc(ROOT, "checkout", "--quiet", "--force", "data.dvc")
+
+    def order(self, chosen: Sequence[str]) -> list[str]:
+        """Return the chosen stages in the graph's order; raise ValueError for stale inputs."""
+        names = [name for name in stages() if name in chosen]
+        before = {above for name in names for above in ancestors(name)} - {*names}
+        stale = stale_stages([name for name in stages() if name in before])
+        if stale:
+            raise ValueError(
+                f"{names[0]}: the inputs are stale, since {stale[0]} would run again: add "
+                f"{', '.join(stale)} to `stages`, or run `make {stale[0]}`"
+            )
+        return names
+
+    def unchanged(self) -> list[str]:
+        """Return the stages that DVC would skip."""
+        return sorted(unchanged_stages())
+
+    def bring(
+        self,
+        stage: str,
+        *,
+        on_line: Say,
+        on_event: Tell,
+        context: Mapping[str, str],
+        unchanged: bool,
+        force: bool,
+    ) -> tuple[StageOutcome, Results]:
+        """Bring a stage up to date; return the outcome and the results."""
+        outcome = repro(
+            stage,
+            on_line=on_line,
+            on_event=on_event,
+            context=dict(context),
+            unchanged=unchanged,
+            force=force,
+        )
+        return outcome, results_of(stage)
+
+    def review(self) -> list[Reviewed]:
+        """Register and judge the models."""
+        return review(rules())
+
+    def figures(self) -> dict[str, float]:
+        """Return the main figures of the last evaluation."""
+        return main_figures()
+
+    def close(self) -> None:
+        """Do nothing: the tree is the user's."""
