@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -57,6 +57,9 @@ base: $(ENV)  ## switch fine-tuning to the weights and params of configs/bases/x
 
 pipeline: data  ## run every stale stage, from raw text to a classifier and an assistant; BASE=x
 	@python -m flows pipeline
+
+reproduce: $(ENV)  ## make a pipeline run again from its record, and compare every output: RUN=<id in MLflow>
+	@python -m flows reproduce RUN=$(RUN)
 
 sweep: data  ## search for better params, or resume a stopped search: FILE=configs/sweeps/x.yaml
 	@python -m flows sweep $(FILE)

@@ -56,6 +56,15 @@ class Apart:
         """Restore the pinned data from DVC's cache."""
         self._call("data", {"read": False}, print)
 
+    def take_pinned_data(self) -> None:
+        """Take the data that data.dvc pins, from a cache, a remote or the sources."""
+        self._call("pinned", {}, print)
+
+    def forget_outputs(self) -> None:
+        """Have every stage run: no record of outputs, and an empty cache of the worktree's own."""
+        (self.folder / "dvc.lock").unlink(missing_ok=True)
+        (self.folder / ".dvc" / "config.local").unlink()
+
     def order(self, chosen: Sequence[str]) -> list[str]:
         """Return the chosen stages, and the stages before, in the graph's order."""
         return list(self._call("order", {"chosen": list(chosen)}, print))

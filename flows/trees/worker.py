@@ -49,6 +49,23 @@ def data(*, read: bool) -> str | None:
     return Here().read_sources() if read else None
 
 
+def pinned() -> None:
+    """Take the pinned data, by hash; raise ValueError where only other bytes are left."""
+    from flows.commands.data.data import make_data, read_table
+    from flows.dvc import pins
+    from tasks.project.environment import ROOT
+
+    pin = pins.read_pin(ROOT)
+    if pin is None or pins.matches(ROOT, pin) or pins.restore(ROOT, pin):
+        return
+    make_data(ROOT, read_table(ROOT / "sources.toml"))
+    if not pins.matches(ROOT, pin):
+        raise ValueError(
+            f"the data of the run, {pin.md5}, is neither in DVC's cache nor in a remote, and the "
+            "sources have other bytes now"
+        )
+
+
 def order(*, chosen: list[str]) -> list[str]:
     """Return the chosen stages and all stages before them, in the graph's order."""
     from tasks.project.graph import ancestors, stages
@@ -88,6 +105,7 @@ def figures() -> dict[str, float]:
 
 CALLS: dict[str, Callable[..., Any]] = {
     "data": data,
+    "pinned": pinned,
     "order": order,
     "bring": bring,
     "review": review,
