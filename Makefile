@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce lineage sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -94,6 +94,9 @@ show: $(ENV)  ## print rows as tokens, with those counted in the loss marked: ST
 
 ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
+
+lineage: $(ENV)  ## print commit, params, data, licences and runs behind a model: MODEL=classifier@champion or a folder
+	@python -m flows lineage "MODEL=$(MODEL)"
 
 compare: $(ENV)  ## compare two versions on the same test rows: A=champion B=artifacts, a folder, revision or run id
 	@python -m flows compare "A=$(A)" "B=$(B)"

@@ -85,6 +85,14 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     assert "planted" not in "".join(file.read_text() for file in kept.iterdir())
     assert "torch" in json.loads((kept / "environment.json").read_text())["packages"]
 
+    done = project.python("-m", "flows", "lineage", "MODEL=artifacts/sample")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert f"commit sample {commit} (refs/gptmill/runs/" in said
+    assert "sample.times 1 data data/text " in said
+    assert "sources books mine runs sample" in said
+    assert said.endswith(" in all")
+
     # the tree goes on: other data, other code, other params
     (root / "books" / "two.txt").write_text("Two.\n", encoding="utf-8")
     assert project.python("-m", "flows", "data").returncode == 0

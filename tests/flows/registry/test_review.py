@@ -11,6 +11,7 @@ import mlflow
 import pytest
 
 from flows import results
+from flows.commands.inspect import lineage
 from flows.commands.manage import promote, rollback
 from flows.registry import review as reviewing
 from flows.registry.rules import rules
@@ -85,6 +86,17 @@ def aliases() -> dict[str, int]:
 
 def tags_of(number: int) -> dict[str, str]:
     return dict(Registered(KIND).versions[number].tags)
+
+
+def test_the_descent_of_a_version_is_told(root: Path) -> None:
+    make(root, wrong=30)
+    judged()
+    for name in ("classifier@champion", "classifier/1", "models:/gptmill-classifier/1"):
+        assert lineage.described(name).startswith(f"model     classifier version 1 ({OUTPUT} ")
+    with pytest.raises(ValueError, match="aliases and versions of classifier are candidate, cham"):
+        lineage.described("classifier/2")
+    with pytest.raises(ValueError, match="neither a folder nor a version of generator, classifier"):
+        lineage.described("spam@champion")
 
 
 def test_a_loss_is_refused_and_people_have_the_last_word(
