@@ -73,7 +73,7 @@ $(STAGES): $(ENV)
 ui: $(ENV)  ## serve the pages of Prefect and MLflow until Ctrl-C
 	@python -m flows ui
 
-serve: $(ENV)  ## register the schedule of prefect.yaml and start a worker (beside `make ui`)
+serve: $(ENV)  ## register prefect.yaml's deployments and start a worker (beside `make ui`); ALERT_URL=webhook
 	@python -m flows serve
 
 accept: $(ENV)  ## accept a code change that keeps a stage's bytes, without a re-run: STAGE=x

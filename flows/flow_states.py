@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelled
 
 from flows.servers import answers
 from gptmill.files import write_json
@@ -177,6 +178,8 @@ def _settle(client: SyncPrefectClient, flow_run: UUID, content: dict[str, Any]) 
     flow = _state(content.get("flow", KILLED))
     with suppress(ObjectNotFound):  # a deleted run, or a run of another server
         current = client.read_flow_run(flow_run).state
+        if current is not None and current.is_cancelling():
+            flow = Cancelled(message="the run was cancelled")
         if current is None or not current.is_final():
             client.set_flow_run_state(flow_run, flow, force=True)
     known = {UUID(name): _state(state) for name, state in content.get("tasks", {}).items()}

@@ -1,6 +1,7 @@
 """`make serve`: register prefect.yaml's deployment and run a worker.
 
-The worker executes the deployment's runs until Ctrl-C.
+The worker executes the deployments' runs until Ctrl-C. With ALERT_URL=https://..., pipeline runs
+that fail, crash or are cancelled call the webhook at the address.
 """
 
 import os
@@ -8,6 +9,9 @@ import signal
 import subprocess
 import sys
 
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.nights.alerts import HEARTBEAT_S, alert_url, set_up
 from flows.prefect_server import PAGES, running_prefect
 from flows.servers import answers
 from tasks.processes.process import leashed
@@ -23,10 +27,12 @@ def main(arguments: list[str]) -> int:
     url = os.environ.get("PREFECT_API_URL") or running_prefect()
     if not url or not answers(url.rstrip("/") + "/health"):
         raise ValueError("no Prefect server is running: start `make ui` in a second terminal first")
+    alert = alert_url()
     environment = {
         **os.environ,
         "PREFECT_API_URL": url,
         "PREFECT_UI_URL": f"{url.rstrip('/').removesuffix('/api')}/{PAGES}",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
         "GPTMILL_ROOT": str(ROOT),  # read by prefect.yaml, in place of a machine's path
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
     }
@@ -39,6 +45,10 @@ def main(arguments: list[str]) -> int:
 
     prefect("work-pool", "create", POOL, "--type", "process", "--overwrite")
     prefect("--no-prompt", "deploy", "--all")
+    with temporary_settings(updates={PREFECT_API_URL: url}):
+        set_up(alert)
+    if alert is not None:
+        print("failed, crashed and cancelled pipeline runs call the webhook in ALERT_URL")
     site = url.removesuffix("/api")
     print("deployment pipeline/nightly is registered: start a run or enable the schedule")
     print(
