@@ -4,14 +4,15 @@ Exit status: 0 for success; 2 for a mistake the user can correct, reported in a 
 standard error; 1 for a failure the user did not cause; 130 after Ctrl-C. If the reader of the
 output closes the pipe (`| head`), the command ends at once, silently and with status 0.
 
-A verb is a module of this folder with `HELP`, `add_arguments(parser)` and `run(arguments)`.
-Torch and the library are imported inside `run` to keep `gptmill --help` fast.
+A verb is a module of this folder, or `command` in a package, with `HELP`, `add_arguments(parser)`
+and `run(arguments)`. Torch and the library are imported inside `run` to keep `gptmill --help` fast.
 """
 
 import argparse
 import importlib
 import json
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -41,9 +42,11 @@ def verbs() -> dict[str, str]:
 
     The module of `import` is import_.py: a Python keyword cannot name a module.
     """
-    files = sorted(path.stem for path in Path(__file__).parent.glob("*.py"))
-    names = [name for name in files if name not in SHARED and not name.startswith("__")]
-    return {name.rstrip("_"): f"gptmill.cli.{name}" for name in names}
+    found = {
+        module.name: f"gptmill.cli.{module.name}" + (".command" if module.ispkg else "")
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+    }
+    return {name.rstrip("_"): path for name, path in sorted(found.items()) if name not in SHARED}
 
 
 def main(words: Sequence[str] | None = None) -> int:

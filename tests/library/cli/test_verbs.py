@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_verbs_are_the_contract() -> None:
-    expected = {"import", "export", "score", "generate", "classify", "chat", "serve"}
+    expected = {"import", "export", "score", "generate", "classify", "chat", "serve", "estimate"}
     assert verbs().keys() == expected
     listed = gptmill("--help").stdout
     assert all(verb in listed for verb in expected)

@@ -1,0 +1,1 @@
+"""`gptmill estimate`: memory, time and disk of a training from shapes alone."""
