@@ -52,7 +52,7 @@ OWN = $(foreach name,TEXT LABELLED CHATS FIELDS TURNS,$(if $($(name)),$(name)='$
 data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/; your own with TEXT=, LABELLED= or CHATS=path
 	@python -m flows data $(strip $(OWN))
 
-base: $(ENV)  ## switch fine-tuning to the weights and params of configs/bases/x.yaml: BASE=x
+base: $(ENV)  ## switch to the weights and params of configs/bases/x.yaml, or to a preset: BASE=x, BASE=gpu/x
 	@python -m flows base $(BASE)
 
 pipeline: data  ## run every stale stage, from raw text to a classifier and an assistant; BASE=x

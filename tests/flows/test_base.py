@@ -1,5 +1,6 @@
 """`make base`: other weights to fine-tune from, by params.yaml and sources.toml alone."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from ruamel.yaml import YAML
 
 from flows.commands.data import base
 from flows.commands.data.data import read_table
+from flows.sweeps.params import put
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tests.support.project import Project, copy_tree
+from tests.support.talkers import gptmill
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,23 @@ def test_a_base_is_taken_and_given_back(tree: Project) -> None:
     assert content(tree.root) == before
 
 
+@pytest.mark.parametrize("name", base.presets())
+def test_a_preset_for_a_gpu_is_estimated_and_taken(tree: Project, name: str) -> None:
+    changes = base.read(name).params
+    before, sources = content(tree.root), enabled(tree.root)
+    words = ("estimate", "--config", f"configs/{name}.yaml", "--device", "H100", "--json")
+    figures = json.loads(gptmill(*words, cwd=tree.root).stdout)
+    assert figures["fits"]
+    assert figures["tokens"] == changes["pretrain.steps"] * changes["pretrain.batch_tokens"]
+    done = tree.python("-m", "flows", "base", name)
+    assert done.returncode == 0, done.stderr
+    assert f"the preset is {name}: run `make pipeline`" in done.stdout
+    after = content(tree.root)
+    assert enabled(tree.root) == sources
+    put(before, changes)
+    assert after == before
+
+
 def test_a_base_that_cannot_be_fetched_names_the_base_without_a_download() -> None:
     assert "`make pipeline BASE=pretrain`" in base.way_without("smollm2")
     assert base.way_without("shakespeare") == ""
@@ -103,5 +123,6 @@ def test_an_unknown_base_is_named_beside_those_there_are(tree: Project) -> None:
     done = tree.python("-m", "flows", "base", "gpt9")
     assert done.returncode == 2
     assert done.stderr == (
-        "configs/bases/gpt9.yaml does not exist: the bases are pretrain, smollm2\n"
+        "configs/bases/gpt9.yaml does not exist: the bases are pretrain, smollm2, the presets "
+        "gpu/gpt2-small\n"
     )

@@ -1,4 +1,4 @@
-"""`make base BASE=x`: select the base weights of configs/bases/x.yaml.
+"""`make base BASE=x`: select the base weights of configs/bases/x.yaml, or a preset, gpu/x.
 
 The command writes the file's params into params.yaml, enables the file's source in sources.toml
 and disables the sources of all other bases. Every later run then fine-tunes from the selected
@@ -21,16 +21,24 @@ from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import validated
 
+GPU = "gpu/"
+"""In front of the presets of configs/gpu, which train from scratch and select no weights."""
 
-class Base(BaseModel):
-    """The content of a base file."""
+
+class Preset(BaseModel):
+    """The content of a file of configs/gpu."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: str | None
-    """The entry of sources.toml with the weights; null where no source is needed."""
     params: Changes = Field(min_length=1)
     """Dotted keys of params.yaml and their values: path of the weights, training settings."""
+
+
+class Base(Preset):
+    """The content of a base file."""
+
+    source: str | None
+    """The entry of sources.toml with the weights; null where no source is needed."""
 
 
 def main(arguments: list[str]) -> int:
@@ -40,16 +48,19 @@ def main(arguments: list[str]) -> int:
     """
     if len(arguments) != 1:
         text = " ".join(arguments) or "nothing"
-        raise ValueError(f"BASE must be one of {', '.join(names())}; given: {text}")
+        raise ValueError(f"BASE must be one of {', '.join([*names(), *presets()])}; given: {text}")
     with locks.project(f"make base BASE={arguments[0]}"):
         select(arguments[0])
     return 0
 
 
 def select(name: str) -> None:
-    """Write a base's params into params.yaml, and switch the bases' sources in sources.toml."""
+    """Write a base's params into params.yaml, and switch the bases' sources in sources.toml.
+
+    A preset of configs/gpu leaves sources.toml as before.
+    """
     base = read(name)
-    table, switched = with_sources(base.source)
+    table, switched = with_sources(base.source) if isinstance(base, Base) else ("", [])
     path = ROOT / "params.yaml"
     before = graph.read_text(path)
     after = edited(before, base.params)
@@ -59,7 +70,8 @@ def select(name: str) -> None:
     if after != before:
         write_text(path, after)
         print(f"params.yaml: {shown(_changed(base.params))}")
-    print(f"the base is {name}: run `make pipeline` to update the stages that use the base")
+    kind = "base" if isinstance(base, Base) else "preset"
+    print(f"the {kind} is {name}: run `make pipeline` to update the stages that use the {kind}")
 
 
 def names() -> list[str]:
@@ -67,15 +79,22 @@ def names() -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs/bases").glob("*.yaml"))
 
 
-def read(name: str) -> Base:
-    """Load a base file.
+def presets() -> list[str]:
+    """Return the names of the presets for GPUs."""
+    return sorted(f"{GPU}{path.stem}" for path in (ROOT / "configs/gpu").glob("*.yaml"))
+
+
+def read(name: str) -> Preset:
+    """Load a base file, or a preset for GPUs.
 
     Raises ValueError where the file does not fit this project.
     """
-    file = f"configs/bases/{name}.yaml"
-    if name not in names():
-        raise ValueError(f"{file} does not exist: the bases are {', '.join(names())}")
-    base = validated(Base, graph.read_yaml(ROOT / file), file=file)
+    file = f"configs/{name}.yaml" if name.startswith(GPU) else f"configs/bases/{name}.yaml"
+    if name not in [*names(), *presets()]:
+        listed = f"the bases are {', '.join(names())}, the presets {', '.join(presets())}"
+        raise ValueError(f"{file} does not exist: {listed}")
+    kind = Preset if name.startswith(GPU) else Base
+    base = validated(kind, graph.read_yaml(ROOT / file), file=file)
     for key in base.params:
         value = graph.params()
         for part in key.split("."):
