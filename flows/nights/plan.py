@@ -20,7 +20,7 @@ from tasks.project.environment import ROOT
 from tasks.project.starts import check_start
 
 KEEP = "keep"
-BaseName = Annotated[str, Field(json_schema_extra={"enum": [KEEP, *bases.names()]})]
+BaseName = Annotated[str, Field(json_schema_extra={"enum": [KEEP, *bases.names(), *bases.presets()]})]
 """The type of `base` in Prefect's form: a list to choose from."""
 Stages = Annotated[
     list[str], Field(json_schema_extra={"items": {"type": "string", "enum": [*graph.stages()]}})
@@ -55,7 +55,7 @@ class Plan:
         Overrides are validated as params.yaml is, by the sections of the stages.
         """
         rules()
-        _check_names("base", [self.base], [KEEP, *bases.names()])
+        _check_names("base", [self.base], [KEEP, *bases.names(), *bases.presets()])
         _check_names("stages", self.stages, list(graph.stages()))
         for key in self.overrides:
             _check_key(key)
@@ -77,7 +77,7 @@ class Plan:
         """Return the texts of files that differ from the user's tree."""
         files = {"params.yaml": edited(graph.read_text(ROOT / "params.yaml"), self._changes())}
         if self.base != KEEP:
-            table, switched = bases.with_sources(bases.read(self.base).source)
+            table, switched = bases.with_sources(bases.read(self.base))
             files |= {"sources.toml": table} if switched else {}
         return files
 

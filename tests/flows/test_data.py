@@ -20,6 +20,8 @@ from flows.commands.data import data
 from flows.commands.data.data import make_data, read_table
 from flows.dvc import pins
 from flows.dvc.command import dvc
+from flows.own.data import Entry
+from flows.own.training import ahead
 from flows.trees import here
 from gptmill.records import content_hash
 from gptmill.sources import build
@@ -479,6 +481,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
         "  9 rows in 2 classes: no 5, yes 4",
         "  words per text: median 2, longest 2",
         "  texts cut at the context of 128 tokens: 0",
+        "  lora trains about 6 rows, epochs: 10, updates: 10; lora.epochs was 1, 1 updates",
         "next: make pipeline",
     ):
         assert line in said
@@ -490,6 +493,7 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     assert "  conversations left out, longer than the context of 128 tokens: " in said
     assert "  1 document; words per document: median 1, longest 1" in said
     assert "training reads all of data/text, also books: `enabled = false`" in said
+    assert "  pretrain takes 1 steps of 1,024 tokens and reads about 3 tokens" in said
     table = (user / "sources.toml").read_text(encoding="utf-8")
     assert table.startswith(f'{TABLE}# mine\n\n[[source]]\nname = "my-mail"')
     params = (user / "params.yaml").read_text(encoding="utf-8")
@@ -497,12 +501,30 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     assert changed == {
         "  labelled: data/labelled/my-mail.csv",
         "  instructions: data/instructions/chat.json",
+        "  epochs: 10",
+        "  steps: 1",
     }
     assert data.main(["LABELLED=My Mail.csv", "FIELDS=text=Class,label=Message"]) == 0
     renamed = table.replace(
         'label = "Class", text = "Message"', 'text = "Class", label = "Message"'
     )
     assert (user / "sources.toml").read_text(encoding="utf-8") == renamed
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "updates"),
+    [(268, {"lora.epochs": 5, "classify.epochs": 5}, 60), (3611, {}, 158)],
+)
+def test_epochs_are_of_the_rows(
+    user: Path, rows: int, changes: dict[str, int], updates: int
+) -> None:
+    (user / "data").mkdir()
+    table = "".join(f"{'yes' if k % 2 else 'no'},text {k}\n" for k in range(rows))
+    (user / "data" / "mail.csv").write_text(f"label,text\n{table}", encoding="utf-8")
+    found, lines = ahead(user, Entry("mail", "LABELLED", "data/mail.csv", ""))
+    assert found == changes
+    assert f", updates: {updates}" in lines[0]
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def select(name: str) -> None:
     A preset of configs/gpu leaves sources.toml as before.
     """
     base = read(name)
-    table, switched = with_sources(base.source) if isinstance(base, Base) else ("", [])
+    table, switched = with_sources(base)
     path = ROOT / "params.yaml"
     before = graph.read_text(path)
     after = edited(before, base.params)
@@ -163,11 +163,14 @@ def _changed(changes: Changes) -> Changes:
     }
 
 
-def with_sources(name: str | None) -> tuple[str, list[str]]:
+def with_sources(base: Preset) -> tuple[str, list[str]]:
     """Return sources.toml's text with a base's source enabled, and a line for each change.
 
-    The sources of all other bases are disabled.
+    The sources of all other bases are disabled. A preset changes nothing.
     """
+    if not isinstance(base, Base):
+        return "", []
+    name = base.source
     path = ROOT / "sources.toml"
     try:
         table = tomlkit.parse(graph.read_text(path))

@@ -20,13 +20,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows import own_data
 from flows.commands.data.base import way_without
 from flows.dvc import own, pins
 from flows.dvc.pins import MadeFrom, Pin
 from flows.dvc.repair import repair
-from flows.own_report import report
-from gptmill.files import atomic_folder
+from flows.own import data as own_data
+from flows.own.report import report
+from flows.own.training import ahead
+from flows.sweeps.params import edited
+from gptmill.files import atomic_folder, write_text
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
 from gptmill.sources.address import hidden
@@ -82,13 +84,17 @@ def main(arguments: list[str]) -> int:
 
 
 def add_own(root: Path, request: own_data.Request) -> None:
-    """Enter the user's own data in sources.toml and params.yaml, build data/ and report.
+    """Enter the user's own data in sources.toml and params.yaml, build data/, scale and report.
 
     On a failure both files are as before.
     """
     with own_data.entered(root, request) as entry:
         make_data(root, read_table(root / "sources.toml"))
-    print(report(root, entry))
+        changes, training = ahead(root, entry)
+        if changes:
+            path = root / "params.yaml"
+            write_text(path, edited(read_text(path), changes))
+    print(report(root, entry, training))
 
 
 def reason(error: OSError | ValueError) -> str:

@@ -6,7 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from flows.own_data import KINDS, Entry
+from flows.own.data import KINDS, Entry
 from gptmill.data.documents import read_documents
 from gptmill.data.row_files import instruction_records, read_instructions, read_labelled
 from gptmill.origins import read_manifest
@@ -15,14 +15,15 @@ from tasks.project import graph
 CLASSES_SHOWN = 10
 
 
-def report(root: Path, entry: Entry) -> str:
-    """Return lines on the data that an entry made, and the next command."""
+def report(root: Path, entry: Entry, training: Sequence[str]) -> str:
+    """Return lines on the data that an entry made, on the training ahead, and the next command."""
     describe = {"TEXT": _texts, "LABELLED": _labels, "CHATS": _chats}[entry.kind]
     param = KINDS[entry.kind].param
     lines = [
         f"sources.toml: the source {entry.name} makes {entry.path}{entry.columns}",
         *([f"params.yaml: {param} is {entry.path}"] if param else []),
         *describe(root, entry),
+        *training,
         "next: make pipeline",
     ]
     return "\n".join(lines)

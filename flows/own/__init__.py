@@ -1,0 +1,1 @@
+"""A user's own data: entry, scaled params, report."""
