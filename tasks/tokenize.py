@@ -1,13 +1,15 @@
 """tokenize: data/text, a vocabulary -> artifacts/tokenize (token ids, in two parts)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import pandas as pd
 from pydantic import Field
 
-from gptmill.data.documents import Document, read_documents, split_documents
+from gptmill.data.documents import Document, mixed, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
-from gptmill.files import write_json
+from gptmill.files import read_json, write_json
 from gptmill.formats.weight_folders import tokenizer_of
 from gptmill.origins import write_origins
 from gptmill.tokenizer.bpe_engines import EncodingError, Part
@@ -30,6 +32,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     """Encode documents as ids with <|endoftext|> between them, in two parts."""
     documents = read_documents(run.data("text"))
     train, validation = split_documents(documents, params.validation_fraction)
+    train, mixture = mix(run, train)
     tokenizer = vocabulary(params, run, train)
     statistics = {}
     for part, chosen in (("train", train), ("validation", validation)):
@@ -46,8 +49,27 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     tokenizer.save(run.out / "tokenizer", context_length=CONTEXT_LENGTH)
     write_json(run.out / "statistics.json", statistics)
     write_origins(run.out / "origins.json", run.origins("text"))
+    if mixture:
+        write_json(run.out / "mixture.json", mixture)
+        run.show("mixture", pd.DataFrame(mixture))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
+
+
+def mix(run: Run, train: list[Document]) -> tuple[list[Document], list[dict[str, Any]]]:
+    """Return the training part by the weights of sources.toml, and a row per source.
+
+    Without weights and temperature the part stays as before, and there are no rows.
+    """
+    manifest = read_json(run.path("data/manifest/text.json"))
+    sources = manifest["sources"].values()
+    if not any({"weight", "temperature"} & source.keys() for source in sources):
+        return train, []
+    weights = {name: source.get("weight", 1.0) for name, source in manifest["sources"].items()}
+    temperature = max(source.get("temperature", 1.0) for source in sources)
+    names = [manifest["files"][f"text/{document.name}"]["sources"][0] for document in train]
+    chosen, rows = mixed(train, names, weights, temperature)
+    return chosen, [asdict(row) for row in rows]
 
 
 def vocabulary(params: Tokenize, run: Run, train: Sequence[Document]) -> Tokenizer:

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.documents import read_documents, split_documents
 from gptmill.data.token_file import TokenFile
-from gptmill.files import read_json
+from gptmill.files import read_json, write_json
 from gptmill.formats.exporting import export_model
 from gptmill.origins import read_origins
 from gptmill.tokenizer import bpe_engines
@@ -156,3 +156,42 @@ def test_a_vocabulary_is_learned_from_the_training_part_alone(project):
 def test_a_vocabulary_larger_than_the_text_allows_is_refused(project):
     with pytest.raises(ValueError, match=r"tokenize\.vocabulary_size: .* 50,000 are wanted: lower"):
         body(project, vocabulary="data/text", vocabulary_size=50_000)
+
+
+def weighted(project: Path, sources: dict[str, dict[str, float]]) -> None:
+    """Give documents 00 to 02 to the source few, all others to many."""
+    path = project / "data" / "manifest" / "text.json"
+    content = read_json(path)
+    known = {"licence": "CC0-1.0", "attribution": "these tests"}
+    content["sources"] = {name: {**known, **values} for name, values in sources.items()}
+    for name, entry in content["files"].items():
+        entry["sources"] = ["few" if name < "text/03" else "many"]
+    write_json(path, content)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "share"),
+    [
+        ({"weight": 3.0}, {}, lambda n: 3 * n / (3 * n + 1 - n)),
+        ({"temperature": 1e9}, {"temperature": 1e9}, lambda n: 0.5),
+        ({"temperature": 2.0}, {"temperature": 2.0}, lambda n: n**0.5 / (n**0.5 + (1 - n) ** 0.5)),
+    ],
+)
+def test_sources_get_the_shares_that_weights_and_temperature_ask_for(project, few, many, share):
+    plain = (body(project, "plain").out / "train.bin").read_bytes()
+    weighted(project, {"few": {}, "many": {}})
+    out = body(project, "unweighted").out
+    assert (out / "train.bin").read_bytes() == plain
+    assert not (out / "mixture.json").exists()
+    weighted(project, {"few": few, "many": many})
+    out = body(project, "weighted").out
+    rows = {row["source"]: row for row in read_json(out / "mixture.json")}
+    assert rows["few"]["asked"] == pytest.approx(share(rows["few"]["share_of_text"]))
+    tokens = TokenFile.open(out / "train.bin")
+    drawn = [name < "03" for name in tokens.names]
+    assert rows["few"]["drawn"] == pytest.approx(sum(drawn) / len(drawn), abs=0.02)
+    assert abs(rows["few"]["drawn"] - rows["few"]["asked"]) < 1 / len(drawn)  # half a document
+    again = body(project, "again").out
+    assert (again / "train.bin").read_bytes() == (out / "train.bin").read_bytes()
+    names = {part: TokenFile.open(out / f"{part}.bin").names for part in PARTS}
+    assert not set(names["train"]) & set(names["validation"])

@@ -1,4 +1,4 @@
-"""Raw text documents, measured file by file and split by hash.
+"""Raw text documents, measured file by file, split by hash and mixed by source.
 
 Each file is a document. No text is kept: a document knows its file, its length and a hash, and
 reads its text again in pieces, so that memory does not grow with the text. The hash assigns the
@@ -7,7 +7,7 @@ document to the training or the validation part.
 
 import codecs
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,3 +209,76 @@ def _cut(document: Document, validation_fraction: float) -> tuple[list[Document]
             "text, or a second file"
         )
     return [train], [validation]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A source in the training part: the share asked for, and the share drawn."""
+
+    source: str
+    weight: float
+    share_of_text: float
+    asked: float
+    drawn: float
+    epochs: float
+    """How often a byte of the source is read."""
+
+
+def mixed(
+    documents: Sequence[Document],
+    sources: Sequence[str],
+    weights: Mapping[str, float],
+    temperature: float,
+) -> tuple[list[Document], list[Drawn]]:
+    """Return a mixture of sources, in passes in the order of documents, and a row per source.
+
+    `sources` names the source of each document. A source of n bytes and weight w is asked for a
+    share in proportion to (w n)^(1 / temperature): higher temperatures bring the shares nearer to
+    each other (https://arxiv.org/abs/1907.05019, section 4.1). Documents are repeated or left out,
+    and the size of all stays. The choice depends on texts alone: in each source, a last pass that
+    is not whole takes the documents of the lowest hash positions.
+    """
+    sizes = dict.fromkeys(sorted(set(sources)), 0)
+    for document, source in zip(documents, sources, strict=True):
+        sizes[source] += document.size
+    total = sum(sizes.values())
+    powers = {name: (weights.get(name, 1.0) * n) ** (1 / temperature) for name, n in sizes.items()}
+    asked = {name: power / sum(powers.values()) for name, power in powers.items()}
+    copies = [0] * len(documents)
+    for name in sizes:
+        own = [index for index, source in enumerate(sources) if source == name]
+        for index, n in _copies(documents, own, asked[name] * total).items():
+            copies[index] = n
+    chosen = [
+        document
+        for done in range(max(copies))
+        for document, n in zip(documents, copies, strict=True)
+        if n > done
+    ]
+    drawn = dict.fromkeys(sizes, 0)
+    for document, source, n in zip(documents, sources, copies, strict=True):
+        drawn[source] += n * document.size
+    rows = [
+        Drawn(
+            source=name,
+            weight=weights.get(name, 1.0),
+            share_of_text=size / total,
+            asked=asked[name],
+            drawn=drawn[name] / sum(drawn.values()),
+            epochs=drawn[name] / size,
+        )
+        for name, size in sizes.items()
+    ]
+    return chosen, rows
+
+
+def _copies(documents: Sequence[Document], own: Sequence[int], quota: float) -> dict[int, int]:
+    """Return the copies of a source's documents whose bytes come nearest to the quota."""
+    passes, left = divmod(quota, sum(documents[index].size for index in own))
+    copies = dict.fromkeys(own, int(passes))
+    for index in sorted(own, key=lambda index: (documents[index].position, index)):
+        size = documents[index].size
+        if left >= size / 2 or not any(copies.values()):
+            copies[index] += 1
+            left -= size
+    return copies

@@ -6,16 +6,18 @@ Every rule of the table is in `FIELDS` and `PATTERNS`.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptmill.sources.address import hidden
 
 TARGETS = ("bpe", "instructions", "labelled", "questions", "text", "weights")
+TEXT = "text"
 SOURCE_FIELDS = ("name", "target", "licence", "place")
-SOURCE_OPTIONAL = ("attribution", "enabled", "files")
+SOURCE_OPTIONAL = ("attribution", "enabled", "files", "weight")
 
 # Required fields of each kind of place; every kind may also have the fields of PLACE_OPTIONAL.
 FIELDS = {
@@ -99,6 +101,10 @@ class Source:
     attribution: str
     files: Mapping[str, str]
     places: tuple[Place, ...]
+    weight: float | None = None
+    """How much more of a text is trained on than its size says; None: as much as that."""
+    temperature: float | None = None
+    """Of the whole table's mixture of texts; None: 1."""
 
 
 def parse(table: Mapping[str, Any], *, makers: Mapping[str, Sequence[str]]) -> tuple[Source, ...]:
@@ -107,12 +113,17 @@ def parse(table: Mapping[str, Any], *, makers: Mapping[str, Sequence[str]]) -> t
     Raises ValueError, naming the source and the field, for a field that is missing, unknown,
     or of the wrong type or form. `makers` names the options of each way to make files.
     """
-    unknown = sorted(set(table) - {"source"})
+    unknown = sorted(set(table) - {"source", "temperature"})
     rows = table.get("source", [])
     if unknown or not isinstance(rows, list) or not rows:
         unexpected = f", not {unknown[0]}" if unknown else ""
         raise ValueError(f"the table must be a list of [[source]] entries{unexpected}")
-    sources = [_source(row, number, makers) for number, row in enumerate(rows, start=1)]
+    temperature = table.get("temperature")
+    _check_positive(temperature, "the table", "temperature")
+    sources = [
+        replace(_source(row, number, makers), temperature=temperature)
+        for number, row in enumerate(rows, start=1)
+    ]
     names = [source.name for source in sources]
     duplicates = sorted({name for name in names if names.count(name) > 1})
     if duplicates:
@@ -132,6 +143,7 @@ def table_key(sources: Sequence[Source]) -> str:
 
 def describe(source: Source) -> dict[str, Any]:
     """Return a source as plain data, for manifest and hash, without secrets in addresses."""
+    temperature = source.temperature if source.target.split("/")[0] == TEXT else None
     places = [
         {
             "kind": place.kind,
@@ -149,6 +161,8 @@ def describe(source: Source) -> dict[str, Any]:
         "attribution": source.attribution,
         "files": dict(source.files),
         "places": places,
+        **({} if source.weight is None else {"weight": source.weight}),
+        **({} if temperature is None else {"temperature": temperature}),
     }
 
 
@@ -161,6 +175,9 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
     _check_type(row.get("files", {}), where, "files", dict)
     for name, digest in row.get("files", {}).items():
         _check_text(digest, f"{where}, files, {name}", "sha256")
+    _check_positive(row.get("weight"), where, "weight")
+    if "weight" in row and row["target"].split("/")[0] != TEXT:
+        raise ValueError(f"{where}: weight is of texts, and the target is {row['target']}; omit it")
     _check_type(row["place"], where, "place", list)
     if not row["place"]:
         raise ValueError(f"{where} has no place to fetch from; add a [[source.place]]")
@@ -175,6 +192,7 @@ def _source(row: Any, number: int, makers: Mapping[str, Sequence[str]]) -> Sourc
         attribution=row.get("attribution", ""),
         files=row.get("files", {}),
         places=tuple(places),
+        weight=row.get("weight"),
     )
 
 
@@ -246,6 +264,12 @@ def _check_text(value: Any, where: str, field: str) -> None:
     if not isinstance(value, str) or not pattern.fullmatch(value):
         suffix = "" if field == "header" else f", not {_shown(value)}"
         raise ValueError(f"{where}: {field} must be {meaning}{suffix}")
+
+
+def _check_positive(value: Any, where: str, field: str) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):
+        raise ValueError(f"{where}: {field} must be a number above 0, not {_shown(value)}")
 
 
 def _check_type(value: Any, where: str, field: str, kind: type) -> None:

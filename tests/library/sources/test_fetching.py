@@ -87,6 +87,8 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
         ({"target": "artifacts/x"}, f"target must be {FOLDER}, not 'artifacts/x'"),
         ({"target": "text/../../x"}, f"target must be {FOLDER}, not 'text/../../x'"),
         ({"licence": 3}, "licence must be a line of text, not 3"),
+        ({"weight": 0}, "source books: weight must be a number above 0, not 0"),
+        ({"weight": 2, "target": "bpe"}, "source books: weight is of texts, and the target is bpe"),
         ({"colour": "red"}, "source books has the unknown field colour; allowed are name, target"),
         ({"enabled": "no"}, "enabled must be true or false, not 'no'"),
         ({"files": {"a": "12"}}, "files, a: sha256 must be 64 hexadecimal digits, not '12'"),
@@ -159,6 +161,10 @@ def test_the_tables_key_changes_with_what_it_says_only() -> None:
     key = table_key(parse({"source": [GOOD]}, makers=MAKES))
     assert table_key(parse({"source": [other, off]}, makers=MAKES)) == key
     assert table_key([source(target="text/x")]) != key
+    assert table_key([source(weight=2.0)]) != key
+    assert table_key(parse({"source": [GOOD], "temperature": 2.0}, makers=MAKES)) != key
+    with pytest.raises(ValueError, match="the table: temperature must be a number above 0, not -1"):
+        parse({"source": [GOOD], "temperature": -1}, makers=MAKES)
 
 
 def tar_of(path: Path, members: dict[str, bytes], *, link: str = "") -> Path:
