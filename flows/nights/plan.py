@@ -20,7 +20,8 @@ from tasks.project.environment import ROOT
 from tasks.project.starts import check_start
 
 KEEP = "keep"
-BaseName = Annotated[str, Field(json_schema_extra={"enum": [KEEP, *bases.names(), *bases.presets()]})]
+BASES = [KEEP, *bases.names(), *bases.presets()]
+BaseName = Annotated[str, Field(json_schema_extra={"enum": [*BASES]})]
 """The type of `base` in Prefect's form: a list to choose from."""
 Stages = Annotated[
     list[str], Field(json_schema_extra={"items": {"type": "string", "enum": [*graph.stages()]}})
@@ -55,7 +56,7 @@ class Plan:
         Overrides are validated as params.yaml is, by the sections of the stages.
         """
         rules()
-        _check_names("base", [self.base], [KEEP, *bases.names(), *bases.presets()])
+        _check_names("base", [self.base], BASES)
         _check_names("stages", self.stages, list(graph.stages()))
         for key in self.overrides:
             _check_key(key)
