@@ -17,7 +17,7 @@ def test_the_form_has_a_description_for_every_parameter_and_lists_to_choose_from
     fields = parameter_schema(pipeline).properties
     assert set(fields) == {"base", "stages", "overrides", "force", "push", "data"}
     assert all(len(field["description"]) > 20 for field in fields.values())
-    assert fields["base"]["enum"] == ["keep", *base.names()]
+    assert fields["base"]["enum"] == ["keep", *base.names(), *base.presets()]
     assert fields["stages"]["items"]["enum"] == [*stages()]
     assert fields["overrides"]["type"] == "object"
     assert {fields[name]["type"] for name in ("force", "push", "data")} == {"boolean"}
