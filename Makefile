@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce lineage sweep adopt ui serve accept fresh params ledger show compare promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce lineage sweep adopt ui serve accept fresh params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -100,6 +100,9 @@ lineage: $(ENV)  ## print commit, params, data, licences and runs behind a model
 
 compare: $(ENV)  ## compare two versions on the same test rows: A=champion B=artifacts, a folder, revision or run id
 	@python -m flows compare "A=$(A)" "B=$(B)"
+
+report: $(ENV)  ## write one HTML page on a run: RUN=artifacts, champion, a folder, revision or run id
+	@python -m flows report "RUN=$(RUN)"
 
 # NAME=value for the shell; a reason may hold any character
 WORD = '$(1)=$(subst ','\'',$(value $(1)))'

@@ -90,6 +90,12 @@ def run_address(run: str) -> str:
     return f"{mlflow_address()}/#/experiments/{runs.experiment()}/runs/{run}?{MLFLOW_VIEW}"
 
 
+def file_address(run: str, path: str) -> str:
+    """Return the address of MLflow's view of a file of a run."""
+    site = f"{mlflow_address()}/#/experiments/{runs.experiment()}"
+    return f"{site}/runs/{run}/artifacts/{path}?{MLFLOW_VIEW}"
+
+
 def _links(outcome: StageOutcome, run: str | None) -> str:
     if run is None:
         return "No MLflow run in this store produced the stage's files."

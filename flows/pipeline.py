@@ -27,8 +27,7 @@ from flows.flow_states import FlowNote, wait_for_prefect
 from flows.nights.keeping import Keeping
 from flows.nights.plan import KEEP, BaseName, Overrides, Plan, Stages
 from flows.nights.rows import StageRow, as_markdown, print_table, summary
-from flows.registry import review
-from flows.registry.review import Reviewed
+from flows.registry.announce import REPORT, announce, attach_report
 from flows.results import Results
 from flows.trees import tree
 from flows.trees.apart import Apart
@@ -39,7 +38,6 @@ from tasks.project.environment import ROOT
 from tasks.project.graph import forget, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
-from tasks.tracking.store import AwayError
 
 ALL: list[str] = []
 NONE: dict[str, Any] = {}
@@ -181,8 +179,11 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
         _run_stages(work, order, parent.id)
         failed = rows[-1].state == FAILED
         _record(work, parent)
-        told = [] if failed else _review_models(work, parent)
-        page, text = as_markdown(rows), summary(rows)
+        told = []
+        if not failed:
+            told += announce(work.tree, parent, work.note)
+            told += attach_report(work.tree, parent, name)
+        page, text = _page(rows, parent.id, failed=failed), summary(rows)
         work.note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
     except BaseException:
         parent.end("KILLED", patience=SIGNAL_S)
@@ -258,24 +259,6 @@ def _prefect_state(
     return Completed(name="Cached", message=f"{outcome.state}: {figure}")
 
 
-def _review_models(work: Work, parent: RunRecord) -> list[str]:
-    """Register and judge the models; return the sentences with news."""
-    try:
-        reviewed = work.tree.review()
-    except AwayError as error:
-        return [review.away(error)]
-    news = [one for one in reviewed if one.is_news]
-    parent.tags({f"gate.{one.kind}": one.sentence[:5000] for one in news})
-    if news:
-        work.note.send(lambda: _gate_page(reviewed))
-    return [one.sentence for one in news]
-
-
-def _gate_page(reviewed: list[Reviewed]) -> None:
-    text = "; ".join(f"{one.kind} {one.version} {one.state}" for one in reviewed if one.is_news)
-    create_markdown_artifact(review.as_markdown(reviewed), key="gate", description=text)
-
-
 def _record(work: Work, parent: RunRecord) -> None:
     """Link each stage's MLflow run, tag dvc.lock's hash, and record the main figures.
 
@@ -290,3 +273,10 @@ def _record(work: Work, parent: RunRecord) -> None:
     lock = work.tree.folder / "dvc.lock"
     if lock.exists():
         parent.tag("dvc.lock", content_hash(lock))
+
+
+def _page(rows: list[StageRow], run: str, *, failed: bool) -> str:
+    """Return the table of the stages, with links to the run in MLflow and to the report."""
+    links = [f"[MLflow run]({pages.run_address(run)})"]
+    links += [] if failed else [f"[{REPORT}]({pages.file_address(run, REPORT)})"]
+    return f"{', '.join(links)} (open with `make ui`)\n\n{as_markdown(rows)}"

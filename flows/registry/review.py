@@ -6,14 +6,13 @@ judged once, so that a decision of `make promote` or `make rollback` stands.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.results import JUDGE, metrics_of
 from flows.sides import records
 from gptmill.comparing.rule import Rule
-from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, lock, locked_outputs
 from tasks.tracking import registry, runs, store
 from tasks.tracking.registry import KINDS, OUT, Registered
@@ -34,6 +33,8 @@ class Reviewed:
     state: str
     reasons: tuple[str, ...] = ()
     is_news: bool = True
+    page: str | None = None
+    """The page of the comparison with the champion."""
 
     @property
     def sentence(self) -> str:
@@ -101,7 +102,7 @@ def _judged(found: Registered, number: int, rule: Rule) -> Reviewed:
         is_champion = number == found.champion
         before = "is the champion, unchanged" if is_champion else f"is unchanged: {tags[DECISION]}"
         return Reviewed(found.kind, number, before, is_news=False)
-    decision = _decide(found, number, rule)
+    decision, page = _decide(found, number, rule)
     why = "; ".join(decision.reasons)
     if decision.promoted and number != found.champion:
         best = rule.when == "better" or decision.verdict == "first" or decision.gain > 0
@@ -110,7 +111,8 @@ def _judged(found: Registered, number: int, rule: Rule) -> Reviewed:
     found.tag(number, {"verdict": decision.verdict, "gate.reasons": why[:5000]})
     found.tag(number, {DECISION: word})
     _tag_run(found, number, f"{word} as version {number}: {why}"[:5000])
-    return Reviewed(found.kind, number, _state(found, number, decision), decision.reasons)
+    state = _state(found, number, decision)
+    return Reviewed(found.kind, number, state, decision.reasons, page=page)
 
 
 def _state(found: Registered, number: int, decision: "Decision") -> str:
@@ -121,31 +123,34 @@ def _state(found: Registered, number: int, decision: "Decision") -> str:
     return f"is refused, {kept} ({remedy})"
 
 
-def _decide(found: Registered, number: int, rule: Rule) -> "Decision":
-    """Return the decision: against the champion, or the best champion so far."""
+def _decide(found: Registered, number: int, rule: Rule) -> tuple["Decision", str | None]:
+    """Return the decision against the champion, or the best champion so far, and its page."""
+    from flows.sides.resolve import resolve
     from flows.sides.versions import of_number
     from gptmill.comparing.gate import Decision, judge, judge_first
-    from gptmill.comparing.side import Side
+    from gptmill.comparing.page import render
     from gptmill.device import device_name
 
     figures = metrics_of(JUDGE)
     against = found.best if rule.when == "not_worse" else found.champion
     if against is None or against == number:
-        return judge_first(rule, figures)
-    version = Side("B", f"{found.kind} version {number}", ROOT / "artifacts")
+        return judge_first(rule, figures), None
     with tempfile.TemporaryDirectory(prefix="gptmill-gate-") as temporary:
         try:
             opponent = of_number("A", found, against, Path(temporary))
         except ValueError as error:
-            return Decision(False, "unknown", (str(error),))
-        return judge(
+            return Decision(False, "unknown", (str(error),)), None
+        artifacts = resolve("B", "artifacts", Path(temporary))
+        decision = judge(
             rule,
             figures,
             kind=found.kind,
             opponent=opponent,
-            version=version,
+            version=replace(artifacts, name=f"{found.kind} version {number}"),
             device=device_name("auto"),
         )
+        compared = decision.comparison
+        return decision, render(compared) if compared and compared.figures else None
 
 
 def _tag_run(found: Registered, number: int, text: str) -> None:

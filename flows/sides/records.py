@@ -9,11 +9,13 @@ from tasks.tracking.runs import flatten
 Entries = Mapping[str, Mapping[str, Any]]
 Record = dict[str, dict[str, str]]
 CODE = ("src/", "tasks/")
+OUTPUTS = "outputs"
+"""The kind of record with the hash of each output; two versions differ in hashes anyway."""
 
 
 def of_lock(entries: Entries) -> Record:
     """Return the record of dvc.lock's entries."""
-    record: Record = {"params": {}, "data": {}, "code": {}}
+    record: Record = {"params": {}, "data": {}, "code": {}, OUTPUTS: outputs(entries)}
     for entry in entries.values():
         values = flatten(entry.get("params", {}).get("params.yaml", {}))
         record["params"] |= {name: plain(value) for name, value in values.items()}
@@ -31,8 +33,11 @@ def outputs(entries: Entries) -> dict[str, str]:
 
 
 def plain(value: object) -> str:
-    """Return a param as text; a number has one form, as dvc.lock and MLflow write two."""
+    """Return a param as text; numbers and lists have one form, as dvc.lock and MLflow write two."""
+    text = str(value)
+    if text[:1] in ("[", "("):  # a list in dvc.lock is a tuple in MLflow
+        return f"[{text[1:-1].rstrip(',')}]"
     try:
-        return repr(float(str(value)))
+        return repr(float(text))
     except ValueError:
-        return str(value)
+        return text

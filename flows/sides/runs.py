@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.sides.cached import ARTIFACTS, link_outputs
-from flows.sides.records import Record, plain
+from flows.sides.records import OUTPUTS, Record, plain
 from gptmill.comparing.side import Side
 from tasks.tracking.delivery import find_run
 
@@ -56,7 +56,8 @@ def linked_side(
         )
     why = "neither DVC's cache nor a model of the run has the file"
     reasons = {path.removeprefix(ARTIFACTS): why for path in lacking} | dict(absent or {})
-    return Side(letter, name, folder, origin=origin, absent=reasons, record=_record(runs))
+    record = {**_record(runs), OUTPUTS: dict(recorded)}
+    return Side(letter, name, folder, origin=origin, absent=reasons, record=record)
 
 
 def _stage_runs(run: Any) -> list[Any]:

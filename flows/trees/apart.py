@@ -93,6 +93,10 @@ class Apart:
         rows = self._call("review", {}, print)
         return [Reviewed(**{**row, "reasons": tuple(row["reasons"])}) for row in rows]
 
+    def report(self, title: str) -> str:
+        """Return the report on the worktree's artifacts, by the rules of `Here.report`."""
+        return str(self._call("report", {"title": title}, print))
+
     def figures(self) -> dict[str, float]:
         """Return the main figures of the worktree's evaluation."""
         return dict(self._call("figures", {}, print))

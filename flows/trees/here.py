@@ -5,6 +5,8 @@ Arguments and results are plain enough to pass between the processes of two tree
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.commands.data.data import make_data, read_table, reason
@@ -83,6 +85,14 @@ class Here:
     def review(self) -> list[Reviewed]:
         """Register and judge the models."""
         return review(rules())
+
+    def report(self, title: str) -> str:
+        """Return the report on the artifacts; raise ValueError where there is no page."""
+        from flows.commands.inspect.report import page  # imports torch
+        from flows.sides.resolve import resolve
+
+        with TemporaryDirectory(prefix="gptmill-report-") as temporary:
+            return page(resolve("RUN", "artifacts", Path(temporary)), title=title)
 
     def figures(self) -> dict[str, float]:
         """Return the main figures of the last evaluation."""

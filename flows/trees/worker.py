@@ -96,6 +96,13 @@ def review() -> list[dict[str, Any]]:
     return [asdict(one) for one in Here().review()]
 
 
+def report(*, title: str) -> str:
+    """Return the report on the worktree's artifacts."""
+    from flows.trees.here import Here
+
+    return Here().report(title)
+
+
 def figures() -> dict[str, float]:
     """Return the main figures of the worktree's evaluation."""
     from flows.trees.here import Here
@@ -109,6 +116,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "order": order,
     "bring": bring,
     "review": review,
+    "report": report,
     "figures": figures,
 }
 

@@ -20,6 +20,7 @@ from gptmill.files import atomic_folder, write_json
 from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
+from tasks.frame.cost import cost
 from tasks.frame.run import Follower, Metrics, Run
 from tasks.processes import locks
 from tasks.processes.receipt import tell
@@ -156,12 +157,14 @@ def _lead(job: Job, world: World) -> None:
         with uninterrupted():
             _end(tracking, error)
         raise
+    tracking.metrics(cost(), 0)
     tracking.end("FINISHED")
     tell("end", metrics=metrics)
 
 
 def _end(tracking: StageRun, error: BaseException) -> None:
     """Close the run of an unfinished stage."""
+    tracking.metrics(cost(), 0)
     if isinstance(error, Exception):
         tracking.text(traceback.format_exc(), "error.txt")
         tracking.end("FAILED", str(error))

@@ -40,14 +40,15 @@ def read_yaml(path: Path) -> Any:
     """
     name = path.relative_to(ROOT).as_posix()
     try:
-        return _parsed(read_text(path), name)
+        return parse_yaml(read_text(path), name)
     except FileNotFoundError:
         raise ValueError(
             f"{name} is missing: run `git checkout {name}` to restore the file"
         ) from None
 
 
-def _parsed(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> Any:
+    """Return the content of YAML text; raise ValueError with the file's name for other text."""
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
@@ -243,7 +244,7 @@ def _locked(text: str) -> dict[str, Any]:
 
 def parse_lock(text: str, name: str) -> dict[str, Any]:
     """Return the stages of a dvc.lock; raise ValueError with the name for other texts."""
-    content = _parsed(text, name) or {}
+    content = parse_yaml(text, name) or {}
     if not isinstance(content, dict) or not isinstance(content.get("stages") or {}, dict):
         raise ValueError(f"{name} is no dvc.lock: `stages` must hold an entry for each stage")
     return content.get("stages") or {}

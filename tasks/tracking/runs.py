@@ -172,7 +172,13 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def maker(outputs: Mapping[str, str]) -> str | None:
-    """Return the id of the run that wrote these outputs.
+    """Return the id of the run that wrote these outputs, None where `making_run` gives none."""
+    run = making_run(outputs)
+    return None if run is None else str(run.info.run_id)
+
+
+def making_run(outputs: Mapping[str, str]) -> Any:
+    """Return the run that wrote these outputs.
 
     The hashes of the outputs identify the run; None if no run matches, or where MLflow is away.
     """
@@ -184,4 +190,12 @@ def maker(outputs: Mapping[str, str]) -> str | None:
             [connect()], " and ".join(terms), order_by=["attributes.start_time DESC"]
         )
     )
-    return str(matches[0].info.run_id) if matches else None
+    return matches[0] if matches else None
+
+
+def history(run: str, metric: str) -> list[float]:
+    """Return the recorded values of a metric; empty while MLflow is away."""
+    from mlflow import MlflowClient
+
+    values = _ask(lambda: MlflowClient().get_metric_history(run, metric))
+    return [entry.value for entry in values or ()]

@@ -1,15 +1,16 @@
-"""`make compare`: sides by folder, revision and run; the table, the page, and refusals."""
+"""`make compare` and `make report`: sides by folder, revision and run; pages, and refusals."""
 
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Run, RunData, RunInfo, RunTag
+from mlflow.entities import Metric, Run, RunData, RunInfo, RunTag
 from ruamel.yaml import YAML
 
 from flows.commands.inspect import compare as command
-from flows.sides import cached, resolve, runs
+from flows.commands.inspect import report
+from flows.sides import cached, facts, resolve, runs
 from gptmill.comparing import significance
 from tests.library.comparing.planted import place, record, write_side
 from tests.support.project import Project, commit
@@ -25,10 +26,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     write_side(tmp_path / "artifacts", wrong=30)
     record(tmp_path)
     (tmp_path / ".gitignore").write_text("/artifacts\n/compare\n/.dvc\n")
+    (tmp_path / "params.yaml").write_text("classify: {epochs: 2, rates: [1, 2]}\ngate: {}\n")
     commit(project, "the first version")
     shutil.rmtree(tmp_path / "artifacts")
     write_side(tmp_path / "artifacts", wrong=80)
-    for module in (command, cached, resolve):
+    for module in (command, report, facts, cached, resolve):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(significance, "RESAMPLES", 1000)
     monkeypatch.setattr(command, "has_champion", lambda: False)
@@ -73,6 +75,46 @@ def test_a_pipeline_run_has_the_outputs_of_its_stages(
 def run(name: str, tags: dict[str, str]) -> Run:
     info = RunInfo(name, "0", "user", "FINISHED", 0, 0, "active", run_name="a run")
     return Run(info, RunData(tags=[RunTag(key, value) for key, value in tags.items()]))
+
+
+def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run(RUN, {"mlflow.source.git.commit": "abcdef12", "git.dirty": "true"})
+    costs = {"cost/seconds": [60.0, 30.5], "cost/cpu_seconds": [50.0], "cost/peak_memory_gb": [2.0]}
+    made = Run(made.info, RunData([Metric(name, 1, 0, 0) for name in costs], tags=tags_of(made)))
+    monkeypatch.setattr(facts.store, "is_own", lambda uri: False)
+    monkeypatch.setattr(facts.runs, "making_run", lambda outputs: made)
+    monkeypatch.setattr(facts.runs, "history", lambda run, name: costs[name])
+    monkeypatch.setattr(facts, "run_address", lambda run: f"http://mlflow/{run}")
+    facts._reference.cache_clear()
+    assert report.main(["RUN=HEAD"]) == 0
+    assert "compare/report-HEAD.html" in capsys.readouterr().out
+    page = (project.root / "compare/report-HEAD.html").read_text()
+    for text in (
+        "<tr><td>classify.epochs</td><td>2.0</td><td>3.0</td></tr>",
+        "<tr><td>classify.rates</td><td>[1, 2]</td><td>(none)</td></tr>",
+        "the first version</dd>",
+        '<td class="right">90.5</td><td class="right">50.0</td><td class="right">2.00</td>',
+        "abcdef1 with changes",
+        f'<a href="http://mlflow/{RUN}">classify</a>',
+        "classify: 30 wrong test rows; the 20 most confident",
+        "<tr><td>artifacts/classify</td><td>",
+        "<svg",
+    ):
+        assert text in page, text
+    monkeypatch.setattr(facts.runs, "making_run", lambda outputs: None)
+    assert report.main(["RUN="]) == 0
+    page = (project.root / "compare/report-artifacts.html").read_text()
+    assert "The params of this run are not recorded" in page
+    assert "<dt>date</dt><dd>not recorded</dd>" in page
+    for words in (["RUN=nothing"], ["A=HEAD"]):
+        with pytest.raises(ValueError, match=r"RUN=nothing is none of these|usage: make report"):
+            report.main(words)
+
+
+def tags_of(made: Run) -> list[RunTag]:
+    return [RunTag(key, value) for key, value in made.data.tags.items()]
 
 
 def test_a_checkpoint_folder_is_compared_with_the_data_beside_it(

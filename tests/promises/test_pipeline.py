@@ -82,6 +82,10 @@ def test_runs_are_nested_finished_and_tagged_with_hashes(project: Project, first
     assert project.tags(parents[0])["base"] == "pretrain"
     metrics = query(project, "select key from metrics where run_uuid = ?", parents[0])
     assert {"classify_f1", "bag_of_words_f1", "general_assistant_passed"} <= {*metrics}
+    cost = query(project, "select key from metrics where run_uuid = ?", runs["sample"]["id"])
+    assert {"cost/seconds", "cost/cpu_seconds", "cost/peak_memory_gb"} <= {*cost}
+    (report,) = project.root.glob(f"mlflow/artifacts/{parents[0]}/artifacts/report.html")
+    assert f"runs/{runs['sample']['id']}" in report.read_text(encoding="utf-8")
 
 
 def test_the_reference_names_every_file_tag_and_metric(project: Project, first: str) -> None:

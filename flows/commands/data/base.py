@@ -108,11 +108,15 @@ def read(name: str) -> Preset:
 
 
 def current() -> str:
-    """Return the name of the base that params.yaml uses, or else the place of the weights.
+    """Return the name of the base that params.yaml uses, or else the place of the weights."""
+    return with_weights(str(graph.params().get("load_gpt2", {}).get("weights", "")))
+
+
+def with_weights(weights: str) -> str:
+    """Return the name of the base with these weights, or else the place of the weights.
 
     A mistake in a base file does not matter here: `make base` names the mistake.
     """
-    weights = str(graph.params().get("load_gpt2", {}).get("weights", ""))
     for name in names():
         params = _content(name).get("params")
         if isinstance(params, dict) and params.get("load_gpt2.weights") == weights:

@@ -23,6 +23,7 @@ from gptmill.evaluation.paired import Figure, ratio
 TAUGHT = "split/instructions"
 ASKED = ["history", "instruction", "input"]
 OPTIONAL = ["history", "input", "key", "kind", "before"]
+EXERCISE = ["instruction", "output", "answer"]
 QUESTION = ["question", "reference", "kind"]
 SCORES = (Figure("passed", "checked"), Figure("token_f1", "one"))
 LOSS = Figure("nats", "one", less_is_better=True)
@@ -30,17 +31,14 @@ LOSS = Figure("nats", "one", less_is_better=True)
 
 def exercises(first: Side, second: Side) -> Section:
     """Compare the answers to the exercises of the test part."""
-    sides, columns = (first, second), ["instruction", "output", "answer"]
+    sides = (first, second)
     common = common_rows(
-        [
-            read_records(side.file("instruct/answers.json"), columns, optional=OPTIONAL)
-            for side in sides
-        ],
+        [read_answers(side) for side in sides],
         same=[*ASKED, "output", "key", "kind"],
         seen=[seen_texts(side, TAUGHT, "json", _read_taught, ASKED) for side in sides],
         text=ASKED,
     )
-    taught = _taught(sides)
+    taught = taught_rows(sides)
     scores = [score_exercises(table, taught)["answer"] for table in (common.first, common.second)]
     scores = [table.assign(passed=table["right"], checked=1) for table in scores]
     asked = (common.first["instruction"] + "\n" + common.first["input"]).str.strip()
@@ -57,13 +55,18 @@ def exercises(first: Side, second: Side) -> Section:
     )
 
 
+def read_answers(side: Side) -> pd.DataFrame:
+    """Return the assistant's answers to the exercises, with the questions."""
+    return read_records(side.file("instruct/answers.json"), EXERCISE, optional=OPTIONAL)
+
+
 def _read_taught(path: Path) -> pd.DataFrame:
     return read_records(
         path, ["instruction", "output"], optional=["history", "input", "key", "kind"]
     )
 
 
-def _taught(sides: Sequence[Side]) -> pd.DataFrame:
+def taught_rows(sides: Sequence[Side]) -> pd.DataFrame:
     """Return the training rows of both sides, by which exercises are scored."""
     path = f"{TAUGHT}/train.json"
     tables = [_read_taught(side.file(path)) for side in sides if side.has(path)]

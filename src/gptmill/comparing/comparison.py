@@ -1,6 +1,6 @@
 """The whole comparison of two sides: all tasks, corrected p values, a verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -72,10 +72,17 @@ def compare(first: Side, second: Side, *, device: str) -> Comparison:
 
     Raises ValueError with the reasons where no task can be compared.
     """
-    sections = [_compared(name, *task, first, second) for name, task in tasks(device).items()]
-    if not any(section.figures for section in sections):
-        reasons = "; ".join(f"{section.name}: {section.missing}" for section in sections)
+    comparison = compare_tasks(first, second, device=device, names=list(tasks(device)))
+    if not comparison.figures:
+        reasons = "; ".join(f"{part.name}: {part.missing}" for part in comparison.sections)
         raise ValueError(f"nothing can be compared: {reasons}")
+    return comparison
+
+
+def compare_tasks(first: Side, second: Side, *, device: str, names: Collection[str]) -> Comparison:
+    """Compare two sides on the named tasks."""
+    chosen = {name: task for name, task in tasks(device).items() if name in names}
+    sections = [_compared(name, *task, first, second) for name, task in chosen.items()]
     figures = [figure for section in sections for figure in section.figures]
     corrected = iter(holm([figure.p for figure in figures]))
     return Comparison(

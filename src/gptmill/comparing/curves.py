@@ -1,4 +1,4 @@
-"""Training curves of two sides in one plot, as SVG for an HTML page."""
+"""Training curves of one or two sides in one plot, as SVG for an HTML page."""
 
 import io
 from pathlib import Path
@@ -12,20 +12,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAINED = ("pretrain", "classify", "lora", "instruct")
-COLOURS = {"A": "#d9822b", "B": "#3b82c4"}
-"""Colours that can be read on a light and on a dark page."""
+COLOURS = {"A ": "#d9822b", "B ": "#3b82c4", "": "#3b82c4"}
+"""Colours that can be read on a light and on a dark page, by the start of a label."""
 INK = "#010203"
 """Replaced by the page's text colour."""
 SMOOTHED = 50
 """The training loss is a mean of a fiftieth of the steps."""
 
 
-def training_curves(first: Side, second: Side) -> dict[str, str]:
-    """Return an SVG for each stage of which either side has a training.csv."""
+def training_curves(*sides: Side) -> dict[str, str]:
+    """Return an SVG for each stage of which a side has a training.csv."""
+    labels = [f"{side.letter} " if len(sides) > 1 else "" for side in sides]
     drawn = {}
     for stage in TRAINED:
         path = f"{stage}/training.csv"
-        tables = {s.letter: _read(s.folder / path) for s in (first, second) if s.has(path)}
+        tables = {
+            label: _read(side.folder / path)
+            for label, side in zip(labels, sides, strict=True)
+            if side.has(path)
+        }
         if tables:
             drawn[stage] = _svg(tables)
     return drawn
@@ -56,8 +61,8 @@ def _svg(tables: dict[str, pd.DataFrame]) -> str:
     with mpl.rc_context(settings):
         figure = Figure(figsize=(6, 3.2), layout="constrained")
         axes = figure.subplots()
-        for letter, table in tables.items():
-            _draw(axes, letter, table)
+        for label, table in tables.items():
+            _draw(axes, label, table)
         axes.set_xlabel("step")
         axes.set_ylabel("loss, nats")
         axes.spines[["top", "right"]].set_visible(False)
@@ -68,10 +73,10 @@ def _svg(tables: dict[str, pd.DataFrame]) -> str:
     return text[text.index("<svg") :].replace(INK, "currentColor")
 
 
-def _draw(axes: "Axes", letter: str, table: pd.DataFrame) -> None:
-    colour, style = COLOURS[letter], "--" if letter == "A" else "-"
+def _draw(axes: "Axes", label: str, table: pd.DataFrame) -> None:
+    colour, style = COLOURS[label], "--" if label == "A " else "-"
     smooth = table["train_loss"].rolling(max(1, len(table) // SMOOTHED), min_periods=1).mean()
-    axes.plot(table["step"], smooth, style, color=colour, linewidth=1, label=f"{letter} training")
+    axes.plot(table["step"], smooth, style, color=colour, linewidth=1, label=f"{label}training")
     if "val_loss" in table:
         measured = table[["step", "val_loss"]].dropna()
         axes.plot(
@@ -81,5 +86,5 @@ def _draw(axes: "Axes", letter: str, table: pd.DataFrame) -> None:
             color=colour,
             marker="o",
             linewidth=2,
-            label=f"{letter} validation",
+            label=f"{label}validation",
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from gptmill.comparing.comparison import tasks
+from gptmill.comparing.comparison import Comparison, compare_tasks
 from gptmill.comparing.rule import PRIMARY, Rule, failed_thresholds
 from gptmill.comparing.section import Figure, MissingError
 from gptmill.comparing.side import Side
@@ -24,6 +24,8 @@ class Decision:
     reasons: tuple[str, ...]
     gain: float = 0.0
     """The paired gain over the opponent."""
+    comparison: Comparison | None = None
+    """The whole comparison with the opponent, for a page."""
 
 
 def judge_first(rule: Rule, figures: Mapping[str, object]) -> Decision:
@@ -44,24 +46,28 @@ def judge(
 ) -> Decision:
     """Decide on a version by the thresholds, and by the paired gain over the opponent."""
     failed = failed_thresholds(rule, figures)
+    names = {task for task, _ in PRIMARY[kind].values()}
+    comparison = compare_tasks(opponent, version, device=device, names=names)
     try:
-        figure = _primary(rule, kind, opponent, version, device=device)
+        figure = _primary(rule, kind, comparison)
     except MissingError as error:
         reason = f"no comparison with {opponent.name}: {error}"
-        return Decision(False, "unknown", (*failed, reason))
+        return Decision(False, "unknown", (*failed, reason), comparison=comparison)
     gain = figure.gain
     verdict: Literal["better", "worse", "same"] = (
         "better" if gain.low > 0 else "worse" if gain.high < 0 else "same"
     )
     passed = gain.low > rule.least
     reason = _sentence(rule, figure, opponent.name, passed=passed)
-    return Decision(passed and not failed, verdict, (*failed, reason), gain.value)
+    return Decision(passed and not failed, verdict, (*failed, reason), gain.value, comparison)
 
 
-def _primary(rule: Rule, kind: str, opponent: Side, version: Side, *, device: str) -> Figure:
-    """Compare the primary metric; raise MissingError where the sides lack the metric."""
-    section, name = PRIMARY[kind][rule.primary]
-    compared = tasks(device)[section][1](opponent, version)
+def _primary(rule: Rule, kind: str, comparison: Comparison) -> Figure:
+    """Return the primary metric; raise MissingError where the sides lack the metric."""
+    task, name = PRIMARY[kind][rule.primary]
+    compared = next(section for section in comparison.sections if section.name == task)
+    if compared.missing:
+        raise MissingError(compared.missing)
     found = [figure for figure in compared.figures if figure.name.startswith(name)]
     if not found:
         raise MissingError(f"{name} was not measured: {'; '.join(compared.notes)}")

@@ -1,5 +1,6 @@
 """The HTML page of a comparison: one file, without scripts or network."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from markupsafe import Markup
 
 from gptmill.comparing.comparison import Comparison
 from gptmill.comparing.curves import training_curves
-from gptmill.comparing.section import CHANGES, Example, Section
+from gptmill.comparing.section import CHANGES, Example
 from gptmill.comparing.side import changes, unknown
 
 SHOWN = 60
@@ -23,7 +24,7 @@ CHANGE_WORDS = {
 
 
 @dataclass(frozen=True)
-class _Answers:
+class Answers:
     """The examples of a task on the page."""
 
     counts: list[tuple[str, int]]
@@ -33,15 +34,14 @@ class _Answers:
 
 def render(comparison: Comparison) -> str:
     """Return the page; all texts are escaped, since answers are texts of a model."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     curves = training_curves(*comparison.sides)
-    return environment.from_string(source).render(
+    return template("page.html").render(
         comparison=comparison,
         sides=comparison.sides,
-        answers={section.name: _answers(section) for section in comparison.sections},
+        answers={
+            section.name: ordered_answers(section.examples, CHANGE_WORDS)
+            for section in comparison.sections
+        },
         curves={stage: Markup(svg) for stage, svg in curves.items()},
         changes=changes(*comparison.sides),
         unknown=unknown(*comparison.sides),
@@ -49,13 +49,27 @@ def render(comparison: Comparison) -> str:
     )
 
 
-def _answers(section: Section) -> _Answers:
-    ordered = sorted(
-        section.examples, key=lambda row: (CHANGES.index(row.change), row.first == row.second)
+def template(name: str) -> jinja2.Template:
+    """Return a template of this package; all values are escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
     )
+    return environment.get_template(name)
+
+
+def ordered_answers(examples: Sequence[Example], words: Mapping[str, str]) -> Answers:
+    """Return examples in the order of CHANGES, counted by change; at equal change, differing first.
+
+    `words` name the changes.
+    """
+    ordered = sorted(examples, key=lambda row: (CHANGES.index(row.change), row.first == row.second))
     counts = [
-        (CHANGE_WORDS[name], sum(row.change == name for row in ordered))
+        (words[name], sum(row.change == name for row in ordered))
         for name in CHANGES
         if any(row.change == name for row in ordered)
     ]
-    return _Answers(counts, ordered[:SHOWN], len(ordered))
+    return Answers(counts, ordered[:SHOWN], len(ordered))

@@ -51,7 +51,7 @@ def root(opened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     shutil.copytree(opened, root)
     place(monkeypatch, root)
     graph.stages()  # of this tree
-    for module in (graph, results, reviewing, cached, resolve):
+    for module in (graph, results, cached, resolve):
         monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(significance, "RESAMPLES", 1000)
     monkeypatch.setattr(locks, "project", lambda *words: nullcontext())
@@ -117,6 +117,9 @@ def test_a_loss_is_refused_and_people_have_the_last_word(
         'VERSION=2 WHY="..."` overrides): accuracy 92.0 against 97.0 of classifier version 1, a '
         "gain of -5.0 points (95 %: -"
     )
+    assert refused.page is not None
+    assert "B is worse on accuracy (classify)" in refused.page
+    assert "classifier version 2 <span" in refused.page
     assert aliases() == {"candidate": 2, "champion": 1}
     tags = tags_of(2)
     assert (tags["gate"], tags["verdict"]) == ("refused", "worse")
@@ -236,7 +239,7 @@ def with_champion(opened: Path) -> Iterator[None]:
     before = mlflow.get_tracking_uri()
     with pytest.MonkeyPatch.context() as patched:
         place(patched, opened)
-        for module in (graph, results, reviewing, cached):
+        for module in (graph, results, cached):
             patched.setattr(module, "ROOT", opened)
         patched.setattr(locks, "project", lambda *words: nullcontext())
         make(opened, wrong=30)
