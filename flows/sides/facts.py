@@ -8,7 +8,6 @@ from typing import Any
 from flows.commands.data import base
 from flows.pages import run_address
 from flows.sides.records import OUTPUTS, plain
-from flows.sweeps.params import edited
 from flows.trees.tree import git
 from gptmill.comparing.report.facts import UNKNOWN, Facts, Making
 from gptmill.comparing.side import Change, Side
@@ -119,8 +118,9 @@ def _params(params: Mapping[str, str]) -> tuple[str, list[Change]]:
     name, reference = _reference(base.with_weights(weights) if weights else "")
     sections = {key.partition(".")[0] for key in params}
     expected = {key: value for key, value in reference.items() if key.partition(".")[0] in sections}
+    both = (expected, params)
     differing = [
-        Change("params", key, expected.get(key, ""), params.get(key, ""))
+        Change("params", key, *(values.get(key, "").removesuffix(".0") for values in both))
         for key in sorted({*params, *expected})
         if params.get(key) != expected.get(key)
     ]
@@ -134,12 +134,14 @@ def _reference(preset: str) -> tuple[str, dict[str, str]]:
         text, name = git("show", "HEAD:./params.yaml", cwd=ROOT), "the committed params.yaml"
     except ValueError:  # a project without git
         text, name = (ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml"
-    if preset in base.names():
-        text = edited(text, base.read(preset).params)
-        name += f" with configs/bases/{preset}.yaml"
     content = parse_yaml(text, name)
-    kept = {key: value for key, value in content.items() if key not in NOT_STAGES}
-    return name, {key: plain(value) for key, value in flatten(kept).items()}
+    flat = flatten({key: value for key, value in content.items() if key not in NOT_STAGES})
+    if preset in base.names():
+        name += f" with configs/bases/{preset}.yaml"
+        for key, value in base.read(preset).params.items():
+            flat = {k: v for k, v in flat.items() if not f"{k}.".startswith(f"{key}.")}
+            flat |= flatten({key: value})
+    return name, {key: plain(value) for key, value in flat.items()}
 
 
 def _origins(side: Side) -> list[Origin]:

@@ -92,7 +92,7 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
     assert "compare/report-HEAD.html" in capsys.readouterr().out
     page = (project.root / "compare/report-HEAD.html").read_text()
     for text in (
-        "<tr><td>classify.epochs</td><td>2.0</td><td>3.0</td></tr>",
+        "<tr><td>classify.epochs</td><td>2</td><td>3</td></tr>",
         "<tr><td>classify.rates</td><td>[1, 2]</td><td>(none)</td></tr>",
         "the first version</dd>",
         '<td class="right">90.5</td><td class="right">50.0</td><td class="right">2.00</td>',
