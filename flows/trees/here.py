@@ -12,12 +12,14 @@ from typing import Any
 from flows.commands.data.data import make_data, read_table, reason
 from flows.dvc.command import dvc
 from flows.dvc.repair import repair
-from flows.dvc.repro import StageOutcome, repro, stale_stages, unchanged_stages
+from flows.dvc.repro import RESTORED, UNCHANGED, StageOutcome, repro, stale_stages, unchanged_stages
 from flows.registry.review import Reviewed, review
 from flows.registry.rules import rules
 from flows.results import Results, main_figures, results_of
+from tasks.frame.restored import record_restored
 from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, forget, stages
+from tasks.tracking import runs
 
 Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]
@@ -80,6 +82,8 @@ class Here:
             unchanged=unchanged,
             force=force,
         )
+        if outcome.state in (RESTORED, UNCHANGED):
+            record_restored(stage, parent=context.get(runs.PARENT_VARIABLE))
         return outcome, results_of(stage)
 
     def review(self) -> list[Reviewed]:

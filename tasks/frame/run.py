@@ -1,5 +1,6 @@
 """The interface of a stage to the project: inputs, outputs, and reports to MLflow and Prefect."""
 
+import csv
 import hashlib
 import json
 import os
@@ -38,6 +39,21 @@ MEASURED_ON = {
     "instruct": "artifacts/split/instructions",
 }
 """The dep behind the figures of a stage that makes a model."""
+MODELS: Mapping[str, tuple["ServedKind", str]] = {
+    "pretrain": ("generator", "."),
+    "lora": ("classifier", "merged"),
+    "classify": ("classifier", "."),
+    "instruct": ("assistant", "."),
+}
+"""The kind of model that a stage makes, and the model's folder in the output."""
+CURVES = {
+    "train_loss": "train/loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "val_loss": "val/loss",
+    "val_accuracy": "val/accuracy",
+}
+"""The metric behind each column of training.csv."""
 JUDGED = (
     *((stage, f"{stage}_", dataset) for stage, dataset in MEASURED_ON.items()),
     ("instruct", "general_assistant_", "data/questions"),
@@ -221,10 +237,12 @@ class Run(Inputs):
 
         Trials of a sweep log none: `make adopt` logs the model of the best trial.
         """
+        place = folder.relative_to(self.out)
+        assert MODELS[self.name] == (kind, str(place)), "MODELS must name the model of the stage"
         if SWEEP_VARIABLE in os.environ:
             self.tag(MODEL_TAG, kind)
         else:
-            self._model = (kind, folder.relative_to(self.out))
+            self._model = (kind, place)
 
     def finish(self, out: Path) -> None:
         """Log the model from the finished output folder, and figures of the models judged."""
@@ -253,6 +271,16 @@ class Run(Inputs):
         self._figures = figures
         self._stamp = self._tracking.metrics(figures, 0)
 
+    def replay_curves(self) -> None:
+        """Record the steps in the output's training.csv, where the stage did not run here."""
+        path = self.out / "training.csv"
+        if not path.exists():
+            return
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            step = int(row.pop("step"))
+            figures = {CURVES[name]: float(row[name]) for name in CURVES if row.get(name)}
+            self._tracking.metrics(figures, step)
+
     def close(self) -> None:
         """Finish the progress line in the terminal."""
         self._meter.close()
@@ -275,6 +303,11 @@ class Follower(Run):
 
     def _record_device(self, record: Mapping[str, str | int]) -> None:
         pass
+
+
+def numbers(metrics: Mapping[str, float | int | str]) -> dict[str, float]:
+    """Return the metrics that are numbers."""
+    return {key: value for key, value in metrics.items() if not isinstance(value, str)}
 
 
 def _short(value: float) -> str:

@@ -21,7 +21,7 @@ from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
 from tasks.frame.cost import cost
-from tasks.frame.run import Follower, Metrics, Run
+from tasks.frame.run import Follower, Metrics, Run, numbers
 from tasks.processes import locks
 from tasks.processes.receipt import tell
 from tasks.project import cache, graph
@@ -178,7 +178,7 @@ def _produce(job: Job, run: Run) -> Metrics:
         with atomic_folder(job.out) as out:
             run.out = out
             metrics = job.stage.body(job.params, run)
-            figures = {key: value for key, value in metrics.items() if not isinstance(value, str)}
+            figures = numbers(metrics)
             invalid = [key for key, value in figures.items() if not math.isfinite(value)]
             assert not invalid, f"{job.name} returned figures that are not numbers: {invalid}"
             write_json(out / "metrics.json", metrics)

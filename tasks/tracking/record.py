@@ -154,17 +154,30 @@ class RunRecord:
 class StageRun(RunRecord):
     """MLflow run of an executing stage."""
 
-    def __init__(self, stage: str, *, description: str, earlier: str | None = None) -> None:
-        """Open a run, or continue the `earlier` run of this training."""
+    def __init__(
+        self,
+        stage: str,
+        *,
+        description: str,
+        earlier: str | None = None,
+        parent: str | None = None,
+        watched: bool = True,
+    ) -> None:
+        """Open a run, or continue the `earlier` run of this training.
+
+        Load and memory of the machine are recorded while the run is `watched`.
+        """
         self.stage = stage
         super().__init__(
             stage,
             tags={"stage": stage},
             description=description,
-            parent=os.environ.get(PARENT_VARIABLE),
+            parent=parent or os.environ.get(PARENT_VARIABLE),
             earlier=earlier,
         )
         self._ended = threading.Event()
+        if not watched:
+            self._ended.set()
         self._watch = threading.Thread(target=self._watch_machine, daemon=True)
         self._watch.start()
 

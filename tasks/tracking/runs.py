@@ -182,15 +182,24 @@ def making_run(outputs: Mapping[str, str]) -> Any:
 
     The hashes of the outputs identify the run; None if no run matches, or where MLflow is away.
     """
+    matches = _ask(lambda: _makers(outputs))
+    return matches[0] if matches else None
+
+
+def _makers(outputs: Mapping[str, str]) -> list[Any]:
+    """Return the runs that wrote these outputs, newest first."""
     from mlflow import MlflowClient
 
     terms = [f"tags.`dvc.out.{path}` = '{value}'" for path, value in outputs.items()]
-    matches = _ask(
-        lambda: MlflowClient().search_runs(
-            [connect()], " and ".join(terms), order_by=["attributes.start_time DESC"]
-        )
-    )
-    return matches[0] if matches else None
+    newest = ["attributes.start_time DESC"]
+    experiment = connect()
+    return list(MlflowClient().search_runs([experiment], " and ".join(terms), order_by=newest))
+
+
+def lacks_maker(outputs: Mapping[str, str]) -> bool:
+    """Return whether MLflow answers, and no run wrote these outputs."""
+    found = _ask(lambda: _makers(outputs))
+    return found is not None and not found
 
 
 def history(run: str, metric: str) -> list[float]:

@@ -7,8 +7,9 @@ inputs. The stage runs as in a pipeline run, with the same repairs, checks and m
 import sys
 
 from flows.dvc.repair import repair
-from flows.dvc.repro import FAILED, repro, stale_stages
+from flows.dvc.repro import FAILED, RESTORED, UNCHANGED, repro, stale_stages
 from flows.results import result_lines
+from tasks.frame.restored import record_restored
 from tasks.processes import locks
 from tasks.project.graph import ancestors, check_inputs, forget, one_stage
 
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> int:
         check_inputs(stage)
         _check_fresh(stage)
         outcome = repro(stage, on_line=on_line)
+        if outcome.state in (RESTORED, UNCHANGED):
+            record_restored(stage)
     if outcome.state == FAILED:
         if outcome.message.splitlines()[0] not in printed:
             print(outcome.message, file=sys.stderr)
