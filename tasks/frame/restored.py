@@ -2,8 +2,9 @@
 
 from gptmill.device import RuntimeConfig
 from gptmill.files import read_json
+from tasks.frame.recorded import MODELS
 from tasks.frame.resume import Training, key
-from tasks.frame.run import MODELS, Run, numbers
+from tasks.frame.run import Run, numbers
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import checked

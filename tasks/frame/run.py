@@ -16,6 +16,7 @@ from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
 from tasks.frame import resume
+from tasks.frame.recorded import CURVES, JUDGED, MEASURED_ON, MODELS, TABLES
 from tasks.processes.progress import Meter
 from tasks.processes.receipt import tell
 from tasks.project import graph
@@ -31,34 +32,6 @@ if TYPE_CHECKING:
     from tasks.tracking.models import ServedKind
 
 Metrics = dict[str, float | int | str]
-
-MEASURED_ON = {
-    "pretrain": "artifacts/tokenize",
-    "lora": "artifacts/split/labelled",
-    "classify": "artifacts/split/labelled",
-    "instruct": "artifacts/split/instructions",
-}
-"""The dep behind the figures of a stage that makes a model."""
-MODELS: Mapping[str, tuple["ServedKind", str]] = {
-    "pretrain": ("generator", "."),
-    "lora": ("classifier", "merged"),
-    "classify": ("classifier", "."),
-    "instruct": ("assistant", "."),
-}
-"""The kind of model that a stage makes, and the model's folder in the output."""
-CURVES = {
-    "train_loss": "train/loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "val_loss": "val/loss",
-    "val_accuracy": "val/accuracy",
-}
-"""The metric behind each column of training.csv."""
-JUDGED = (
-    *((stage, f"{stage}_", dataset) for stage, dataset in MEASURED_ON.items()),
-    ("instruct", "general_assistant_", "data/questions"),
-)
-"""The figures of `evaluate` by model: the model's stage, the prefix, and the dep behind them."""
 
 
 class Inputs:
@@ -245,11 +218,14 @@ class Run(Inputs):
             self._model = (kind, place)
 
     def finish(self, out: Path) -> None:
-        """Log the model from the finished output folder, and figures of the models judged."""
+        """Log the model and tables of the finished output folder, and figures of judged models."""
         if self._model is not None:
             kind, place = self._model
             figures = self._measured(self._figures, MEASURED_ON.get(self.name, ""))
             self._tracking.model(kind, out / place, name=self.name, figures=figures)
+        for table in (out / name for name in TABLES):
+            if table.exists():
+                self._tracking.table(table)
         hashes = self._hashes()
         for stage, prefix, dataset in JUDGED:
             values = {k: v for k, v in self._figures.items() if k.startswith(prefix)}

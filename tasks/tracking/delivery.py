@@ -1,5 +1,7 @@
 """Delivery of an outbox's records to MLflow, in order and without duplicates."""
 
+import csv
+import json
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +58,7 @@ class Delivery:
             "inputs": self._inputs,
             "system": self._system,
             "file": self._file,
+            "table": self._table,
             "model": self._model,
             "judge": self._judge,
             "end": self._end,
@@ -241,6 +244,21 @@ class Delivery:
             store.say(f"MLflow: {path} was removed before it could be sent")
             return
         self._client.log_artifact(self._id, str(path), entry["path"] or None)
+
+    def _table(self, entry: Entry) -> None:
+        """Log rows as a table; MLflow would append the rows to a table that the run has."""
+        import pandas as pd
+
+        path = self.outbox.folder / entry["file"]
+        name = f"{path.stem}.json"
+        if not path.exists():
+            store.say(f"MLflow: {path} was removed before it could be sent")
+            return
+        if any(file.path == name for file in self._client.list_artifacts(self._id)):
+            return
+        text = path.read_text(encoding="utf-8")
+        rows = json.loads(text) if path.suffix == ".json" else csv.DictReader(text.splitlines(True))
+        self._client.log_table(self._id, pd.DataFrame(list(rows)), artifact_file=name)
 
     def _model(self, entry: Entry) -> None:
         """Log a folder as the run's only model of this name."""

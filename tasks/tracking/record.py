@@ -206,6 +206,13 @@ class StageRun(RunRecord):
         """Record a copy of a file, in a folder of the run."""
         self._add_file(f"{folder}/{source.name}", lambda file: shutil.copyfile(source, file))
 
+    def table(self, source: Path) -> None:
+        """Record a CSV or JSON file of rows as a table, for MLflow's view of several runs."""
+        with _reported(source.name):
+            file, place = self._outbox.new_file(source.name)
+            shutil.copyfile(source, file)
+            self._outbox.add("table", file=place)
+
     def model(self, kind: str, folder: Path, name: str, figures: Figures | None = None) -> None:
         """Log a folder as a model of the run, in the folder's present state, with its figures."""
         with _reported(f"the model of {name}"):

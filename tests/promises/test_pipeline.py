@@ -1,6 +1,7 @@
 """The whole pipeline on a tiny configuration, through its doors, with equal bytes behind each."""
 
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -13,6 +14,8 @@ from docs.site import artifacts
 from gptmill.files import md5, read_json
 from tasks.project.graph import stages
 from tests.support.project import Project, commit, tiny_project
+
+TABLES = ("params", "metrics")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,47 @@ def test_logged_models_carry_their_figures_and_those_of_the_evaluation(
     assert not query(
         project, "select metric_name from logged_model_metrics where metric_name like 'system/%'"
     )
+
+
+def test_predictions_and_answers_are_tables(project: Project, first: str) -> None:
+    runs = _ids(project)
+    tables = {"classify": "predictions", "instruct": "answers", "evaluate": "general_answers"}
+    for stage, name in tables.items():
+        place = project.root / "mlflow" / "artifacts" / runs[stage] / "artifacts" / f"{name}.json"
+        assert {"columns", "data"} <= {*read_json(place)}
+        assert f'"{name}.json"' in project.tags(runs[stage])["mlflow.loggedArtifacts"]
+
+
+@pytest.mark.slow
+def test_outputs_without_a_run_get_one_with_a_model(
+    project: Project, first: str, tmp_path: Path
+) -> None:
+    clone = Project(tmp_path / "clone")
+    assert project.run("git", "clone", "-q", str(project.root), str(clone.root)).returncode == 0
+    shutil.copytree(project.root / "data", clone.root / "data")
+    shutil.copy(project.root / "dvc.lock", clone.root)
+    (clone.root / ".dvc/config.local").write_text(
+        f"[cache]\n    dir = {project.root / '.dvc/cache'}\n"
+    )
+    assert clone.run("dvc", "checkout").returncode == 0
+    for _ in range(2):
+        done = clone.python("-m", "flows", "stage", "classify")
+        assert done.returncode == 0, done.stderr
+    (run,) = clone.runs()  # the second time there is a run
+    assert (run["status"], clone.tags(run["id"])["restored"]) == ("FINISHED", "true")
+    found = "select metric_name from logged_model_metrics join logged_models using (model_id)"
+    assert "test_accuracy" in query(clone, found)
+    params, metrics = (f"select key from {table} where run_uuid = ?" for table in TABLES)
+    executed = _ids(project)["classify"]
+    assert {*query(clone, params, run["id"])} <= {*query(project, params, executed)}
+    recorded = {*query(clone, metrics, run["id"])}
+    assert {"train/loss", "val/accuracy", "test_accuracy"} <= recorded
+    assert recorded <= {*query(project, metrics, executed)}
+    assert lock(clone) == lock(project)
+
+
+def _ids(project: Project) -> dict[str, str]:
+    return {run["name"]: run["id"] for run in project.runs()}
 
 
 def test_outputs_the_cache_and_mlflow_share_the_bytes_of_weights(

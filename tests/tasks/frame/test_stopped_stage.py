@@ -418,7 +418,8 @@ def test_a_pipeline_that_was_ended_goes_on_in_the_next(
         flow.until(lambda step=step: held(anew) >= step)
         flow.send(number, group=number == signal.SIGINT, words="flows pipeline")
         assert flow.end() != 0
-        runs = anew.runs()[seen:]
+        runs = anew.runs()[seen:]  # earlier stages have outputs, and get runs tagged restored
+        runs = [run for run in runs if "restored" not in anew.tags(run["id"])]
         assert {run["status"] for run in runs} == {"KILLED"}
         assert [run["name"] for run in runs].count("pretrain") == 1
         assert len(runs) == turn + 2
