@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DECISION = "gate"
 """Tag of a version: promoted or refused."""
+URI_TAG = "model.uri"
+"""Tag of a run: the registered version, for `gptmill serve` and `mlflow models serve`."""
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,13 @@ def _decide(found: Registered, number: int, rule: Rule) -> tuple["Decision", str
 
 
 def _tag_run(found: Registered, number: int, text: str) -> None:
-    """Record the decision on the run that made the version."""
+    """Record the decision, and the URI of the version, on the run that made the version."""
     from mlflow import MlflowClient
 
     run = found.versions[number].run_id
     if run:
         MlflowClient().set_tag(run, DECISION, text)
+        MlflowClient().set_tag(run, URI_TAG, f"{registry.MODELS}{found.name}/{number}")
 
 
 def as_markdown(reviewed: list[Reviewed]) -> str:
