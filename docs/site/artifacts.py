@@ -33,6 +33,7 @@ FILES: dict[str, dict[str, str]] = {
     "tokenize": {
         "train.bin, validation.bin": "ids, little-endian uint16 or uint32, memory-mapped",
         "train.json, validation.json": "header of the token file: type, documents, vocabulary",
+        "mixture.json": "shares of the sources, asked for and drawn, where sources have weights",
         "tokenizer/": "the vocabulary, as in a checkpoint",
         **TEXTS,
     },
@@ -86,6 +87,11 @@ TAGS = {
     "gptmill.model": "kind of the logged model",
     "prefect.flow_run_id": "the flow run in Prefect",
     "resumed_at": "step at which a training resumed",
+    "restored": "true for outputs from DVC's cache or a remote, which no run in the store made",
+    "override.KEY": "value of a param that a pipeline run has of its own",
+    "stages, force": "of a pipeline run of some stages, or of stages that had to run",
+    "gptmill.ref, gptmill.commit": "git ref and commit of a pipeline run's tree",
+    "model.uri": "address of the registered version that the run made",
     "bad_batches": "number of batches skipped by the guard",
     "continued.NAME": "value of a tag before the run was resumed, where it changed",
     "error": "reason of a failure",
@@ -101,8 +107,14 @@ METRICS = {
     "tokens_per_second, data_wait, micro_batch": "speed, share of waiting, rows",
     "mfu, mfu_*": "share of the device's peak arithmetic",
     "peak_memory_gb, seconds_left": "memory, and the estimated rest of the time",
+    "cost/seconds, cost/cpu_seconds, cost/peak_memory_gb": "of the stage",
     "system/*": "CPU, memory, disk, network and GPU of the machine, once every 10 seconds",
     "every key of metrics.json": "the stage's final figures",
+}
+RUN_FILES = {
+    "report.html, compare-KIND.html": "pages on a pipeline run, and on each gate's decision",
+    "record/": "params, sources, hashes, uncommitted changes and packages of a pipeline run",
+    "*.json": "tables of predictions and answers, for MLflow's view of several runs",
 }
 
 
@@ -123,6 +135,7 @@ def page() -> str:
         )
         parts.append(f"## {name}\n\n{about}\n\n{table(('file', 'contents'), rows)}")
     parts.append("## MLflow tags\n\n" + table(("tag", "meaning"), _rows(TAGS)))
+    parts.append("## Files of MLflow's runs\n\n" + table(("file", "contents"), _rows(RUN_FILES)))
     parts.append("## MLflow metrics\n\n" + table(("metric", "meaning"), _rows(METRICS)))
     return "\n".join(parts)
 
