@@ -11,10 +11,11 @@ STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", "")
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
-	@echo "or one stage alone:"
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' Makefile
+	@echo; echo "Run one stage alone"
 	@awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); name = $$1} \
-	  on && /^    desc:/ {sub(/^ *desc: /, ""); printf "  %-12s %s\n", name, $$0}' dvc.yaml
+	  on && /^    desc:/ {sub(/^ *desc: /, ""); printf "  %-16s %s\n", name, $$0}' dvc.yaml
 
 # uv installs in a tenth of pip's CPU time, but reads none of pip's settings (a mirror, folders of
 # wheels, certificates): they are handed on, with pip's rule that the best version of all indexes
@@ -28,6 +29,7 @@ HANDED_ON = UV_INDEX_STRATEGY=unsafe-best-match \
   UV_CONSTRAINT="$${PIP_CONSTRAINT:-$(call SETTING,global.constraint)}" \
   SSL_CERT_FILE="$${SSL_CERT_FILE:-$${PIP_CERT:-$(call SETTING,global.cert)}}"
 
+##@ Set up
 env: $(ENV)  ## create .venv from pyproject.toml and configs/constraints.txt (a minute, 2 GB)
 
 $(ENV): pyproject.toml configs/constraints.txt
@@ -49,6 +51,7 @@ lock: $(ENV)  ## rewrite configs/constraints.txt from the packages installed in 
 # a user's own data, as NAME=value arguments
 OWN = $(foreach name,TEXT LABELLED CHATS FIELDS TURNS,$(if $($(name)),$(name)='$(subst ','\'',$($(name)))'))
 
+##@ Run
 data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data/; your own with TEXT=, LABELLED= or CHATS=path
 	@python -m flows data $(strip $(OWN))
 
@@ -70,12 +73,14 @@ adopt: $(ENV)  ## write the sweep's best params into params.yaml and adopt the r
 $(STAGES): $(ENV)
 	@python -m flows stage $@
 
+##@ Schedule and serve
 ui: $(ENV)  ## serve the pages of Prefect and MLflow until Ctrl-C
 	@python -m flows ui
 
 serve: $(ENV)  ## register prefect.yaml's deployments and start a worker (beside `make ui`); ALERT_URL=webhook
 	@python -m flows serve
 
+##@ Repair
 accept: $(ENV)  ## accept a code change that keeps a stage's bytes, without a re-run: STAGE=x
 	@python -m flows accept $(STAGE)
 
@@ -83,6 +88,7 @@ fresh: $(ENV)  ## discard a stage's saved training, to train again from step 0: 
 	@python -m flows fresh $(STAGE)
 
 # the doctor runs before .venv exists, on any Python 3
+##@ Look
 doctor:  ## check this machine (Python, disk, memory, GPU, ports, git, proxies), and say what to do
 	@$$(command -v .venv/bin/python || echo $(PYTHON)) -m flows.commands.inspect.doctor
 
@@ -98,6 +104,7 @@ ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two ru
 lineage: $(ENV)  ## print commit, params, data, licences and runs behind a model: MODEL=classifier@champion or a folder
 	@python -m flows lineage "MODEL=$(MODEL)"
 
+##@ Compare and promote
 compare: $(ENV)  ## compare two versions on the same test rows: A=champion B=artifacts, a folder, revision or run id
 	@python -m flows compare "A=$(A)" "B=$(B)"
 
@@ -113,6 +120,7 @@ promote: $(ENV)  ## make a registered version the champion: KIND=assistant VERSI
 rollback: $(ENV)  ## make the champion before the present one the champion again: KIND=assistant
 	@python -m flows rollback $(call WORD,KIND) $(call WORD,WHY)
 
+##@ Develop
 bench: $(ENV)  ## measure training steps and new ids per second, of gptmill and of peers
 	@PYTHONPATH=src:. python benchmarks/training.py
 	@PYTHONPATH=src:. python benchmarks/generation.py

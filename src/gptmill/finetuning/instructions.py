@@ -101,6 +101,7 @@ def answers(
         template.encode(tokenizer, template.accepted(messages(record))) for record in records
     ]
     stops = template.stop_ids(tokenizer)
+    release_freed_memory()  # of the training, before two formats of the weights are in memory
     decoding = quantize(model, weights, consumed=consumed)
     release_freed_memory()
     new_ids = generate(decoding, prompts, greedy, stop_ids=stops, seed=0)
