@@ -1,4 +1,4 @@
-"""`make serve`: register prefect.yaml's deployment and run a worker.
+"""`make serve`: register prefect.yaml's deployments and run a worker.
 
 The worker executes the deployments' runs until Ctrl-C. With ALERT_URL=https://..., pipeline runs
 that fail, crash or are cancelled call the webhook at the address.
@@ -21,7 +21,7 @@ POOL = "gptmill"
 
 
 def main(arguments: list[str]) -> int:
-    """Register the deployment, then run a worker in the foreground."""
+    """Register the deployments, then run a worker in the foreground."""
     if arguments:
         raise ValueError(f"`make serve` takes no arguments; given: {' '.join(arguments)}")
     url = os.environ.get("PREFECT_API_URL") or running_prefect()
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     if alert is not None:
         print("failed, crashed and cancelled pipeline runs call the webhook in ALERT_URL")
     site = url.removesuffix("/api")
-    print("deployment pipeline/nightly is registered: start a run or enable the schedule")
+    print("deployments nightly, fine-tuning and evaluation: start a run or enable the schedule")
     print(
         f"at {site}/{PAGES}/deployments. This worker executes the runs, until Ctrl-C.", flush=True
     )
