@@ -2,7 +2,8 @@
 
 Copies the pages of docs/ to .state/docs/pages, generates the reference beside the copies, and runs
 Zensical from .venv/docs. A link to a page or a heading that does not exist fails the build.
-`python -m docs.site picture` draws docs/images/stages.svg again.
+`python -m docs.site picture` draws docs/images/stages.svg again; `screenshots` takes the pictures of
+pages.
 """
 
 import os
@@ -34,8 +35,12 @@ def main(words: list[str]) -> int:
     if words == ["picture"]:
         write_text(PICTURE, picture.svg())
         return 0
+    if words == ["screenshots"]:
+        from docs.site import screenshots  # needs Chromium
+
+        return screenshots.main(ROOT, PICTURE.parent)
     if words not in (["build"], ["serve"]):
-        print("usage: python -m docs.site build, serve or picture", file=sys.stderr)
+        print("usage: python -m docs.site build, serve, picture or screenshots", file=sys.stderr)
         return 2
     _write_pages(OUT / "pages")
     shutil.copy(Path(__file__).parent / "zensical.toml", OUT / "zensical.toml")

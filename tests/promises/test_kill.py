@@ -24,15 +24,21 @@ from tests.support.project import Project, tiny_project, write_tiny_manifest
 Tallies = dict[str, Future[Tally]]
 
 
+STAGES = [TRAINED[0], *(pytest.param(stage, marks=pytest.mark.slow) for stage in TRAINED[1:])]
+
+
 @pytest.fixture(scope="module")
-def tallies(tmp_path_factory: pytest.TempPathFactory) -> Tallies:
+def tallies(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Tallies:
+    """Follow the stages of the selected tests, side by side."""
     root = tmp_path_factory.mktemp("kill")
     first = reference(root / "reference")
-    return follow_all(first, root, [planned(stage) for stage in TRAINED])
+    name = test_killed_at_every_moment_it_ends_in_the_same_bytes.__name__
+    names = {item.name for item in request.session.items}
+    return follow_all(first, root, [planned(s) for s in TRAINED if f"{name}[{s}]" in names])
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", TRAINED)
+@pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_every_moment_it_ends_in_the_same_bytes(stage: str, tallies: Tallies) -> None:
     tally = tallies[stage].result()
     print(f"\n{stage}: {tally}")  # `pytest -s` shows it

@@ -113,6 +113,7 @@ def test_two_processes_train_as_one_and_go_on_from_one_another(
     assert_same_training(found, one)
 
 
+@pytest.mark.slow
 def test_a_sharded_state_is_a_file_a_rank_and_a_damaged_share_costs_one_state(
     tmp_path: Path,
 ) -> None:
@@ -266,7 +267,8 @@ def test_a_batch_with_fewer_windows_than_processes_is_refused(project: Project) 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
 def test_a_killed_rank_ends_all_names_itself_and_the_run_goes_on(
     project: Project, shard: bool
 ) -> None:

@@ -316,6 +316,7 @@ def test_a_change_that_would_lose_work_is_refused_and_named(
     assert json.loads(anew.run("dvc", "status", "--json", "pretrain").stdout) == {}
 
 
+@pytest.mark.slow
 def test_fresh_begins_anew_and_so_does_a_small_loss(
     anew: Project, start: Callable[..., Started]
 ) -> None:
@@ -343,6 +344,7 @@ def test_fresh_begins_anew_and_so_does_a_small_loss(
 # two at once, and no room
 
 
+@pytest.mark.slow
 def test_two_processes_at_one_training_are_one_sentence(
     anew: Project, whole: Any, start: Callable[..., Started]
 ) -> None:
