@@ -2,8 +2,8 @@
 
 Copies the pages of docs/ to .state/docs/pages, generates the reference beside the copies, and runs
 Zensical from .venv/docs. A link to a page or a heading that does not exist fails the build.
-`python -m docs.site picture` draws docs/images/stages.svg again; `screenshots` takes the pictures of
-pages.
+`python -m docs.site picture` draws docs/images/stages.svg again; `screenshots` takes pictures of
+the pages.
 """
 
 import os
