@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptmill.device import release_freed_memory
+
 
 def packed(model: nn.Module) -> nn.Module:
     """Return a copy of a classifier for predictions in fp32, with packed linear layers.
@@ -36,6 +38,7 @@ def converted(
         made = layer(module.weight, module.bias)
         if consumed:
             module.to("meta")
+            release_freed_memory()  # at once: the next layer's memory does not fit the holes
         return made
     twin = copy.copy(module)
     twin._parameters = dict(module._parameters)
