@@ -27,6 +27,10 @@ WHO = {
 }
 
 
+SECRETS = ":(exclude,top,glob)**/.env*"
+"""Files that usually hold secrets: no commit of ours has them."""
+
+
 def git(
     *words: str, cwd: Path = ROOT, extra: dict[str, str] | None = None, text: str | None = None
 ) -> str:
@@ -80,7 +84,7 @@ def commit(files: Mapping[str, str], message: str, *, ref: str, start: str | Non
             user_index = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
             if user_index.exists():
                 shutil.copy2(user_index, index)  # the user's own index stays unchanged
-            git("add", "--all", extra=extra)
+            git("add", "--all", "--", ".", SECRETS, extra=extra)
         else:
             git("read-tree", start, extra=extra)
         for path, text in files.items():

@@ -63,7 +63,8 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
         .replace("params.times)", "params.times + os.environ.get('TRIAL', ''))"),
         encoding="utf-8",
     )
-    (root / "new.txt").write_text("https://user:planted@example.org/x?token=planted\n")
+    (root / "tasks" / "new.txt").write_text("https://user:planted@example.org/x?token=planted\n")
+    (root / ".env").write_text("KEY=planted\n")
     index = (root / ".git" / "index").read_bytes()
     head = project.run("git", "for-each-ref", "refs/heads").stdout
     assert project.python("-m", "flows", "data").returncode == 0
@@ -83,6 +84,7 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     assert "+import os" in diff
     assert "https://example.org/x" in diff
     assert "planted" not in "".join(file.read_text() for file in kept.iterdir())
+    assert ".env" not in project.run("git", "ls-tree", "--name-only", commit).stdout
     assert "torch" in json.loads((kept / "environment.json").read_text())["packages"]
 
     done = project.python("-m", "flows", "lineage", "MODEL=artifacts/sample")
