@@ -94,6 +94,20 @@ def test_the_best_weights_are_written_once_and_named_by_the_states(tmp_path: Pat
     assert store(tmp_path).load() is None
 
 
+def test_best_weights_written_while_old_ones_are_deleted_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = store(tmp_path)
+
+    def meanwhile(path: Path) -> set[str]:
+        there.keep_best(2, {"w": torch.zeros(5)})  # as the training's thread may
+        return set()
+
+    monkeypatch.setattr("gptmill.training.state.store._named_best", meanwhile)
+    there.save(state(1), wait=True)
+    assert [path.name for path in tmp_path.glob("best*")] == ["best-000000002.safetensors"]
+
+
 def test_the_history_may_be_taken_back(tmp_path: Path) -> None:
     there = store(tmp_path)
     there.save(state(3), wait=True)

@@ -227,10 +227,12 @@ class StateStore:
 
     def _drop_unnamed(self) -> None:
         """Delete best weights and shard folders that no state file names."""
+        # files first, names second: `keep_best` may name and complete a file meanwhile
+        files = list(self.folder.glob(f"{BEST}-*.safetensors"))
         named = {self._best.name} if self._best else set()
         for path in self._paths():
             named |= _named_best(path)
-        for path in self.folder.glob(f"{BEST}-*.safetensors"):
+        for path in files:
             if path.name not in named:
                 path.unlink()
         folders = [*self.folder.glob(f"*.{SHARDS}"), *self.folder.glob(f".*.{SHARDS}.partial")]
