@@ -29,6 +29,11 @@ WHO = {
 
 SECRETS = ":(exclude,top,glob)**/.env*"
 """Files that usually hold secrets: no commit of ours has them."""
+OWN = (
+    *("data.dvc", "dvc.lock", "dvc.yaml", "params.yaml", "sources.toml"),
+    *("configs", "flows", "sets", "src", "tasks"),
+)
+"""The project's own files and folders: of files unknown to git, no others are committed."""
 
 
 def git(
@@ -84,7 +89,9 @@ def commit(files: Mapping[str, str], message: str, *, ref: str, start: str | Non
             user_index = Path(git("rev-parse", "--path-format=absolute", "--git-path", "index"))
             if user_index.exists():
                 shutil.copy2(user_index, index)  # the user's own index stays unchanged
-            git("add", "--all", "--", ".", SECRETS, extra=extra)
+            git("add", "--update", extra=extra)
+            own = [name for name in OWN if (ROOT / name).exists()]
+            git("add", "--all", "--", *own, SECRETS, extra=extra)
         else:
             git("read-tree", start, extra=extra)
         for path, text in files.items():
