@@ -1,11 +1,11 @@
 """instruct: load_gpt2, split/instructions -> artifacts/instruct (an assistant)."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-import pandas as pd
 import torch
 from pydantic import AfterValidator, Field
 
@@ -113,12 +113,12 @@ class Instruct(TrainingSection):
         return [(number, mark(records[number - 1])) for number in numbers]
 
 
-def unfit_rows(encoded: Encoded, share: float) -> pd.DataFrame:
+def unfit_rows(encoded: Encoded, share: float) -> list[dict[str, object]]:
     """Return a table of the rows unfit for training, by file and reason.
 
     Raises ValueError, naming the rows, where more than a share of a part is unfit.
     """
-    table = []
+    table: list[dict[str, object]] = []
     for part, rows in encoded.rows.items():
         file, total = f"artifacts/split/instructions/{part}.json", len(encoded.records[part])
         reasons = {reason: _named(places) for reason, places in rows.unfit.items()}
@@ -135,7 +135,7 @@ def unfit_rows(encoded: Encoded, share: float) -> pd.DataFrame:
             {"file": file, "reason": reason, "count": len(rows.unfit[reason]), "rows": named}
             for reason, named in reasons.items()
         ]
-    return pd.DataFrame(table)
+    return table
 
 
 def _tokens_page(params: Instruct, run: Inputs) -> str:
@@ -143,6 +143,17 @@ def _tokens_page(params: Instruct, run: Inputs) -> str:
     rows = params.marked(run, "train", None, SHOWN)
     blocks = [f"```text\n{bracketed(tokens)}\n```" for _, tokens in rows]
     return "\n\n".join(["The tokens in double brackets count in the loss.", *blocks])
+
+
+def _first_of_kinds(answers: Sequence[dict[str, Any]], count: int = 2) -> list[dict[str, Any]]:
+    """Return the first answers of each kind, in their order."""
+    seen: Counter[str] = Counter()
+    first = []
+    for answer in answers:
+        seen[answer["kind"]] += 1
+        if seen[answer["kind"]] <= count:
+            first.append(answer)
+    return first
 
 
 def _named(places: list[int]) -> str:
@@ -165,7 +176,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     records, rows, length = encoded.records, encoded.rows, encoded.context_length
     end = template.end_id(tokenizer)
     left_out = unfit_rows(encoded, params.unfit)
-    if len(left_out):
+    if left_out:
         run.show("rows left out", left_out)
     run.show("rows as tokens", _tokens_page(params, run))
     for part in ("train", "validation"):
@@ -217,7 +228,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         for record, first, last in zip(records["test"], before, after, strict=True)
     ]
     write_json(run.out / "answers.json", given)
-    run.show("answers on the test part", pd.DataFrame(given).groupby("kind").head(2))
+    run.show("answers on the test part", _first_of_kinds(given))
     metrics: Metrics = {
         "train_rows": len(rows["train"].ids),
         "rows_too_long_for_the_context": sum(

@@ -26,9 +26,9 @@ from tasks.tracking.record import Figures, StageRun
 from tasks.tracking.runs import MODEL_TAG, SWEEP_VARIABLE
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
+    from gptmill.data.tables import Table
     from tasks.tracking.models import ServedKind
 
 Metrics = dict[str, float | int | str]
@@ -188,7 +188,7 @@ class Run(Inputs):
         if line is not None:
             print(line, flush=True)
 
-    def show(self, title: str, content: "str | pd.DataFrame") -> None:
+    def show(self, title: str, content: "str | Table") -> None:
         """Put a table or markdown on the run's pages in Prefect and MLflow."""
         if isinstance(content, str):
             text = content

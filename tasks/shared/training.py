@@ -5,9 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import Field
 from torch import nn
 
@@ -22,6 +21,9 @@ from gptmill.training.trainer import Trainer
 from tasks.frame.run import Inputs, Run
 from tasks.frame.stage import Section
 from tasks.tracking import plots
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Steps = Generator[Step, None, None]
 
@@ -113,7 +115,7 @@ class Report:
 class Trained:
     """The results of a training besides the weights."""
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     """One row per step, equal in every repetition."""
     samples: list[str]
     evaluation: dict[str, float]
@@ -170,6 +172,8 @@ def train(
     with closing(trainer.steps()) as steps:
         for step in _with_bad_batches(run, trainer, steps):
             report.add(step)
+    import pandas as pd  # 70 MB, not needed while training
+
     table = pd.DataFrame(report.rows)
     if run.is_first_rank:
         write_csv(run.out / "training.csv", table)

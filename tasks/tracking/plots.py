@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 def _figure(width: float, height: float) -> "Figure":
     """Return an empty figure, of a size in inches.
 
-    matplotlib is imported here, since most processes that import this module draw nothing.
+    matplotlib is imported here, and pandas where tables are made: most processes that import this
+    module draw nothing, or only after training.
     """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def losses(table: pd.DataFrame) -> "Figure":
+def losses(table: "pd.DataFrame") -> "Figure":
     """Plot the loss of each language model as a bar."""
     figure = _figure(6, 2.5)
     axes = figure.subplots()
@@ -36,19 +37,21 @@ def losses(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def confusion_matrices(tables: Mapping[str, pd.DataFrame]) -> "Figure":
+def confusion_matrices(tables: "Mapping[str, pd.DataFrame]") -> "Figure":
     """Plot a confusion matrix for each model in a separate panel."""
+    from pandas import crosstab
+
     figure = _figure(3.2 * len(tables), 3.4)
     panels = figure.subplots(1, len(tables), squeeze=False)[0]
     for axes, (model, table) in zip(panels, tables.items(), strict=True):
         names = sorted({*table["actual"], *table["predicted"]})
-        counts = pd.crosstab(table["actual"], table["predicted"])
+        counts = crosstab(table["actual"], table["predicted"])
         _matrix(axes, counts.reindex(index=names, columns=names, fill_value=0))
         axes.set_title(model.replace("_", " "))
     return figure
 
 
-def _matrix(axes: "Axes", counts: pd.DataFrame) -> None:
+def _matrix(axes: "Axes", counts: "pd.DataFrame") -> None:
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     positions = np.arange(len(counts))
@@ -61,7 +64,7 @@ def _matrix(axes: "Axes", counts: pd.DataFrame) -> None:
         axes.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
 
 
-def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> "Figure":
+def roc(curves: "Mapping[str, pd.DataFrame]", *, positive: str) -> "Figure":
     """Plot the ROC curves of all models."""
     figure = _figure(4.5, 4)
     axes = figure.subplots()
@@ -75,7 +78,7 @@ def roc(curves: Mapping[str, pd.DataFrame], *, positive: str) -> "Figure":
     return figure
 
 
-def right_answers(table: pd.DataFrame) -> "Figure":
+def right_answers(table: "pd.DataFrame") -> "Figure":
     """Plot the shares of right answers by kind of question, with intervals.
 
     Bars of the model before fine-tuning and of the most frequent answer stand beside them.
@@ -101,7 +104,7 @@ def right_answers(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def curves(table: pd.DataFrame) -> "Figure":
+def curves(table: "pd.DataFrame") -> "Figure":
     """Plot losses over steps, and the accuracy beside them if measured."""
     names = ["loss", "accuracy"] if "val_accuracy" in table else ["loss"]
     figure = _figure(6 * len(names), 4)
@@ -116,7 +119,7 @@ def curves(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def line(table: pd.DataFrame, column: str) -> "Figure":
+def line(table: "pd.DataFrame", column: str) -> "Figure":
     """Plot a column over steps."""
     figure = _figure(6, 4)
     axes = figure.subplots()
