@@ -28,19 +28,11 @@ from gptmill.sources import build
 from gptmill.sources.fetch import fetch
 from gptmill.sources.table import Source, parse
 from tasks.project import graph
+from tests.support.project import OWN_SOURCE
 from tests.support.tiny import tiny_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = """
-[[source]]
-name = "books"
-target = "text/books"
-licence = "mine"
-[[source.place]]
-kind = "path"
-path = "books"
-make = "documents"
-[[source]]
+TABLE = f"""{OWN_SOURCE}[[source]]
 name = "bpe"
 target = "bpe"
 licence = "MIT"

@@ -82,7 +82,8 @@ def read_params(config: Path | None) -> Params:
     content = _yaml(path)
     if config is not None and "params" in content:
         content = _with_preset(_yaml(PARAMS), content["params"], config)
-    return checked(Params, content, path)  # type: ignore[no-any-return]
+    params: Params = checked(Params, content, path)
+    return params
 
 
 def _with_preset(content: dict[str, Any], changes: Any, file: Path) -> dict[str, Any]:
@@ -110,7 +111,8 @@ def _yaml(path: Path) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-P", "-c", SCRIPT], input=text, capture_output=True)
     if done.returncode:
         raise ValueError(f"{path} is not YAML: {done.stderr.decode(errors='replace').strip()}")
-    return checked(dict[str, Any], json.loads(done.stdout), path)  # type: ignore[no-any-return]
+    content: dict[str, Any] = checked(dict[str, Any], json.loads(done.stdout), path)
+    return content
 
 
 def model_of(params: Params, shape: str | None) -> GPTConfig:
