@@ -2,8 +2,8 @@
 
 Copies the pages of docs/ to .state/docs/pages, generates the reference beside the copies, and runs
 Zensical from .venv/docs. A link to a page or a heading that does not exist fails the build.
-`python -m docs.site picture` draws docs/images/stages.svg again; `screenshots` takes pictures of
-the pages.
+`python -m docs.site picture` draws docs/images/stages.svg and speed.svg again; `screenshots` takes
+pictures of the pages.
 """
 
 import os
@@ -13,13 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docs.site import artifacts, commands, library, params, picture, variables
+from docs.site import artifacts, commands, library, params, picture, speed, variables
 from gptmill.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "127.0.0.1:8001"  # `gptmill serve` has 8000
 OUT = ROOT / ".state" / "docs"
-PICTURE = ROOT / "docs" / "images" / "stages.svg"
+IMAGES = ROOT / "docs" / "images"
+PICTURES = {"stages.svg": picture.svg, "speed.svg": speed.svg}
 TOOL = ROOT / ".venv" / "docs"
 REFERENCE = {
     "params.md": params.page,
@@ -33,12 +34,13 @@ REFERENCE = {
 def main(words: list[str]) -> int:
     """Generate the pages and build or serve the site; return the exit status."""
     if words == ["picture"]:
-        write_text(PICTURE, picture.svg())
+        for name, draw in PICTURES.items():
+            write_text(IMAGES / name, draw())
         return 0
     if words == ["screenshots"]:
         from docs.site import screenshots  # needs Chromium
 
-        return screenshots.main(ROOT, PICTURE.parent)
+        return screenshots.main(ROOT, IMAGES)
     if words not in (["build"], ["serve"]):
         print("usage: python -m docs.site build, serve, picture or screenshots", file=sys.stderr)
         return 2

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-from docs.site import artifacts, commands, library, params, picture, variables
+from docs.site import artifacts, commands, library, params, speed, variables
+from docs.site.__main__ import PICTURES
 from tasks.project import graph
 from tasks.project.environment import ROOT
 from tests.support.project import TINY, Project, commit, copy_tree, write_tiny_data
@@ -153,10 +154,20 @@ def test_all_pages_are_in_the_navigation_and_links_lead_somewhere() -> None:
             assert inside or target.exists(), f"{path}: {link}"
 
 
-def test_the_picture_is_the_graph_s() -> None:
-    drawn = (ROOT / "docs/images/stages.svg").read_text(encoding="utf-8")
-    assert drawn == picture.svg(), "draw it again: `python -m docs.site picture`"
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_show_the_graph_and_the_tables(name: str) -> None:
+    drawn = (ROOT / "docs/images" / name).read_text(encoding="utf-8")
+    assert drawn == PICTURES[name](), "draw it again: `python -m docs.site picture`"
     assert len(drawn) < 30_000
+
+
+def test_the_bars_of_speed_are_the_best_of_each_package() -> None:
+    assert speed.best("## Side by side") == {
+        "ours": 773,
+        "book": 415,
+        "litgpt": 372,
+        "transformers": 435,
+    }
 
 
 def test_the_reference_names_everything() -> None:
