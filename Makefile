@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce lineage sweep adopt ui serve accept fresh params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -69,6 +69,9 @@ sweep: data  ## search for better params, or resume a stopped search: FILE=confi
 
 adopt: $(ENV)  ## write the sweep's best params into params.yaml and adopt the results: FILE=...
 	@python -m flows adopt $(FILE)
+
+shards: $(ENV)  ## encode the text in several processes or machines before `make tokenize`: EXECUTOR=ray SHARDS=8 WORKERS=2
+	@python -m flows shards "EXECUTOR=$(EXECUTOR)" "SHARDS=$(SHARDS)" "WORKERS=$(WORKERS)" "OPTIONS=$(OPTIONS)"
 
 $(STAGES): $(ENV)
 	@python -m flows stage $@

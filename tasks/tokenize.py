@@ -9,13 +9,14 @@ from pydantic import Field
 
 from gptmill.data.documents import Document, mixed, read_documents, split_documents
 from gptmill.data.token_file import TokenFile
+from gptmill.data.token_shards import begun, read_shards, unfinished
 from gptmill.files import read_json, write_json
 from gptmill.formats.weight_folders import tokenizer_of
 from gptmill.origins import write_origins
 from gptmill.tokenizer.bpe_engines import EncodingError, Part
 from gptmill.tokenizer.learning import LEAST_SIZE, learn_tokenizer
 from gptmill.tokenizer.tokenizer import Tokenizer
-from tasks.frame.run import Metrics, Run
+from tasks.frame.run import Inputs, Metrics, Run
 from tasks.frame.stage import Section, stage
 
 
@@ -34,11 +35,14 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     train, validation = split_documents(documents, params.validation_fraction)
     train, mixture = mix(run, train)
     tokenizer = vocabulary(params, run, train)
+    shards = finished_shards(run)
     statistics = {}
     for part, chosen in (("train", train), ("validation", validation)):
         tokens = TokenFile.write_parts(
             run.out / f"{part}.bin",
-            encode(tokenizer, chosen),
+            read_shards(run.shards, shards, chosen, tokenizer.fingerprint)
+            if shards
+            else encode(tokenizer, chosen),
             names=[document.name for document in chosen],
             separator=tokenizer.eot_id,
             vocab_size=tokenizer.n_vocab,
@@ -56,7 +60,7 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
     return figures(statistics)
 
 
-def mix(run: Run, train: list[Document]) -> tuple[list[Document], list[dict[str, Any]]]:
+def mix(run: Inputs, train: list[Document]) -> tuple[list[Document], list[dict[str, Any]]]:
     """Return the training part by the weights of sources.toml, and a row per source.
 
     Without weights and temperature the part stays as before, and there are no rows.
@@ -72,7 +76,7 @@ def mix(run: Run, train: list[Document]) -> tuple[list[Document], list[dict[str,
     return chosen, [asdict(row) for row in rows]
 
 
-def vocabulary(params: Tokenize, run: Run, train: Sequence[Document]) -> Tokenizer:
+def vocabulary(params: Tokenize, run: Inputs, train: Sequence[Document]) -> Tokenizer:
     """Return the tokenizer: GPT-2's, of weights, or learned from the training part."""
     if params.vocabulary != "data/text":
         return tokenizer_of(run.path(params.vocabulary))
@@ -80,6 +84,18 @@ def vocabulary(params: Tokenize, run: Run, train: Sequence[Document]) -> Tokeniz
         return learn_tokenizer((document.text for document in train), params.vocabulary_size)
     except ValueError as error:
         raise ValueError(f"params.yaml: tokenize.vocabulary_size: {error}") from None
+
+
+def finished_shards(run: Run) -> int:
+    """Return the number of shards that `make shards` wrote; 0 where any is unfinished."""
+    shards = begun(run.shards)
+    missing = unfinished(run.shards, shards)
+    if missing:
+        run.log(f"{len(missing)} of {shards} shards are unfinished: all texts are encoded here")
+        return 0
+    if shards:
+        run.log(f"ids read from {shards} shards")
+    return shards
 
 
 def encode(tokenizer: Tokenizer, documents: list[Document]) -> Iterator[Part]:

@@ -71,6 +71,11 @@ class Training:
         return STATES / self.stage / self.key
 
     @property
+    def shards(self) -> Path:
+        """Return the folder of the shards, which several machines may write before the stage."""
+        return self.folder / "shards"
+
+    @property
     def run(self) -> str | None:
         """Return the MLflow run of the training; None before the first state."""
         note = read_note(self.folder / NOTE)

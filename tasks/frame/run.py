@@ -117,6 +117,11 @@ class Run(Inputs):
         """Return the store of the training's states."""
         return self._training.store(checked(resume.ResumeConfig, "resume"), self._tracking.id)
 
+    @property
+    def shards(self) -> Path:
+        """Return the folder of the shards that `make shards` wrote for this run."""
+        return self._training.shards
+
     def save_beside_state(self, name: str, content: Any) -> None:
         """Save JSON beside the state and in the MLflow run, outside of the outputs."""
         path = self._training.folder / name

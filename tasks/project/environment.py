@@ -37,6 +37,7 @@ QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DVC_NO_ANALYTICS": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
     # no stage uses the network, and no tool loads a pickle
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",

@@ -49,6 +49,10 @@ class FakeRun:
     def store(self) -> StateStore:
         return StateStore(self.out.with_name(f"{self.out.name}-state"), every=60, keep=2)
 
+    @property
+    def shards(self) -> Path:
+        return self.out.with_name(f"{self.out.name}-shards")
+
     is_first_rank = True
 
     def save_beside_state(self, name: str, content: object) -> None:

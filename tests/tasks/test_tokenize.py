@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,11 @@ from pydantic import ValidationError
 from gptmill.checkpoint.checkpoint import save_causal_lm
 from gptmill.data.documents import read_documents, split_documents
 from gptmill.data.token_file import TokenFile
+from gptmill.data.token_shards import begin, begun, files_of_shard, unfinished, write_shard
 from gptmill.files import read_json, write_json
 from gptmill.formats.exporting import export_model
 from gptmill.origins import read_origins
+from gptmill.records import file_hashes
 from gptmill.tokenizer import bpe_engines
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.tokenize import Tokenize, tokenize
@@ -195,3 +198,87 @@ def test_sources_get_the_shares_that_weights_and_temperature_ask_for(project, fe
     assert (again / "train.bin").read_bytes() == (out / "train.bin").read_bytes()
     names = {part: TokenFile.open(out / f"{part}.bin").names for part in PARTS}
     assert not set(names["train"]) & set(names["validation"])
+
+
+def written(project: Path, run: FakeRun, shards: int) -> None:
+    """Write shards in the folder of a run, the last shard first; one process is killed."""
+    run.shards.mkdir()
+    begin(run.shards, shards)
+    (run.shards / ".2-of-5.abc.partial").mkdir()
+    texts = project / "data" / "text"
+    for shard in reversed(range(shards)):
+        write_shard(texts, run.shards, tiny_tokenizer(), shard=shard, shards=shards)
+
+
+@pytest.mark.parametrize("few", [{}, {"weight": 3.0}])
+def test_shards_give_the_bytes_of_a_stage_without_shards(project, few):
+    weighted(project, {"few": few, "many": {}})  # texts of a mixture are repeated
+    expected = file_hashes(body(project).out)
+    run = FakeRun(project, project / "artifacts" / "sharded")
+    written(project, run, 5)
+    tokenize.body(PARAMS, run)
+    assert file_hashes(run.out) == expected
+    assert run.said == ["ids read from 5 shards"]
+    (run.shards / "3-of-5").rename(run.shards / ".3-of-5.partial")
+    shutil.rmtree(run.out)
+    run.out.mkdir()
+    tokenize.body(PARAMS, run)
+    assert file_hashes(run.out) == expected
+    assert run.said[-1] == "1 of 5 shards are unfinished: all texts are encoded here"
+
+
+def test_ids_come_from_the_shards(project):
+    run = FakeRun(project, project / "artifacts" / "sharded")
+    written(project, run, 2)
+    path = run.shards / "0-of-2" / "tokens.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    tokenize.body(PARAMS, run)
+    tokens = TokenFile.open(run.out / "train.bin")
+    name = next(place for place, name in enumerate(tokens.names) if int(name[:2]) % 2 == 0)
+    assert tokens.ids[tokens.starts[name] : tokens.starts[name] + 5].tolist() == [0] * 5
+
+
+def test_two_processes_may_write_the_same_shard(project):
+    """The second process finds the folder of the first at its end."""
+    folder, texts = project / "shards", project / "data" / "text"
+    folder.mkdir()
+    tokenizer = tiny_tokenizer()
+
+    class Overtaken:
+        eot_id, n_vocab, fingerprint = tokenizer.eot_id, tokenizer.n_vocab, tokenizer.fingerprint
+
+        def encode_documents(self, documents):
+            write_shard(texts, folder, tokenizer, shard=1, shards=3)
+            return tokenizer.encode_documents(documents)
+
+    write_shard(texts, folder, Overtaken(), shard=1, shards=3)
+    assert [path.name for path in folder.iterdir()] == ["1-of-3"]
+    assert unfinished(folder, 3) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("shards", "files", "sentence"),
+    [
+        (1, 12, r"^1 shards of the 12 text file\(s\) below .*; allowed is 2 to 12$"),
+        (13, 12, r"allowed is 2 to 12$"),
+        (2, 1, r"allowed is none, since a file is not divided$"),
+    ],
+)
+def test_numbers_of_shards_that_are_refused(project, shards, files, sentence):
+    for path in sorted((project / "data" / "text").iterdir())[files:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=sentence):
+        files_of_shard(project / "data" / "text", shard=0, shards=shards)
+
+
+def test_shards_of_another_number_or_tokenizer_are_refused(project):
+    run = FakeRun(project, project / "artifacts" / "sharded")
+    written(project, run, 3)
+    with pytest.raises(ValueError, match=r"has begun with 3 shards, not 4: keep the number"):
+        begin(run.shards, 4)
+    assert begun(run.shards) == 3
+    with pytest.raises(ValueError, match="has ids of another tokenizer: remove the folder"):
+        tokenize.body(PARAMS.model_copy(update={"vocabulary": "data/text"}), run)
+    write_json(run.shards / "shards.json", {"shards": "3"})
+    with pytest.raises(ValueError, match=r"shards\.json: shards is '3'"):
+        begun(run.shards)

@@ -57,10 +57,16 @@ def read_documents(folder: Path) -> list[Document]:
 
     Raises ValueError, naming the file, if a file has no text, and if the folder has no .txt file.
     """
+    paths = text_files(folder)
+    return [read_document(path, path.relative_to(folder).as_posix()) for path in paths]
+
+
+def text_files(folder: Path) -> list[Path]:
+    """Return every .txt file below `folder`, sorted; raise ValueError without any."""
     paths = [path for path in files_below(folder) if path.suffix == ".txt"]
     if not paths:
         raise ValueError(f"{folder} has no .txt file: add UTF-8 .txt files, a document per file")
-    return [read_document(path, path.relative_to(folder).as_posix()) for path in paths]
+    return paths
 
 
 def read_document(path: Path, name: str = "") -> Document:
