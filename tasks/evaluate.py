@@ -65,7 +65,7 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     resampling = {"resamples": params.resamples, "seed": run.seed}
     exercises = score_exercises(answers, taught)
 
-    language = score_language(params, run)
+    language = score_language(params, run, questions)
     tables = {
         "language_model": language.table,
         "classifiers": classifiers.score(**resampling),
@@ -74,9 +74,9 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
         "general": score_models(scores, **resampling),
         "general_gain": compare(scores, ("assistant", "base"), GENERAL, **resampling),
     }
-    gain = language.gain(**resampling)
-    if gain is not None:
-        tables["continued_gain"] = gain
+    tables |= language.gains(**resampling)
+    if language.other:
+        tables["other_text"] = language.other_table(**resampling)
     side_by_side = answer_table(questions, general["load_gpt2"], general["instruct"], scores)
     pages = {
         "samples": samples(params, run),
@@ -99,8 +99,11 @@ def evaluate(params: Evaluate, run: Run) -> Metrics:
     return figures(tables)
 
 
-def score_language(params: Evaluate, run: Run) -> LanguageScores:
-    """Score the pretrained model, and the first weights of a continued training beside it."""
+def score_language(params: Evaluate, run: Run, questions: Sequence[Question]) -> LanguageScores:
+    """Score the pretrained model, and the first weights of a continued training beside it.
+
+    Both read the general questions too: text of another kind, by which forgetting is seen.
+    """
     metrics = read_json(run.input("pretrain") / "metrics.json")
     start = metrics.get("start")
     return score_language_models(
@@ -108,6 +111,7 @@ def score_language(params: Evaluate, run: Run) -> LanguageScores:
         run.input("pretrain"),
         run.input("load_gpt2"),
         start=None if start is None else first_model(run, start),
+        other=[question.text for question in questions],
         length=metrics.get("window_length"),
         windows=params.windows,
         device=run.device().device,

@@ -70,6 +70,9 @@ FILES: dict[str, dict[str, str]] = {
         "samples.md": "texts of the generator",
         "language_model.csv, classifiers.csv, assistant.csv, general.csv": "tables of the report",
         "assistant_gain.csv, general_gain.csv": "paired differences of assistant and base",
+        "continued_gain.csv, continued_other.csv, other_text.csv": (
+            "a continued model and its start, on held-out documents and on other text"
+        ),
         "confusion_*.csv, roc_*.csv": "confusion matrix and ROC curve of each classifier",
         "metrics.json": TRAINING["metrics.json"],
     },

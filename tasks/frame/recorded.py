@@ -33,5 +33,6 @@ TABLES = ("predictions.csv", "answers.json", "general_answers.csv")
 JUDGED = (
     *((stage, f"{stage}_", dataset) for stage, dataset in MEASURED_ON.items()),
     ("instruct", "general_assistant_", "data/questions"),
+    ("pretrain", "other_pretrain_", "data/questions"),
 )
 """The figures of `evaluate` by model: the model's stage, the prefix, and the dep behind them."""

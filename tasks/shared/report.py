@@ -10,7 +10,12 @@ from gptmill.data.tables import markdown_table
 from tasks.frame.run import Metrics
 
 Tables = Mapping[str, pd.DataFrame]
-GAINS = ("continued_gain", "assistant_gain", "general_gain")
+GAINS = ("continued_gain", "continued_other", "assistant_gain", "general_gain")
+CONTINUED = {
+    "continued_gain": "{rows:,} windows of held-out documents",
+    "continued_other": "{rows:,} other texts, the general questions",
+}
+"""The texts on which a continued model is compared with its start."""
 RIGHT = ("right", "before_right", "baseline_right")
 ASSISTANT = ("kind", "rows", *RIGHT, "token_f1", "before_token_f1", "length_ratio")
 """The columns of the assistant's table in the report; the CSV file has all columns."""
@@ -31,6 +36,9 @@ def figures(tables: Tables) -> Metrics:
     metrics["instruct_kinds_beaten_beyond_interval"] = sum(row["beats_interval"] for row in kinds)
     for row in tables["general"][tables["general"]["kind"] == "all"].to_dict("records"):
         metrics |= _prefixed(f"general_{row.pop('model')}", row)
+    if "other_text" in tables:
+        for row in tables["other_text"].to_dict("records"):
+            metrics |= _prefixed(f"other_{row.pop('model')}", row)
     for name in [name for name in GAINS if name in tables]:
         metrics |= _prefixed(name, tables[name].iloc[-1].to_dict())
     return {name: value for name, value in metrics.items() if math.isfinite(float(value))}
@@ -94,6 +102,10 @@ def main_figures(tables: Tables) -> pd.DataFrame:
         for model in ("pretrain", "start", "load_gpt2")
         if model in language
     ]
+    if "other_text" in tables:
+        bits = tables["other_text"].set_index("model")["bits_per_byte"]
+        other = ("other text", "bits per byte", "pretrain", bits["pretrain"])
+        rows.append((*other, "start", bits["start"]))
     words = "bag_of_words"
     for model in classifiers.index.difference([words, "majority"]):
         for figure in ("accuracy", "f1", "auc"):
@@ -170,14 +182,24 @@ def _continued(tables: Tables) -> list[str]:
     """Return the comparison of a continued model with its start; empty for a random start."""
     if "continued_gain" not in tables:
         return []
-    gain = tables["continued_gain"].iloc[-1]
+    verdicts = "; ".join(
+        _verdict(tables[name].iloc[-1].to_dict(), texts) for name, texts in CONTINUED.items()
+    )
+    return [
+        f"pretrain minus start, the weights that the training went on from, in bits per byte: "
+        f"{verdicts}. Worse on other texts is what the training has forgotten.",
+        markdown_table(_with_intervals(tables["other_text"], ("bits_per_byte",))),
+    ]
+
+
+def _verdict(gain: Mapping[Any, Any], texts: str) -> str:
+    """Return a difference in bits per byte with its interval, in words."""
     low, high = (gain[f"bits_per_byte_{end}"] for end in ("low", "high"))
     verdict = "better" if high < 0 else "worse" if low > 0 else "not different beyond the interval"
-    return [
-        f"pretrain minus start, the weights that the training went on from: "
-        f"{gain['bits_per_byte']:+.4f} bits per byte ({low:+.4f} to {high:+.4f}) on "
-        f"{int(gain['rows']):,} windows: {verdict}."
-    ]
+    return (
+        f"{gain['bits_per_byte']:+.4f} ({low:+.4f} to {high:+.4f}) on "
+        f"{texts.format(rows=int(gain['rows']))}: {verdict}"
+    )
 
 
 def _beside(loss: float, other: float) -> str:

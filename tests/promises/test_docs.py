@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {
     *("GPU", "Ollama", "The Verdict", "a cluster", "a person", "a registered model", "a server"),
     *("a second clone", "llama.cpp", "long", "network", "registered models", "two machines"),
-    *("two terminals", "vLLM"),
+    *("the extra", "two terminals", "vLLM"),
 }
 # programs of other projects, and of the shell
 OTHERS = {

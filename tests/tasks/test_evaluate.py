@@ -350,10 +350,58 @@ def test_a_continued_model_is_compared_with_its_start(root: Path, seeds: tuple[i
     assert worst[0] <= low <= high <= worst[1]
     report = (run.out / "report.md").read_text(encoding="utf-8")
     verdict = "better" if high < 0 else "worse" if low > 0 else "not different"
-    assert (
-        f"bits per byte ({low:+.4f} to {high:+.4f}) on {len(targets)} windows: {verdict}" in report
-    )
+    assert f"({low:+.4f} to {high:+.4f}) on {len(targets)} windows of held-out" in report
+    assert f"held-out documents: {verdict}" in report
     assert (low == high == 0) == (seeds == (1, 1))
+
+
+def test_a_continued_model_is_compared_with_its_start_on_other_text(root: Path) -> None:
+    """A question is a row: its messages and reference, every byte counted."""
+    for name, seed in (("pretrain", 1), ("weights", 9)):
+        save_causal_lm(root / name, tiny_gpt(seed=seed), tiny_tokenizer())
+    write_json(root / "pretrain" / "metrics.json", {"start": "weights", "window_length": 8})
+    run = FakeRun(root)
+    found = body(run, resamples=400)
+
+    texts = ["Hi\nyou", "S\nHi\nthe | fox", "Ho\na dog"]
+    known = tiny_tokenizer()
+    bits = {}
+    for name in ("pretrain", "weights"):
+        theirs = AutoModelForCausalLM.from_pretrained(root / name)
+        bits[name] = np.zeros(len(texts))
+        for place, text in enumerate(texts):
+            ids = torch.tensor([known.eot_id, *known.encode(text)])
+            for start in range(0, len(ids) - 1, 8):
+                window = ids[start : start + 9]
+                with torch.no_grad():
+                    logits = theirs(window[None, :-1]).logits[0]
+                nats = F.cross_entropy(logits, window[1:], reduction="sum").item()
+                bits[name][place] += nats / math.log(2)
+    size = np.array([6, 14, 8])  # bytes, by hand
+    for model, name in (("pretrain", "pretrain"), ("start", "weights")):
+        expected = bits[name].sum() / 28
+        value, low, high = _interval(found, f"other_{model}_bits_per_byte")
+        assert value == pytest.approx(expected, rel=1e-5)
+        each = bits[name] / size
+        assert each.min() <= low <= value <= high <= each.max()
+    value, low, high = _interval(found, "continued_other_bits_per_byte")
+    gains = bits["pretrain"] - bits["weights"]
+    assert value == pytest.approx(gains.sum() / 28, abs=1e-6)
+    each = gains / size
+    assert each.min() - 1e-6 <= low <= value <= high <= each.max() + 1e-6
+    assert found["continued_other_rows"] == 3
+    report = (run.out / "report.md").read_text(encoding="utf-8")
+    assert f"({low:+.4f} to {high:+.4f}) on 3 other texts" in report
+    assert "| other text | bits per byte | pretrain |" in report
+    assert {"continued_gain.csv", "continued_other.csv", "other_text.csv"} <= {
+        path.name for path in run.out.iterdir()
+    }
+    write_json(root / "pretrain" / "metrics.json", {})
+    assert not [name for name in body(FakeRun(root, "random")) if "other" in name]
+
+
+def _interval(figures: dict[str, float], name: str) -> list[float]:
+    return [figures[f"{name}{end}"] for end in ("", "_low", "_high")]
 
 
 def test_a_base_with_another_vocabulary_spends_as_much_as_transformers_says(root: Path) -> None:

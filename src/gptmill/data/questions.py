@@ -103,6 +103,11 @@ class Question(_Checked):
         return [message.model_dump() for message in self.messages]
 
     @property
+    def text(self) -> str:
+        """Return all messages and the reference, as plain text."""
+        return "\n".join([*(message.content for message in self.messages), self.reference])
+
+    @property
     def prompt(self) -> str:
         """Return the user's last message."""
         return self.messages[-1].content

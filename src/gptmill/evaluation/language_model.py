@@ -5,7 +5,7 @@ Losses per byte are comparable across vocabularies.
 
 import filecmp
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from gptmill.checkpoint.checkpoint import load_causal_lm
 from gptmill.data.batching import by_length, pad
 from gptmill.data.token_file import TokenFile
+from gptmill.evaluation.estimates import bootstrap
 from gptmill.evaluation.ngrams import fit_bigram
-from gptmill.evaluation.paired import Figure, compare
+from gptmill.evaluation.paired import Figure, columns, compare, ratio, resample
+from gptmill.evaluation.perplexity import sliding_window_nats
 from gptmill.generation.quantization import quantize
 from gptmill.model.gpt import GPT
 from gptmill.model.objectives import IGNORE
@@ -96,16 +98,30 @@ class LanguageScores:
     """A row per model."""
     windows: Mapping[str, pd.DataFrame]
     """The bits and bytes of each window: of `pretrain`, and of the `start` of its training."""
+    other: Mapping[str, pd.DataFrame]
+    """The bits and bytes of each other text, of both models; empty without a start."""
 
-    def gain(self, *, resamples: int, seed: int) -> pd.DataFrame | None:
-        """Return bits per byte of `pretrain` minus those of `start`, on the same windows.
+    def gains(self, *, resamples: int, seed: int) -> dict[str, pd.DataFrame]:
+        """Return bits per byte of `pretrain` minus those of `start`, on windows and other texts.
 
-        The interval is a paired bootstrap over the windows. None without a start.
+        The intervals are a paired bootstrap over the windows, or over the texts. Empty without a
+        start.
         """
-        if "start" not in self.windows:
-            return None
         pair = ("pretrain", "start")
-        return compare(self.windows, pair, BITS, resamples=resamples, seed=seed).tail(1)
+        return {
+            name: compare(rows, pair, BITS, resamples=resamples, seed=seed).tail(1)
+            for name, rows in (("continued_gain", self.windows), ("continued_other", self.other))
+            if "start" in rows
+        }
+
+    def other_table(self, *, resamples: int, seed: int) -> pd.DataFrame:
+        """Return each model's bits per byte of the other texts, with a bootstrap interval."""
+        rows = []
+        for model, texts in self.other.items():
+            draws = resample(len(texts), resamples, seed)
+            bits = bootstrap(ratio(texts, BITS["bits_per_byte"], draws))
+            rows.append({"model": model, **columns("bits_per_byte", bits)})
+        return pd.DataFrame(rows)
 
 
 def score_language_models(
@@ -114,6 +130,7 @@ def score_language_models(
     base: Path,
     *,
     start: GPT | None = None,
+    other: Sequence[str] = (),
     length: int | None = None,
     windows: int,
     device: str,
@@ -123,9 +140,9 @@ def score_language_models(
     All models are scored on the same validation tokens, and the `base` of fine-tuning too, where
     the base is a different model. The base may have a different vocabulary: the nats spent on the
     same text are then divided by the same number of tokens. `start` is the model that pretraining
-    went on from, with the checkpoint's vocabulary; `length` is the ids in a window, by default the
-    checkpoint's context. Raises ValueError where the checkpoint and the
-    token files come from different tokenizers.
+    went on from, with the checkpoint's vocabulary; both read the `other` texts too. `length` is
+    the ids in a window, by default the checkpoint's context. Raises ValueError where the checkpoint
+    and the token files come from different tokenizers.
     """
     train = TokenFile.open(tokenized / "train.bin")
     validation = TokenFile.open(tokenized / "validation.bin")
@@ -157,7 +174,23 @@ def score_language_models(
         spent = _nats_on_windows(base, tokenizer, inputs, targets, device=device)
         losses["load_gpt2"] = spent / len(target_ids)
     size = int(sizes[target_ids].sum())
-    return LanguageScores(_language_table(losses, tokens=len(target_ids), size=size), per_window)
+    others = {} if start is None else models
+    return LanguageScores(
+        _language_table(losses, tokens=len(target_ids), size=size),
+        per_window,
+        {name: text_bits(scored, tokenizer, other, length) for name, scored in others.items()},
+    )
+
+
+def text_bits(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], length: int) -> pd.DataFrame:
+    """Return the bits and the bytes of each text, read after the end of a document.
+
+    Every id of a text is predicted; windows of `length` ids do not overlap.
+    """
+    ids = [[tokenizer.eot_id, *tokenizer.encode(text)] for text in texts]
+    nats = [sliding_window_nats(model, row, context_length=length, stride=length) for row in ids]
+    size = [len(text.encode()) for text in texts]
+    return pd.DataFrame({"kind": "texts", "bits": np.array(nats) / math.log(2), "bytes": size})
 
 
 def window_bits(nats: Floats, targets: Ids, sizes: Counts) -> pd.DataFrame:
