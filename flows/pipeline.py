@@ -16,6 +16,7 @@ from prefect import State, Task, flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import TaskRun
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed
 
@@ -39,6 +40,10 @@ from tasks.project.graph import forget, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
 
+BACKOFF_S = [10.0, 60.0, 240.0]
+"""Seconds before each new try of a fetch: about five minutes in all."""
+AWAY = "Away"
+"""The name of a failed state that may pass by itself."""
 ALL: list[str] = []
 NONE: dict[str, Any] = {}
 
@@ -131,21 +136,33 @@ def _tree(plan: Plan, run: str) -> Iterator[tuple[Here | Apart, str | None]]:
 
 
 def _read_sources(place: Here | Apart, note: FlowNote) -> str | None:
-    """Bring data/ to the state of the sources, as a task; return the reason of a failure."""
+    """Bring data/ to the state of the sources, as a task; return the reason of a failure.
+
+    A failure that may pass by itself is tried again, after the pauses in `BACKOFF_S`.
+    """
 
     def bring_up_to_date() -> State[None]:
-        reason = place.read_sources()
-        state: State[None] = (
-            Completed(message="data/ is up to date") if reason is None else Failed(message=reason)
-        )
+        obstacle = place.read_sources()
+        state: State[None] = Completed(message="data/ is up to date")
+        if obstacle is not None:
+            name = AWAY if obstacle.may_pass else "Failed"
+            state = Failed(name=name, message=obstacle.reason)
         note.task(str(task_run.id), state)
         return state
 
     description = "bring data/ to the state of sources.toml and of the user's own files"
-    state: State[Any] = _task("data", description, bring_up_to_date)(return_state=True)
+    task = _task("data", description, bring_up_to_date).with_options(
+        retries=len(BACKOFF_S), retry_delay_seconds=BACKOFF_S, retry_condition_fn=_may_pass
+    )
+    state: State[Any] = task(return_state=True)
     if state.is_completed():
         return None
     return state.message or "data: the sources could not be read"
+
+
+def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a failed task is worth another try."""
+    return state.name == AWAY
 
 
 def _task(name: str, description: str, body: Callable[[], State[None]]) -> Task[[], State[None]]:

@@ -13,7 +13,7 @@ from flows.dvc.repro import StageOutcome
 from flows.registry.review import Reviewed
 from flows.results import Results
 from flows.trees import tree
-from flows.trees.here import Say, Tell
+from flows.trees.here import Obstacle, Say, Tell
 from gptmill.files import read_json
 from tasks.processes import receipt
 from tasks.processes.process import end_group, start_group
@@ -47,10 +47,10 @@ class Apart:
             **(variables or {}),
         }
 
-    def read_sources(self, say: Say = print) -> str | None:
-        """Build the data of the worktree's own sources; return the reason of a failure."""
-        reason: str | None = self._call("data", {"read": True}, say)
-        return reason
+    def read_sources(self, say: Say = print) -> Obstacle | None:
+        """Build the data of the worktree's own sources; return the obstacle of a failure."""
+        answer = self._call("data", {"read": True}, say)
+        return None if answer is None else Obstacle(**answer)
 
     def restore_data(self) -> None:
         """Restore the pinned data from DVC's cache."""

@@ -5,6 +5,7 @@ Arguments and results are plain enough to pass between the processes of two tree
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from flows.dvc.repro import RESTORED, UNCHANGED, StageOutcome, repro, stale_stag
 from flows.registry.review import Reviewed, review
 from flows.registry.rules import rules
 from flows.results import Results, main_figures, results_of
+from gptmill.sources.address import PassingError
 from tasks.frame.restored import record_restored
 from tasks.project.environment import ROOT
 from tasks.project.graph import ancestors, forget, stages
@@ -25,17 +27,26 @@ Say = Callable[[str], None]
 Tell = Callable[[dict[str, Any]], None]
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """Why the sources could not be read, and whether the reason may pass by itself."""
+
+    reason: str
+    may_pass: bool
+
+
 class Here:
     """The tree of this process."""
 
     folder = ROOT
 
-    def read_sources(self, say: Say = print) -> str | None:
-        """Bring data/ to the state of the sources; return the reason of a failure."""
+    def read_sources(self, say: Say = print) -> Obstacle | None:
+        """Bring data/ to the state of the sources; return the obstacle of a failure."""
         try:
             make_data(ROOT, read_table(ROOT / "sources.toml"))
         except (OSError, ValueError) as error:
-            return f"data: {reason(error)}; no stage ran"
+            text = f"data: {reason(error)}; no stage ran"
+            return Obstacle(text, may_pass=isinstance(error, PassingError))
         finally:
             forget()  # hashes of data/
         return None

@@ -41,12 +41,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def data(*, read: bool) -> str | None:
+def data(*, read: bool) -> dict[str, Any] | None:
     """Restore the pinned data, and read the sources by choice."""
     from flows.trees.here import Here
 
     Here().restore_data()
-    return Here().read_sources() if read else None
+    obstacle = Here().read_sources() if read else None
+    return None if obstacle is None else asdict(obstacle)
 
 
 def pinned() -> None:

@@ -438,10 +438,11 @@ def test_a_night_reads_the_sources_and_names_one_that_is_away(
     made = contents(root)
     (root / "books").rename(root / "away")
     (root / "data.dvc").unlink()
-    reason = here.Here().read_sources()
-    assert reason is not None
-    assert reason.startswith("data: source books: path books")
-    assert reason.endswith("no stage ran")
+    obstacle = here.Here().read_sources()
+    assert obstacle is not None
+    assert obstacle.reason.startswith("data: source books: path books")
+    assert obstacle.reason.endswith("no stage ran")
+    assert not obstacle.may_pass
     assert contents(root) == made
 
 

@@ -31,7 +31,7 @@ from flows.sweeps.params import edited
 from gptmill.files import atomic_folder, write_text
 from gptmill.origins import MANIFEST, read_manifest
 from gptmill.records import content_hash
-from gptmill.sources.address import hidden
+from gptmill.sources.address import PassingError, hidden
 from gptmill.sources.archive import visible_files
 from gptmill.sources.build import (
     MAKES,
@@ -128,8 +128,9 @@ def make_data(root: Path, sources: Sequence[Source]) -> None:
 
     An edited table of sources takes precedence over the pin.
 
-    Raises ValueError where a source cannot be obtained, where fetched data differs from the pin
-    although the table was not edited, and where data/ holds work that would be lost.
+    Raises ValueError, or a PassingError, where a source cannot be obtained, where fetched data
+    differs from the pin although the table was not edited, and where data/ holds work that would be
+    lost.
     """
     repair(root)
     read = own.states(own.own_files(root, sources))
@@ -213,9 +214,10 @@ def makers_of(message: str, made_from: Mapping[str, Sequence[Source]]) -> str:
 def obtain(root: Path, source: Source) -> Made:
     """Return a source's files from the first working place.
 
-    A place with missing or wrong files is skipped.
+    A place with missing or wrong files is skipped. Where no place works, raises PassingError if a
+    place may work later, and ValueError otherwise.
     """
-    reasons = []
+    reasons, kind = [], ValueError
     home = project_of(root)  # a worktree takes files and downloads of the project
     downloads = home / ".state" / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -228,6 +230,7 @@ def obtain(root: Path, source: Source) -> Made:
         except PLACE_FAILED as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
+            kind = PassingError if isinstance(error, PassingError) else kind
             reasons.append(str(error) if str(place) in str(error) else f"{place}: {error}")
             continue
         note = "downloaded before" if is_downloaded else f"{seconds:.1f} s"
@@ -239,7 +242,7 @@ def obtain(root: Path, source: Source) -> Made:
         for understood in files.notes if isinstance(files, Converted) else ():
             print(f"  {understood}")
         return files
-    raise ValueError(
+    raise kind(
         f"source {source.name}: {'; '.join(reasons)}. Run `make data` again to continue"
         + way_without(source.name)
     )

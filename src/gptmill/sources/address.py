@@ -4,8 +4,11 @@ import base64
 import http.client
 import os
 import re
+import socket
+import ssl
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -14,6 +17,12 @@ ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*://)([^\s'\"<>]*)")
 SHOWN = re.compile(r"(?:[^/?#@]*@)?([^/?#@]*(?:/[^?#@]*)?)(?:[?#][^@]*)?")
 RANGE_NOT_SATISFIABLE = 416
 TIMEOUT = 30  # seconds without a byte
+BUSY = (408, 425, 429, 500, 502, 503, 504)
+"""The statuses of servers that may answer later."""
+
+
+class PassingError(ConnectionError):
+    """A failure that may pass by itself: a server that is away, busy or too slow."""
 
 
 class NothingLeftError(ConnectionError):
@@ -35,8 +44,8 @@ def opened(at: Mapping[str, str], *, start: int) -> Any:
 
     The header, and the user and password of the address, go to the server of the address and to no
     other server that the address leads to. Raises ValueError for an unset variable of the header,
-    NothingLeftError for a file that ends before `start`, and OSError for another failure of network
-    or server; no message holds a secret.
+    NothingLeftError for a file that ends before `start`, PassingError for a failure that may pass
+    by itself, and OSError for another failure of network or server; no message holds a secret.
     """
     url = urlsplit(at["url"])
     host = url.netloc.rpartition("@")[2]
@@ -49,9 +58,30 @@ def opened(at: Mapping[str, str], *, start: int) -> Any:
     except URLError as error:
         if start and isinstance(error, HTTPError) and error.code == RANGE_NOT_SATISFIABLE:
             raise NothingLeftError(hidden(str(error))) from None
-        raise ConnectionError(hidden(str(error))) from None
+        if isinstance(error, HTTPError):
+            error.close()
+        kind = PassingError if _may_pass(error) else ConnectionError
+        raise kind(hidden(str(error))) from None
     except http.client.InvalidURL:
         raise ConnectionError("the server leads to an invalid address") from None
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """Raise PassingError for connections that break, or stand still, in the block."""
+    try:
+        yield
+    except (TimeoutError, ConnectionResetError, http.client.IncompleteRead) as error:
+        raise PassingError(hidden(str(error)) or "the server did not answer in time") from None
+
+
+def _may_pass(error: URLError) -> bool:
+    """Return whether a failure may pass by itself; a wrong name or certificate does not."""
+    if isinstance(error, HTTPError):
+        return error.code in BUSY
+    if isinstance(error.reason, socket.gaierror):
+        return error.reason.errno == socket.EAI_AGAIN
+    return isinstance(error.reason, OSError) and not isinstance(error.reason, ssl.SSLError)
 
 
 def _credentials(url: SplitResult, header: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gptmill.files import sha256
 from gptmill.leash import leashed
-from gptmill.sources.address import NothingLeftError, hidden, opened
+from gptmill.sources.address import NothingLeftError, PassingError, hidden, opened, passing
 from gptmill.sources.archive import check_readable
 from gptmill.sources.table import Place
 
@@ -28,6 +28,13 @@ CHUNK = 1 << 20
 NO_NETWORK = re.compile(
     r"resol|connection|unreachable|timed out|timeout|ENOTFOUND|ECONNREFUSED|EAI_AGAIN|proxy"
     r"|from versions: none",
+    re.IGNORECASE,
+)
+# What pip, npm, apt and the hub's client report of servers that may answer later.
+PASSING = re.compile(
+    r"timed ?out|time-?out|refused|reset by peer|broken|unreachable|max retries exceeded"
+    r"|Temporary failure|ECONNREFUSED|ECONNRESET|EAI_AGAIN|\b(E|HTTP error |status )?50[0234]\b"
+    r"|\b(E|HTTP error |status )?429\b",
     re.IGNORECASE,
 )
 NO_SPACE = re.compile(r"ENOSPC|No space left on device|Disk quota exceeded")
@@ -67,7 +74,8 @@ def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
 
     A place of kind hub or path may also be a folder. `downloads` is the cache; relative paths
     are below `root`. Raises ValueError if a tool is missing, fails, or gives bytes different
-    from the hash in the table, and OSError if the network or the disk fails.
+    from the hash in the table, PassingError for a failure that may pass by itself, and OSError
+    if the network or the disk fails.
     """
     if place.kind == "path":
         return own_path(place, root)
@@ -80,7 +88,8 @@ def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
             return cached
         cached.unlink()
     if place.kind == "http":
-        return _from_http(place, cached)
+        with passing():
+            return _from_http(place, cached)
     return _from_packages(place, cached)
 
 
@@ -159,8 +168,8 @@ def _run(
 ) -> None:
     """Run a client in `folder`.
 
-    Raises ValueError with the client's own reason for a failure, and OSError for a full disk,
-    even if the client ran into the full disk. The client ends with this process.
+    Raises an error with the client's own reason: PassingError for a server that may answer later,
+    ValueError for another failure, OSError for a full disk. The client ends with this process.
     """
     if shutil.which(command[0]) is None:
         raise ValueError(
@@ -184,7 +193,8 @@ def _run(
     if process.returncode != 0 and NO_SPACE.search(stderr):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if process.returncode != 0:
-        raise ValueError(f"{place} could not be fetched: {_reason(stderr)}")
+        kind = PassingError if PASSING.search(stderr) else ValueError
+        raise kind(f"{place} could not be fetched: {_reason(stderr)}")
 
 
 def _reason(stderr: str) -> str:
@@ -232,7 +242,7 @@ def _from_http(place: Place, cached: Path) -> Path:
         expected = response.headers.get("Content-Length")
     size = partial.stat().st_size - (start if resumed else 0)
     if expected is not None and size < int(expected):
-        raise ConnectionError(f"{place} ended after {size} of {expected} bytes")
+        raise PassingError(f"{place} ended after {size} of {expected} bytes")
     _take(place, partial, cached)
     return cached
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from gptmill.sources.address import hidden
+from gptmill.sources.address import PassingError, hidden
 from gptmill.sources.archive import read_members, visible_files
 from gptmill.sources.build import MAKES, Made, add_files, make_files
 from gptmill.sources.fetch import fetch
@@ -335,7 +335,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.path = self.path.partition("?")[0]
         if self.path != "/books.txt":
-            self.send_error(404)
+            status = int(self.path.partition("-")[2] or 404)
+            if status:  # 0: the connection ends without an answer
+                self.send_error(status)
             return
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
         if start >= len(CONTENT):
@@ -389,12 +391,27 @@ def test_a_download_killed_after_its_last_byte_is_complete(server: str, tmp_path
 
 def test_a_download_that_ended_early_goes_on(server: str, tmp_path: Path) -> None:
     Handler.cut = 4000
-    with pytest.raises(ConnectionError, match="ended after 4000 of 10000 bytes"):
+    with pytest.raises(PassingError, match="ended after 4000 of 10000 bytes"):
         fetch(http_place(server), tmp_path, root=tmp_path)
     assert [path.name[-8:] for path in tmp_path.iterdir()] == [".partial"]
     Handler.cut = 0
     assert fetch(http_place(server), tmp_path, root=tmp_path).read_bytes() == CONTENT
     assert Handler.ranges[-1] == "bytes=4000-"
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [
+        *((f"status-{status}", True) for status in (0, 429, 500, 503)),
+        *((f"status-{status}", False) for status in (401, 403, 404, 501)),
+    ],
+)
+def test_an_error_says_whether_it_may_pass_by_itself(
+    name: str, passes: bool, server: str, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError) as failed:  # noqa: PT011
+        fetch(http_place(server, name), tmp_path, root=tmp_path)
+    assert isinstance(failed.value, PassingError) == passes
 
 
 def test_wrong_bytes_are_not_kept(server: str, tmp_path: Path) -> None:
@@ -406,7 +423,7 @@ def test_wrong_bytes_are_not_kept(server: str, tmp_path: Path) -> None:
 def test_no_server_and_no_file_are_errors(server: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="404"):
         fetch(http_place(server, "other.txt"), tmp_path, root=tmp_path)
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(PassingError, match="refused"):
         fetch(http_place("http://127.0.0.1:9"), tmp_path, root=tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         fetch(place(kind="path", path="nowhere"), tmp_path, root=tmp_path)
@@ -570,6 +587,10 @@ def test_npm_and_apt_are_asked_for_one_archive(
     tool(tools / name, "echo 'npm error code ENOTFOUND' >&2; echo 'E: cannot' >&2; exit 1")
     with pytest.raises(ValueError, match=r"could not be fetched: .*\(is the network down\?\)"):
         fetch(at, tmp_path / "downloads", root=tmp_path)
+    for passing in ("npm error code E503", "npm error network timed out", "E: Connection refused"):
+        tool(tools / name, f"echo '{passing}' >&2; exit 1")
+        with pytest.raises(PassingError, match="could not be fetched: "):
+            fetch(at, tmp_path / "downloads", root=tmp_path)
     tool(tools / name, "echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
     with pytest.raises(OSError, match="No space left on device") as full:
         fetch(at, tmp_path / "downloads", root=tmp_path)
