@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh gc params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -89,6 +89,9 @@ accept: $(ENV)  ## accept a code change that keeps a stage's bytes, without a re
 
 fresh: $(ENV)  ## discard a stage's saved training, to train again from step 0: STAGE=x
 	@python -m flows fresh $(STAGE)
+
+gc: $(ENV)  ## show what the disk need not keep; FREE=1 frees it, NIGHTS=30 and REFUSED=3 say what stays
+	@python -m flows gc NIGHTS=$(NIGHTS) REFUSED=$(REFUSED) FREE=$(FREE)
 
 # the doctor runs before .venv exists, on any Python 3
 ##@ Look

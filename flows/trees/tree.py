@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.project.cache import cache_folder
@@ -102,6 +103,32 @@ def commit(files: Mapping[str, str], message: str, *, ref: str, start: str | Non
         commit_id = git("commit-tree", tree, "-p", parent, "-m", message, extra=extra)
     git("update-ref", ref, commit_id)
     return commit_id
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A ref of ours: its commit, and the time of the commit."""
+
+    name: str
+    commit: str
+    time: int
+
+
+def refs() -> Iterator[Ref]:
+    """Yield the refs that keep commits of trials and of pipeline runs; none without git."""
+    form = "--format=%(refname) %(objectname) %(committerdate:unix)"
+    try:
+        lines = git("for-each-ref", form, SWEEPS, RUNS).splitlines()
+    except ValueError:
+        return
+    for line in lines:
+        name, commit_id, seconds = line.split()
+        yield Ref(name, commit_id, int(seconds))
+
+
+def remove_ref(name: str) -> None:
+    """Remove a ref; git frees the commit some weeks later."""
+    git("update-ref", "-d", name)
 
 
 def prepare(folder: Path, commit_id: str) -> None:

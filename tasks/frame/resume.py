@@ -146,12 +146,20 @@ def key(entry: Mapping[str, Any]) -> str:
 
 
 def clean() -> None:
-    """Remove the states of trainings with outputs in DVC's cache."""
+    """Remove the states of finished trainings."""
+    for folder in finished():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def finished() -> list[Path]:
+    """Return the states of trainings with outputs in DVC's cache."""
     locked = {name: key(entry) for name, entry in graph.lock().items() if "deps" in entry}
-    for stage in graph.stages():
-        for folder in _folders(stage):
-            if locked.get(stage) == folder.name or _in_run_cache(folder.name):
-                shutil.rmtree(folder, ignore_errors=True)
+    return [
+        folder
+        for stage in graph.stages()
+        for folder in _folders(stage)
+        if locked.get(stage) == folder.name or _in_run_cache(folder.name)
+    ]
 
 
 def _in_run_cache(name: str) -> bool:

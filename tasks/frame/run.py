@@ -147,7 +147,9 @@ class Run(Inputs):
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         path = resume.STATES / "kept" / f"{name}.json"
         try:
-            return read_json(path)
+            content = read_json(path)
+            os.utime(path)  # `make gc` removes what no run used for long
+            return content
         except (FileNotFoundError, ValueError):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, made := make())

@@ -101,10 +101,11 @@ class Registered:
     @property
     def earlier(self) -> int | None:
         """Return the number of the last existing champion before the present champion."""
-        others = [number for number in self._history() if number != self.champion]
+        others = [number for number in self.champions if number != self.champion]
         return others[-1] if self.champion is not None and others else None
 
-    def _history(self) -> list[int]:
+    @property
+    def champions(self) -> list[int]:
         """Return the champions so far, with the present champion last.
 
         The alias counts: a person may move it in MLflow, and a command may die before it moves.
@@ -166,7 +167,7 @@ class Registered:
 
         The history is written before the alias: only the alias decides who is champion.
         """
-        history = [*self._history(), number][-REMEMBERED:]
+        history = [*self.champions, number][-REMEMBERED:]
         self.tag(number, _act("champion", who, why))
         self._set(HISTORY, " ".join(map(str, history)))
         if best:
@@ -182,7 +183,7 @@ class Registered:
         self.tag(number, _act("champion", who, why))
         self._set(BEST, str(number))
         self._point(CHAMPION, number)
-        self._set(HISTORY, " ".join(map(str, self._history())))
+        self._set(HISTORY, " ".join(map(str, self.champions)))
         return left, number
 
     def _point(self, alias: str, number: int) -> None:

@@ -217,7 +217,8 @@ def obtain(root: Path, source: Source) -> Made:
     A place with missing or wrong files is skipped. Where no place works, raises PassingError if a
     place may work later, and ValueError otherwise.
     """
-    reasons, kind = [], ValueError
+    reasons: list[str] = []
+    kind: type[ValueError | PassingError] = ValueError
     home = project_of(root)  # a worktree takes files and downloads of the project
     downloads = home / ".state" / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def is_kept(place: Place, downloads: Path) -> bool:
 
     The place is in the cache or on this machine.
     """
-    return place.kind == "path" or (downloads / _cache_name(place)).exists()
+    return place.kind == "path" or (downloads / cache_name(place)).exists()
 
 
 def own_path(place: Place, root: Path) -> Path:
@@ -111,7 +111,8 @@ def own_path(place: Place, root: Path) -> Path:
     return path
 
 
-def _cache_name(place: Place) -> str:
+def cache_name(place: Place) -> str:
+    """Return the name of a place's file or folder in the cache."""
     if place.kind == "hub":
         members_hash = hashlib.sha256("\n".join(place.members).encode()).hexdigest()[:8]
         return re.sub(r"\W+", "-", f"{place.at['repo']}-{place.at['revision']}-{members_hash}")
@@ -251,7 +252,7 @@ def _from_hub(place: Place, downloads: Path) -> Path:
     """Download a pinned hub revision into a separate folder."""
     if importlib.util.find_spec("huggingface_hub") is None:
         raise ValueError(f"{place} needs huggingface_hub: `.venv/bin/pip install huggingface_hub`")
-    cached = downloads / _cache_name(place)
+    cached = downloads / cache_name(place)
     if cached.exists():
         return cached
     repo = place.at["repo"]

@@ -1,0 +1,1 @@
+"""Collection of garbage: what no alias, registered version, ref or recent run needs."""
