@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh gc params ledger show compare report promote rollback bench bench-generation test test-all lint check format docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh gc params ledger show compare report promote rollback bench bench-generation test test-all lint check format wheel docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -20,7 +20,7 @@ help:  ## print this list
 # uv installs in a tenth of pip's CPU time, but reads none of pip's settings (a mirror, folders of
 # wheels, certificates): they are handed on, with pip's rule that the best version of all indexes
 # counts. Where uv fails all the same, pip installs.
-PACKAGES := --constraint configs/constraints.txt --editable '.[dev]'
+PACKAGES := --constraint configs/constraints.txt --editable '.[pipeline,dev]'
 SETTING = $$(python -m pip config get $(1) 2> /dev/null)
 HANDED_ON = UV_INDEX_STRATEGY=unsafe-best-match \
   UV_DEFAULT_INDEX="$${PIP_INDEX_URL:-$(call SETTING,global.index-url)}" \
@@ -154,6 +154,12 @@ check: lint test  ## run `lint` and `test`, as CI does
 format: $(ENV)  ## format the code and fix lint errors automatically
 	@ruff format .
 	@ruff check --fix .
+
+# pip builds apart, with the build backend that pyproject.toml names
+wheel: $(ENV)  ## build dist/gptmill-VERSION.whl; the version comes from git tags
+	@rm -f dist/gptmill-*.whl
+	@python -m pip wheel -q --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/gptmill-*.whl
 
 # the site's tools stay out of .venv's own packages: nothing else needs them
 DOCS := .venv/docs/installed

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 URI = "models:/"
 STORE = Path("mlflow") / "mlflow.db"
 """The store of a project, below the project's folder."""
+EXTRA = "pip install 'gptmill[pipeline]'"
 SCRIPT = """
 import sys
 from mlflow.artifacts import download_artifacts
@@ -51,6 +53,7 @@ def model(text: str) -> Path:
 
 def _files(uri: str) -> Path:
     """Return the folder of a logged model."""
+    _check_installed()
     temporary = Path(tempfile.mkdtemp(prefix="gptmill-model-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     settings = {"MLFLOW_TRACKING_URI": _tracking(), "TMPDIR": str(temporary)}
@@ -65,6 +68,13 @@ def _files(uri: str) -> Path:
         reason = lines[-1].rpartition("Exception: ")[2].partition(" with exception")[0]
         raise ValueError(f"MLflow does not give the model ({reason.rstrip('.')})")
     return Path(done.stdout.splitlines()[-1])
+
+
+def _check_installed() -> None:
+    """Raise ValueError without MLflow; a project's folder mlflow/ is a package without a file."""
+    spec = find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        raise ValueError(f"the registry's models need MLflow, which is not installed: `{EXTRA}`")
 
 
 def _tracking() -> str:
