@@ -1,6 +1,7 @@
-"""The wheel: the library and `gptmill` in an empty environment, without the orchestrators."""
+"""The wheel in an empty environment, without the orchestrators, and the example that uses it."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LIBRARY = PROJECT["dependencies"]
 PIPELINE = [*LIBRARY, *PROJECT["optional-dependencies"]["pipeline"]]
 ORCHESTRATORS = ("prefect", "dvc", "mlflow")
+PINNED = ("--constraint", ROOT / "configs" / "constraints.txt")
+LEAST_F1 = 0.85
+"""Of the example's classifier on other machines than those of the README."""
+EXECUTE = """
+import sys, nbformat
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, kernel_name="python3").execute()
+outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+print([kind for output in outputs for kind in output.get("data", {}) if kind == "image/png"])
+"""
 IMPORT_ALL = f"""
 import importlib, pkgutil, gptmill
 from importlib.util import find_spec
@@ -114,14 +126,22 @@ def test_the_version_comes_from_the_tags(tmp_path: Path) -> None:
     assert version(built(archive, tmp_path / "archive")) == "0.1.dev0"
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the tools of an environment with the wheel alone, and the wheel's version."""
+    root = tmp_path_factory.mktemp("wheel")
+    wheel, tools = built(ROOT, root / "dist"), root / "env" / "bin"
+    run(sys.executable, "-m", "venv", "--without-pip", root / "env", cwd=root)
+    pip("--python", tools / "python", "install", *PINNED, wheel, cwd=root)
+    return tools, version(wheel)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
-    wheel = built(ROOT, tmp_path / "dist")
-    tools = tmp_path / "env" / "bin"
-    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env", cwd=tmp_path)
-    pinned = ("--constraint", ROOT / "configs" / "constraints.txt")
-    pip("--python", tools / "python", "install", *pinned, wheel, cwd=tmp_path)
+def test_the_wheel_runs_in_an_empty_environment(
+    installed: tuple[Path, str], tmp_path: Path
+) -> None:
+    tools, number = installed
     make_models(tmp_path)
 
     def output(*words: str | Path) -> str:
@@ -131,7 +151,7 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
 
     gptmill = tools / "gptmill"
     assert output(tools / "python", "-c", IMPORT_ALL) == "[]\n"
-    assert output(gptmill, "--version") == f"gptmill {version(wheel)}\n"
+    assert output(gptmill, "--version") == f"gptmill {number}\n"
     assert "classify" in output(gptmill, "--help")
     assert output(gptmill, "generate", "lm", "You have", "--max-new-tokens", "4")
     assert output(gptmill, "classify", "classifier", "See you").split("\t")[2] == "See you\n"
@@ -139,3 +159,24 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "MLflow, which is not installed: `pip install 'gptmill[pipeline]'`" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_example_runs_with_the_wheel(installed: tuple[Path, str], tmp_path: Path) -> None:
+    """The whole example: the mails from npm, both trainings, the notebook in a kernel."""
+    python, folder = installed[0] / "python", tmp_path / "example"
+    shutil.copytree(
+        ROOT / "examples" / "spam-mail", folder, ignore=shutil.ignore_patterns("out", "downloads")
+    )
+    pip("--python", python, "install", *PINNED, *PROJECT["optional-dependencies"]["examples"],
+        cwd=folder)  # fmt: skip
+    done = run(python, "train.py", cwd=folder)
+    if done.returncode and re.search(r"could not be fetched|needs npm", done.stderr):
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "out" / "results.json").read_text(encoding="utf-8"))
+    assert results["gptmill"]["f1"]["value"] > LEAST_F1
+    done = run(python, "-c", EXECUTE, "spam_mail.ipynb", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['image/png']\n"

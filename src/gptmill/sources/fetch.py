@@ -79,6 +79,7 @@ def fetch(place: Place, downloads: Path, *, root: Path) -> Path:
     """
     if place.kind == "path":
         return own_path(place, root)
+    downloads = downloads.resolve()  # clients run in folders of their own
     downloads.mkdir(parents=True, exist_ok=True)
     if place.kind == "hub":
         return _from_hub(place, downloads)
