@@ -1,7 +1,7 @@
 """tokenize: data/text, a vocabulary -> artifacts/tokenize (token ids, in two parts)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -31,8 +31,11 @@ class Tokenize(Section):
 @stage
 def tokenize(params: Tokenize, run: Run) -> Metrics:
     """Encode documents as ids with <|endoftext|> between them, in two parts."""
-    documents = read_documents(run.data("text"))
+    documents, near = keep_together(run, read_documents(run.data("text")))
     train, validation = split_documents(documents, params.validation_fraction)
+    if near:
+        parts = {"train": train, "validation": validation}
+        run.show("near-duplicates", near_examples(parts, near))
     train, mixture = mix(run, train)
     tokenizer = vocabulary(params, run, train)
     shards = finished_shards(run)
@@ -58,6 +61,48 @@ def tokenize(params: Tokenize, run: Run) -> Metrics:
         run.show("mixture", pd.DataFrame(mixture))
     run.show("parts", pd.DataFrame(statistics).T.rename_axis("part").reset_index())
     return figures(statistics)
+
+
+def keep_together(
+    run: Inputs, documents: list[Document]
+) -> tuple[list[Document], dict[str, dict[str, Any]]]:
+    """Return documents with one position per group of near-duplicates, and the near-duplicates.
+
+    `make data` found the groups. A group stays in the part of the document that stands for it.
+    """
+    files = read_json(run.path("data/manifest/text.json"))["files"]
+    near = {name: file["near"] for name, file in files.items() if "near" in file}
+    positions = {f"text/{document.name}": document.position for document in documents}
+    moved = [
+        replace(document, position=positions[near[name]["group"]]) if name in near else document
+        for name, document in zip(positions, documents, strict=True)
+    ]
+    return moved, near
+
+
+EXAMPLES = 5  # pairs of near-duplicates shown
+
+
+def near_examples(
+    parts: dict[str, list[Document]], near: dict[str, dict[str, Any]]
+) -> pd.DataFrame:
+    """Return the most similar documents, a pair of each group, each with part and beginning."""
+    lies_in = {f"text/{d.name}": (part, d) for part, chosen in parts.items() for d in chosen}
+    assert all(lies_in[name][0] == lies_in[near[name]["group"]][0] for name in near)
+    closest = sorted(near, key=lambda name: (-near[name]["similarity"], name))
+    first_of_group = {near[name]["group"]: name for name in reversed(closest)}
+    rows = []
+    for name in sorted(first_of_group.values(), key=closest.index)[:EXAMPLES]:
+        row = {"similarity": near[name]["similarity"]}
+        for which, path in (("", name), ("twin ", near[name]["twin"])):
+            part, document = lies_in[path]
+            row |= {
+                f"{which}document": path,
+                f"{which}part": part,
+                f"{which}begins": document.beginning,
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def mix(run: Inputs, train: list[Document]) -> tuple[list[Document], list[dict[str, Any]]]:

@@ -25,6 +25,7 @@ from flows.dvc import own, pins
 from flows.dvc.pins import MadeFrom, Pin
 from flows.dvc.repair import repair
 from flows.own import data as own_data
+from flows.own.near import near_lines
 from flows.own.report import report
 from flows.own.training import ahead
 from flows.sweeps.params import edited
@@ -38,6 +39,7 @@ from gptmill.sources.build import (
     Made,
     add_files,
     make_files,
+    near_texts,
     write_manifest,
 )
 from gptmill.sources.fetch import fetch, is_kept
@@ -186,12 +188,14 @@ def build(root: Path, sources: Sequence[Source], folder: Path) -> dict[str, str]
         digests |= added
         for path in added:
             made_from.setdefault(path, []).append(source)
-    write_manifest(folder, made_from, digests)
     try:
         check_files(folder)
     except ValueError as error:
         message = str(error).replace(str(folder), "data")
         raise ValueError(f"{message} (from {makers_of(message, made_from)})") from None
+    near = near_texts(folder, digests)
+    write_manifest(folder, made_from, digests, near)
+    print(*near_lines(folder, near), sep="\n", end="\n" * bool(near))
     return hashes
 
 

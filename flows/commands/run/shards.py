@@ -25,7 +25,7 @@ from tasks.frame.run import Inputs
 from tasks.processes import locks
 from tasks.project.environment import ROOT
 from tasks.project.graph import check_inputs, stages
-from tasks.tokenize import CONTEXT_LENGTH, mix, tokenize, vocabulary
+from tasks.tokenize import CONTEXT_LENGTH, keep_together, mix, tokenize, vocabulary
 
 USAGE = (
     "usage: make shards EXECUTOR=local|ray|slurm SHARDS=8 WORKERS=2 "
@@ -98,7 +98,8 @@ def prepare(shards: int) -> Path:
     begin(folder, shards)
     if not (folder / "tokenizer").exists():
         params = tokenize.params()
-        train, _ = split_documents(documents, params.validation_fraction)
+        together, _ = keep_together(inputs, documents)
+        train, _ = split_documents(together, params.validation_fraction)
         tokenizer = vocabulary(params, inputs, mix(inputs, train)[0])
         with atomic_folder(folder / "tokenizer") as partial:
             tokenizer.save(partial, context_length=CONTEXT_LENGTH)

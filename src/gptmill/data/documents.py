@@ -43,6 +43,11 @@ class Document:
         """Return the whole text."""
         return "".join(self.pieces())
 
+    @property
+    def beginning(self) -> str:
+        """Return the first words of the text, in a line."""
+        return " ".join(next(self.pieces())[:200].split())[:60]
+
     def words(self) -> int:
         """Return the number of words: runs of characters between white space."""
         count, inside = 0, False
@@ -187,7 +192,7 @@ def split_documents(
 
     A single document is cut in two, at the fraction of its characters from the end.
 
-    Raises ValueError if several documents all have the same text.
+    Raises ValueError if several documents all have the same position.
     """
     if len(documents) == 1:
         return _cut(documents[0], validation_fraction)
@@ -195,7 +200,9 @@ def split_documents(
     if len(distinct) < 2:
         raise ValueError(
             f"{len(documents)} document(s) with {len(distinct)} distinct text(s) cannot be split "
-            "into a training and a validation part: give at least 2 files with different texts"
+            "into a training and a validation part: give at least 2 files with different texts "
+            "(near-duplicates count as one text; the option `near_duplicates` in sources.toml "
+            "leaves later ones out)"
         )
     # the highest validation position, leaving at least one text above for training
     below = [position for position in distinct[:-1] if position < validation_fraction]

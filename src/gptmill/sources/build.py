@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from gptmill.data.documents import decode_text
+from gptmill.data.documents import decode_text, text_pieces
 from gptmill.files import sha256, write_json
 from gptmill.origins import manifest_of
 from gptmill.sources.archive import check_found, read_members, visible_files
@@ -20,7 +21,7 @@ from gptmill.sources.bpe import bpe_files
 from gptmill.sources.exercises import exercises
 from gptmill.sources.questions import questions
 from gptmill.sources.sms import sms_table
-from gptmill.sources.table import TARGETS, Place, Source, describe
+from gptmill.sources.table import TARGETS, TEXT, Place, Source, describe
 from gptmill.sources.text import documents, kjv_books
 
 Made = Mapping[str, bytes | Path]  # file name in the target folder: content, or path of the content
@@ -124,30 +125,62 @@ def add_files(folder: Path, target: str, made: Made) -> dict[str, str]:
     return digests
 
 
+Near = Mapping[str, Mapping[str, Any]]
+"""Near-duplicate documents by path: `group`, a document that stands for the group; `twin`, the most
+similar document found; and the `similarity` to the twin."""
+
+
+def near_texts(folder: Path, digests: Mapping[str, str]) -> Near:
+    """Find the near-duplicates among the documents below `folder`/text.
+
+    Of a group, the lowest second half of the hash stands for all: the choice depends on texts
+    alone, and says nothing of the first half, which decides the part of a document.
+    """
+    from gptmill.data.near_documents import groups, near_documents  # imports pandas
+
+    names = sorted(name for name in digests if name.startswith(f"{TEXT}/"))
+    pairs = near_documents([partial(text_pieces, folder / name) for name in names])
+    near: dict[str, dict[str, Any]] = {}
+    for pair in sorted(pairs):  # the highest similarity comes last, and stays
+        for own, twin in ((pair.first, pair.second), (pair.second, pair.first)):
+            near[names[own]] = {"twin": names[twin], "similarity": round(pair.similarity, 4)}
+    for numbers in groups(pairs):
+        members = [names[number] for number in numbers]
+        group = min(members, key=lambda name: (digests[name][32:], name))
+        for name in members:
+            near[name]["group"] = group
+    return near
+
+
 def write_manifest(
-    folder: Path, made_from: Mapping[str, list[Source]], digests: Mapping[str, str]
+    folder: Path,
+    made_from: Mapping[str, list[Source]],
+    digests: Mapping[str, str],
+    near: Near,
 ) -> None:
     """Write `manifest/KIND.json` for each kind of data.
 
     A manifest holds the hashes and sizes of the files and the licences of the sources. All
     the places of a source are listed, not only the place used: the same bytes from a different
-    place are the same data. `digests` are the hashes of files that a single source made.
+    place are the same data. `digests` are the hashes of files that a single source made. A
+    near-duplicate has the entry `near`.
     """
     for kind in TARGETS:
         of_kind = {name: made_from[name] for name in made_from if name.startswith(f"{kind}/")}
         path = manifest_of(folder, kind)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, _manifest(folder, of_kind, digests))
+        write_json(path, _manifest(folder, of_kind, digests, near))
 
 
 def _manifest(
-    folder: Path, made_from: Mapping[str, list[Source]], digests: Mapping[str, str]
+    folder: Path, made_from: Mapping[str, list[Source]], digests: Mapping[str, str], near: Near
 ) -> dict[str, Any]:
     files = {
         name: {
             "sha256": digests[name] if len(sources) == 1 else sha256(folder / name),
             "bytes": (folder / name).stat().st_size,
             "sources": [source.name for source in sources],
+            **({"near": dict(near[name])} if name in near else {}),
         }
         for name, sources in made_from.items()
     }

@@ -31,6 +31,7 @@ FIELDS = {
 PACKAGES = ("pip", "npm", "apt")
 PLACE_OPTIONAL = ("members", "make", "options")
 KIND_OPTIONAL = {"http": ("header",)}
+MAKE_OPTIONAL = {"texts": ("near_duplicates",)}
 NUMBERS = ("bytes",)
 WORDS = ("fields", "turns")  # options that hold text; all others but `name` hold numbers
 
@@ -212,10 +213,12 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
     if make not in [*makers]:
         raise ValueError(f"{where}: make must be one of {', '.join(makers)}, not {_shown(make)}")
     _check_type(options, where, "options", dict)
-    if set(options) != set(makers[make]):
+    optional = MAKE_OPTIONAL.get(make, ())
+    if set(options) - set(optional) != set(makers[make]):
         needs = ", ".join(makers[make]) or "none"
+        allows = f" and allows {', '.join(optional)}" if optional else ""
         raise ValueError(
-            f"{where}: options are {', '.join(options) or 'none'}; {make} needs {needs}"
+            f"{where}: options are {', '.join(options) or 'none'}; {make} needs {needs}{allows}"
         )
     _check_type(members, where, "members", list)
     for member in members:
@@ -235,7 +238,12 @@ def _place(row: Any, where: str, makers: Mapping[str, Sequence[str]]) -> Place:
 
 
 def _check_option(value: Any, where: str, name: str) -> None:
-    """Check an option: a name, a table of columns, a word, or numbers."""
+    """Check an option: a name, a similarity, a table of columns, a word, or numbers."""
+    if name == "near_duplicates":
+        if type(value) not in (int, float) or not 0.5 <= value <= 1:
+            text = f"a similarity from 0.5 to 1, not {_shown(value)}"
+            raise ValueError(f"{where}: options, {name} must be {text}")
+        return
     if name == "name":
         _check_text(value, f"{where}, options", "name")
         return

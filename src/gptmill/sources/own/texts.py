@@ -6,6 +6,8 @@ from functools import partial
 import pandas as pd
 
 from gptmill.data.documents import BYTE_ORDER_MARK
+from gptmill.data.near_documents import later_twins
+from gptmill.sources.archive import LazyFiles
 from gptmill.sources.own.columns import as_text, by_position, chosen, guessed, left_out
 from gptmill.sources.own.converted import Converted
 from gptmill.sources.own.decoding import UTF_8, decoded, decompressed
@@ -17,11 +19,17 @@ ENDINGS = (*PLAIN, *READERS)
 ROLES = ("text",)
 
 
-def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Converted:
+def texts(
+    members: Mapping[str, bytes],
+    *,
+    fields: Mapping[str, str],
+    near_duplicates: float | None = None,
+) -> Converted:
     """Return each text file, and each row of a table, as a document in UTF-8.
 
-    `fields` gives the column of the text in tables. Empty documents, and files of other forms,
-    are left out and counted. Raises ValueError for unfit files.
+    `fields` gives the column of the text in tables. Empty documents, files of other forms, and
+    documents with a similarity of `near_duplicates` or more to an earlier document are left out
+    and counted. Raises ValueError for unfit files.
     """
     if set(fields) != set(ROLES):
         raise ValueError(f"fields are {', '.join(fields) or 'none'}; texts need text")
@@ -52,7 +60,24 @@ def texts(members: Mapping[str, bytes], *, fields: Mapping[str, str]) -> Convert
             "each also with .gz or .zst"
         )
     notes = [f"{form}: {_some(names)}" for form, names in forms.items() if form not in ("", UTF_8)]
-    return Converted(documents, *notes, left_out(empty, "no text"))
+    notes.append(left_out(empty, "no text"))
+    if near_duplicates is not None:
+        notes.append(_drop_twins(documents, near_duplicates))
+    return Converted(documents, *notes)
+
+
+def _drop_twins(documents: dict[str, Callable[[], bytes] | bytes], near_duplicates: float) -> str:
+    """Remove near-duplicates of earlier documents; return a note with examples."""
+    names, files = list(documents), LazyFiles(documents)
+    twins = later_twins([partial(_pieces, files, name) for name in names], near_duplicates)
+    for twin in twins:
+        del documents[names[twin.second]]
+    pairs = [f"{names[t.second]} ({t.similarity:.2f} of {names[t.first]})" for t in twins]
+    return f"near-duplicates left out: {len(twins):,}: {_some(pairs)}" if twins else ""
+
+
+def _pieces(files: Mapping[str, bytes], name: str) -> list[str]:
+    return [files[name].decode()]
 
 
 def _plain(members: Mapping[str, bytes], name: str) -> tuple[str, str]:

@@ -1,0 +1,30 @@
+"""Near-duplicate documents in words, with examples."""
+
+from pathlib import Path
+
+from gptmill.data.documents import read_document
+from gptmill.sources.build import Near
+
+SHOWN = 3  # groups
+
+
+def near_lines(folder: Path, near: Near) -> list[str]:
+    """Return lines on the near-duplicates of data/: the count, and the most similar pairs."""
+    if not near:
+        return []
+    best = {near[name]["group"]: name for name in sorted(near, key=lambda n: near[n]["similarity"])}
+    shown = sorted(best.values(), key=lambda name: -near[name]["similarity"])[:SHOWN]
+    return [
+        f"near-duplicates: {len(near):,} documents in {len(best):,} groups; a group stays in one "
+        'part (`near_duplicates = 0.8` in the options of a source with `make = "texts"` leaves '
+        "later ones out)",
+        *(line for name in shown for line in _pair(folder, near, name)),
+    ]
+
+
+def _pair(folder: Path, near: Near, name: str) -> list[str]:
+    first, second = sorted((name, near[name]["twin"]))
+    return [
+        f"  {near[name]['similarity']:.2f}  {first}: {read_document(folder / first).beginning}",
+        f"        {second}: {read_document(folder / second).beginning}",
+    ]
