@@ -46,6 +46,9 @@ def split(params: Parts, run: Run) -> Metrics:
     run.show("labels by part", _counts(labelled.parts, "label"))
     run.show("kinds of instruction by part", _counts(instructions.parts, "kind"))
     counts = {"labelled": labelled.counts, "instructions": instructions.counts}
+    for name, near in (("labelled texts", labelled.near), ("instructions", instructions.near)):
+        if len(near):
+            run.show(f"near-duplicates among {name}", near)
     run.show("rows and duplicates", pd.DataFrame(counts).rename_axis("count").reset_index())
     return {f"{name}_{key}": value for name, c in counts.items() for key, value in c.items()}
 

@@ -15,11 +15,15 @@ def near_lines(folder: Path, near: Near) -> list[str]:
     best = {near[name]["group"]: name for name in sorted(near, key=lambda n: near[n]["similarity"])}
     shown = sorted(best.values(), key=lambda name: -near[name]["similarity"])[:SHOWN]
     return [
-        f"near-duplicates: {len(near):,} documents in {len(best):,} groups; a group stays in one "
+        f"near-duplicates: {len(near):,} documents in {_groups(len(best))}; a group stays in one "
         'part (`near_duplicates = 0.8` in the options of a source with `make = "texts"` leaves '
         "later ones out)",
         *(line for name in shown for line in _pair(folder, near, name)),
     ]
+
+
+def _groups(n: int) -> str:
+    return f"{n:,} group{'' if n == 1 else 's'}"
 
 
 def _pair(folder: Path, near: Near, name: str) -> list[str]:

@@ -504,6 +504,31 @@ def test_own_data_is_entered_built_and_reported_by_one_command(
     assert (user / "sources.toml").read_text(encoding="utf-8") == renamed
 
 
+def test_near_duplicate_documents_are_shown_and_recorded_as_a_group(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story = " ".join(f"word{number}" for number in range(40))
+    (root / "books" / "draft.txt").write_text(f"{story} the end", encoding="utf-8")
+    (root / "books" / "novel.txt").write_text(f"{story.upper()}.", encoding="utf-8")
+    make(root)
+    said = capsys.readouterr().out
+    assert "near-duplicates: 2 documents in 1 group; a group stays in one part" in said
+    assert "  0.95  text/books/draft.txt: word0 word1 word2" in said
+    assert "        text/books/novel.txt: WORD0 WORD1 WORD2" in said
+    files = json.loads(contents(root)["manifest/text.json"])["files"]
+    near = {name: file["near"] for name, file in files.items() if "near" in file}
+    assert {name: record["twin"] for name, record in near.items()} == {
+        "text/books/draft.txt": "text/books/novel.txt",
+        "text/books/novel.txt": "text/books/draft.txt",
+    }
+    (group,) = {record["group"] for record in near.values()}
+    assert group in near
+    (root / "books" / "novel.txt").unlink()
+    make(root)
+    assert "near-duplicates" not in capsys.readouterr().out
+    assert b"near" not in contents(root)["manifest/text.json"]
+
+
 @pytest.mark.parametrize(
     ("rows", "changes", "updates"),
     [(268, {"lora.epochs": 5, "classify.epochs": 5}, 60), (3611, {}, 158)],

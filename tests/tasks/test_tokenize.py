@@ -161,6 +161,38 @@ def test_a_vocabulary_larger_than_the_text_allows_is_refused(project):
         body(project, vocabulary="data/text", vocabulary_size=50_000)
 
 
+def test_near_duplicates_lie_in_one_part_and_are_shown(project):
+    documents = read_documents(project / "data" / "text")
+    alone = split_documents(documents, 0.25)
+    train, validation = ([f"text/{document.name}" for document in part] for part in alone)
+    path = project / "data" / "manifest" / "text.json"
+    for group in (train[0], validation[0]):
+        content = read_json(path)
+        for name, twin in ((train[0], validation[0]), (validation[0], train[0])):
+            near = {"group": group, "twin": twin, "similarity": 0.8123}
+            content["files"][name]["near"] = near
+        write_json(path, content)
+        run = body(project, f"near_{group[5:7]}")
+        names = {part: TokenFile.open(run.out / f"{part}.bin").names for part in PARTS}
+        (part,) = (part for part in PARTS if group[5:] in names[part])
+        assert {train[0][5:], validation[0][5:]} <= set(names[part])
+        assert len(names["train"]) + len(names["validation"]) == 12
+        (row,) = run.shown["near-duplicates"].to_dict("records")
+        assert (row["similarity"], row["part"], row["twin part"]) == (0.8123, part, part)
+        assert row["begins"].startswith("Document ")
+        assert {row["document"], row["twin document"]} == {train[0], validation[0]}
+
+
+def test_documents_that_are_all_near_duplicates_are_refused(project):
+    path = project / "data" / "manifest" / "text.json"
+    content = read_json(path)
+    for file in content["files"].values():
+        file["near"] = {"group": "text/00.txt", "twin": "text/00.txt", "similarity": 0.9}
+    write_json(path, content)
+    with pytest.raises(ValueError, match=r"1 distinct text\(s\).*`near_duplicates` in sources"):
+        body(project)
+
+
 def weighted(project: Path, sources: dict[str, dict[str, float]]) -> None:
     """Give documents 00 to 02 to the source few, all others to many."""
     path = project / "data" / "manifest" / "text.json"

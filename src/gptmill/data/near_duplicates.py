@@ -16,6 +16,7 @@ WORD = re.compile(r"\w+")
 SHORT = 6
 """Texts with fewer words are near-duplicates only if their words are equal: short texts share words
 by chance."""
+EXAMPLES = 5
 BANDS, BAND_SIZE = 64, 3
 """Hash bands: a pair at similarity 0.5 becomes a candidate with a probability of 99.98 %, and
 pairs above with a higher one."""
@@ -37,6 +38,34 @@ def jaccard(first: frozenset[str], second: frozenset[str]) -> float:
     """Return the share of common shingles among all shingles."""
     common = len(first & second)
     return common / (len(first) + len(second) - common)
+
+
+def examples(
+    pairs: Sequence[tuple[int, int]],
+    texts: Sequence[str],
+    sets: Sequence[frozenset[str]],
+    *,
+    parts: Sequence[str | None],
+    alone: Sequence[str],
+) -> list[dict[str, str | float]]:
+    """Return a few pairs of near-duplicates, each with part and beginning; no row comes twice.
+
+    Pairs that a split row by row (`alone`) puts into two parts come first, then the most similar.
+    """
+    rated = sorted((alone[a] == alone[b], -jaccard(sets[a], sets[b]), b, a) for a, b in pairs)
+    shown: set[int] = set()
+    found: list[dict[str, str | float]] = []
+    for _, rating, *rows in rated:
+        if len(found) < EXAMPLES and shown.isdisjoint(rows):
+            shown |= {*rows}
+            found.append({"similarity": round(-rating, 4)})
+            for prefix, row in zip(("", "twin "), rows, strict=True):
+                found[-1] |= {
+                    f"{prefix}part": parts[row] or "left out",
+                    f"{prefix}part alone": alone[row],
+                    f"{prefix}begins": " ".join(texts[row].split())[:60],
+                }
+    return found
 
 
 def earlier_twins(sets: Sequence[frozenset[str]], threshold: float) -> list[list[int]]:

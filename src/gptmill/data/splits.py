@@ -12,11 +12,11 @@ of two parts is left out. Consequence: rows added at the end of a file never mov
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from gptmill.data.near_duplicates import earlier_twins, shingles, words
+from gptmill.data.near_duplicates import earlier_twins, examples, shingles, words
 from gptmill.data.parts import PARTS, Fractions, draw
 from gptmill.data.row_files import fold, trim_label
 
@@ -34,10 +34,11 @@ PAIRS_OF_PARTS = (("validation", "train"), ("test", "train"), ("test", "validati
 
 @dataclass(frozen=True)
 class Split:
-    """The three tables by part name, and the row counts."""
+    """The three tables by part name, the row counts, and examples of near-duplicates."""
 
     parts: dict[str, pd.DataFrame]
     counts: dict[str, int]
+    near: pd.DataFrame
 
 
 def split_labelled(
@@ -67,15 +68,14 @@ def split_labelled(
         used,
         keys,
         sets,
+        texts=list(used["text"]),
         subjects=[f"label {label!r}" for label in used["label"]],
         fractions=fractions,
         threshold=near_duplicates,
         seed=seed,
     )
-    n_conflicting = int(keys[conflicting].nunique())
-    return Split(
-        split.parts, split.counts | {"conflicting": n_conflicting, "trimmed_labels": n_trimmed}
-    )
+    more = {"conflicting": int(keys[conflicting].nunique()), "trimmed_labels": n_trimmed}
+    return replace(split, counts=split.counts | more)
 
 
 def split_instructions(
@@ -101,13 +101,14 @@ def split_instructions(
         used,
         keys,
         sets,
+        texts=list(used["instruction"] + " " + used["input"]),
         subjects=["the instruction set"] * len(used),
         fractions=fractions,
         threshold=near_duplicates,
         seed=seed,
     )
     answers = table["output"].map(fold).groupby(keys).nunique()
-    return Split(split.parts, split.counts | {"conflicting": int((answers > 1).sum())})
+    return replace(split, counts=split.counts | {"conflicting": int((answers > 1).sum())})
 
 
 def _earlier(table: pd.DataFrame, roles: Sequence[str]) -> "pd.Series[str]":
@@ -217,6 +218,7 @@ def _split(
     keys: "pd.Series[str]",
     sets: Sequence[frozenset[str]],
     *,
+    texts: Sequence[str],
     subjects: Sequence[str],
     fractions: Fractions,
     threshold: float,
@@ -247,7 +249,8 @@ def _split(
         **{f"row_by_row_near_{name}": n for name, n in rows_near(pairs, single).items()},
         **{f"with_duplicates_{name}": n for name, n in _equal_rows(keys, fractions, seed).items()},
     }
-    return Split(tables, counts)
+    near = pd.DataFrame(examples(pairs, texts, sets, parts=parts, alone=single))
+    return Split(tables, counts, near)
 
 
 def _equal_rows(keys: "pd.Series[str]", fractions: Fractions, seed: int) -> dict[str, int]:

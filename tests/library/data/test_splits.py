@@ -78,6 +78,14 @@ def test_near_duplicates_share_a_part() -> None:
     assert (counts["groups"], counts["near_two_parts"]) == (150, 0)
     assert counts["near_duplicates"] == len(table) - 150
     assert counts["near_test_rows_in_train"] == 0 < counts["row_by_row_near_test_rows_in_train"]
+    assert len(split.near) == 5
+    similarities = {round(jaccard(sets[a], sets[b]), 4) for a, b in near}
+    for example in split.near.to_dict("records"):
+        assert example["similarity"] in similarities
+        assert example["part"] == example["twin part"]
+        assert example["part alone"] != example["twin part alone"]
+        texts = split.parts[example["part"]]["text"]
+        assert any(text.startswith(example["twin begins"]) for text in texts)
 
 
 def test_rows_added_at_the_end_move_no_row() -> None:

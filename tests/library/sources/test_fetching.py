@@ -41,6 +41,7 @@ HASH = "ab" * 32
 FOLDER = "a folder in data/ beginning with bpe, instructions, labelled, questions, text, weights"
 PIP = {"kind": "pip", "package": "a-b", "version": "1.0", "file": "a_b-1.0-py3-none-any.whl"}
 PIP |= {"sha256": HASH, "bytes": 10, "members": ["*.txt"]}  # type: ignore[dict-item]
+TEXTS = {"make": "texts"}
 COLUMNS = {"name": "x", "fields": {"text": "a", "label": "b"}}
 
 
@@ -120,6 +121,21 @@ def test_the_projects_own_table_needs_pip_alone_by_default() -> None:
                 ({"fields": {"text": 1}}, "options, fields must be text, not 1"),
                 ({"name": "../x"}, "options: name must be lower-case letters, digits and dashes"),
             )
+        ),
+        *(
+            (
+                {
+                    "place": [
+                        PIP | {"make": "texts", "options": {"fields": {}, "near_duplicates": v}}
+                    ]
+                },
+                "options, near_duplicates must be a similarity from 0.5 to 1, not ",
+            )
+            for v in (0.4, 1.1, True, "0.8", float("nan"))
+        ),
+        (
+            {"place": [PIP | TEXTS | {"options": {"near": 1}}]},
+            "options are near; texts needs fields and allows near_duplicates",
         ),
         ({"place": [PIP | {"make": "exercises"}]}, "options are none; exercises needs seed, rows"),
         (

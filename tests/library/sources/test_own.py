@@ -312,3 +312,20 @@ def test_texts_are_files_and_rows_of_tables() -> None:
         texts(tables, fields={"text": "body"})
     with pytest.raises(ValueError, match=r"no text; allowed endings are \.txt, \.md, \.csv"):
         texts({"cover.jpg": b"\0"}, fields={"text": "text"})
+
+
+def test_near_duplicates_of_earlier_texts_are_left_out_on_request() -> None:
+    first = " ".join(f"word{k}" for k in range(60))
+    members = {
+        "a.txt": first.encode(),
+        "b.md": f"{first} and more".upper().encode(),
+        "c.jsonl": lines({"text": "something else"}, {"text": first}),
+    }
+    options: dict[str, Any] = {"fields": {"text": "text"}}
+    assert len(texts(members, **options)) == 4
+    made = texts(members, **options, near_duplicates=0.9)
+    assert sorted(made) == ["a.txt", "c_000001.txt"]
+    (note,) = made.notes
+    assert note.startswith("near-duplicates left out: 2: b-")
+    assert note.endswith(".txt (0.97 of a.txt), c_000002.txt (1.00 of a.txt)")
+    assert len(texts(members, **options, near_duplicates=1)) == 3
