@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptmill.files import read_json
+from gptmill.figures import read_figures
 from tasks.project.environment import ROOT
 from tasks.project.graph import lock, locked_outputs, producer, stages, upstream
 
@@ -28,9 +28,8 @@ STATES = {
 
 
 def metrics_of(stage: str) -> dict[str, Any]:
-    """Load a stage's metrics.json, or return an empty dict."""
-    path = ROOT / "artifacts" / stage / "metrics.json"
-    return dict(read_json(path)) if path.exists() else {}
+    """Load a stage's figures; empty before the stage has run."""
+    return read_figures(ROOT / "artifacts" / stage)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 from pydantic import Field, StringConstraints
@@ -23,6 +23,7 @@ from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
 from tasks.shared.report import (
+    QUALITY,
     answers_page,
     figures,
     general_page,
@@ -38,6 +39,7 @@ CHECKPOINTS = {"classify": "", "lora": "merged"}  # where a classifier's folder 
 class Evaluate(Section):
     """params.yaml `evaluate:`."""
 
+    quality: ClassVar[tuple[str, ...]] = QUALITY
     windows: int = Field(ge=0, description="of the validation part, spread evenly; 0: all")
     prompts: list[Annotated[str, StringConstraints(min_length=1)]]
     generation: GenerationConfig
@@ -104,15 +106,15 @@ def score_language(params: Evaluate, run: Run, questions: Sequence[Question]) ->
 
     Both read the general questions too: text of another kind, by which forgetting is seen.
     """
-    metrics = read_json(run.input("pretrain") / "metrics.json")
-    start = metrics.get("start")
+    details = read_json(run.input("pretrain") / "details.json")
+    start = details.get("start")
     return score_language_models(
         run.input("tokenize"),
         run.input("pretrain"),
         run.input("load_gpt2"),
         start=None if start is None else first_model(run, start),
         other=[question.text for question in questions],
-        length=metrics.get("window_length"),
+        length=details.get("window_length"),
         windows=params.windows,
         device=run.device().device,
     )

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import AfterValidator, Field
@@ -62,6 +62,7 @@ class Encoded:
 class Instruct(TrainingSection):
     """params.yaml `instruct:`."""
 
+    quality: ClassVar[tuple[str, ...]] = ("validation_loss",)
     adapter: LoRAConfig | None = Field(description="null: train all weights")
     mask_prompt: Masked = Field(
         description="true: learn every answer, not the prompts; last: the last answer; false: all"

@@ -71,7 +71,7 @@ def origins_of(weights: str, run: Run) -> tuple[list[Origin], str | None]:
     top, _, below = weights.partition("/")
     if top == "artifacts":
         folder = run.path(weights)
-        start = read_json(folder / "metrics.json").get("start")
+        start = read_json(folder / "details.json").get("start")
         first = run.origins(start.removeprefix("data/")) if start else []
         return [*read_card_origins(folder), *first], None
     origins = run.origins(below) if top == "data" else []

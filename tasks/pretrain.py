@@ -35,6 +35,7 @@ class Pretrain(PretrainingSection):
     """params.yaml `pretrain:`; the context length is `sample`'s, or that of the first weights."""
 
     parallel: ClassVar[bool] = True
+    quality: ClassVar[tuple[str, ...]] = ("validation_loss",)
     devices: Literal["auto"] | Annotated[int, Field(gt=0)]
     """Processes on a machine: auto takes one per GPU, and one without a GPU."""
     shard: bool

@@ -5,7 +5,7 @@ import pandas as pd
 from gptmill.data.tables import markdown_table
 from gptmill.data.token_file import TokenFile
 from gptmill.data.windows import WindowConfig, WindowIndex
-from gptmill.files import write_json, write_text
+from gptmill.files import write_text
 from gptmill.tokenizer.tokenizer import Tokenizer
 from tasks.frame.run import Metrics, Run
 from tasks.frame.stage import Section, stage
@@ -42,14 +42,12 @@ def sample(params: Sample, run: Run) -> Metrics:
     first = first_batch(train, files["train"], tokenizer, seed=run.seed)
     write_text(run.out / "first_batch.md", markdown_table(first) + "\n")
     run.show("first batch", first)
-    figures: Metrics = {
+    return {
         "training_windows": len(train),
         "validation_windows": len(validation),
         "tokens_per_epoch": len(train) * config.max_length,
         "overlap": config.overlap,
     }
-    write_json(run.out / "statistics.json", figures)
-    return figures
 
 
 def first_batch(

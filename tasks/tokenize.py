@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from pydantic import Field
@@ -23,6 +23,7 @@ from tasks.frame.stage import Section, stage
 class Tokenize(Section):
     """params.yaml `tokenize:`."""
 
+    quality: ClassVar[tuple[str, ...]] = ("bytes_per_token",)
     vocabulary: str = Field(description="data/bpe, weights below data/weights, or data/text")
     vocabulary_size: int = Field(ge=LEAST_SIZE, description="of a vocabulary from data/text")
     validation_fraction: float = Field(gt=0, lt=1, description="of the documents, by hash")

@@ -19,15 +19,17 @@ CHECKPOINT = {
     "tokenizer_config.json": "class and special tokens, as transformers reads them",
     "special_tokens_map.json": "special tokens of the base",
 }
+DETAILS = {"details.json": "the stage's other figures: counts, sizes, bounds, baselines"}
+FIGURES = {"metrics.json": "the stage's figures of quality, which `dvc metrics` shows", **DETAILS}
 TRAINING = {
-    "training.csv": "a row per step: loss, learning rate, gradient norm, evaluation, batch digest",
-    "metrics.json": "the stage's figures, read by `dvc metrics` and MLflow",
+    "training.csv": "a row per step: loss, learning rate, gradient norm, batch digest",
+    "evaluations.csv": "a row per evaluation of the validation part; step 0 is before training",
+    **FIGURES,
 }
 CLASSIFIER = {"predictions.csv": "probability of each class for each test row"}
 TEXTS = {
-    "metrics.json": TRAINING["metrics.json"],
+    **DETAILS,
     "origins.json": "the raw files behind the output: source, licence, hash",
-    "statistics.json": "distributions behind the figures",
 }
 FILES: dict[str, dict[str, str]] = {
     "tokenize": {
@@ -35,6 +37,8 @@ FILES: dict[str, dict[str, str]] = {
         "train.json, validation.json": "header of the token file: type, documents, vocabulary",
         "mixture.json": "shares of the sources, asked for and drawn, where sources have weights",
         "tokenizer/": "the vocabulary, as in a checkpoint",
+        "statistics.json": "documents, characters, bytes and tokens of each part",
+        **FIGURES,
         **TEXTS,
     },
     "sample": {
@@ -74,7 +78,7 @@ FILES: dict[str, dict[str, str]] = {
             "a continued model and its start, on held-out documents and on other text"
         ),
         "confusion_*.csv, roc_*.csv": "confusion matrix and ROC curve of each classifier",
-        "metrics.json": TRAINING["metrics.json"],
+        **FIGURES,
     },
 }
 TAGS = {
@@ -112,7 +116,7 @@ METRICS = {
     "peak_memory_gb, seconds_left": "memory, and the estimated rest of the time",
     "cost/seconds, cost/cpu_seconds, cost/peak_memory_gb": "of the stage",
     "system/*": "CPU, memory, disk, network and GPU of the machine, once every 10 seconds",
-    "every key of metrics.json": "the stage's final figures",
+    "every key of metrics.json and details.json": "the stage's final figures",
 }
 RUN_FILES = {
     "report.html, compare-KIND.html": "pages on a pipeline run, and on each gate's decision",

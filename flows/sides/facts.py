@@ -11,7 +11,7 @@ from flows.sides.records import OUTPUTS, plain
 from flows.trees.tree import git
 from gptmill.comparing.report.facts import UNKNOWN, Facts, Making
 from gptmill.comparing.side import Change, Side
-from gptmill.files import read_json
+from gptmill.figures import read_figures
 from gptmill.origins import Origin, read_origins
 from tasks.frame.cost import CPU_SECONDS, MEMORY_GB, SECONDS
 from tasks.project.environment import ROOT
@@ -104,8 +104,7 @@ def _base(side: Side, params: Mapping[str, str]) -> str:
     """Return the base's name and the size of its network."""
     weights = params.get("load_gpt2.weights", "")
     words = [base.with_weights(weights)] if weights else []
-    if side.has("load_gpt2/metrics.json"):
-        figures = read_json(side.file("load_gpt2/metrics.json"))
+    if figures := read_figures(side.folder / "load_gpt2"):
         words.append(f"{figures['family']}, {figures['n_parameters']:,} parameters")
     return ": ".join(words) or UNKNOWN
 

@@ -28,7 +28,7 @@ from pydantic import (
 from flows.dvc.pins import read_pin
 from flows.sweeps.params import Changes, encoded, put, shown
 from gptmill.device import RuntimeConfig
-from gptmill.files import read_json
+from gptmill.figures import read_figures
 from gptmill.records import file_hashes
 from tasks.frame.stage import load
 from tasks.project import graph
@@ -279,13 +279,12 @@ def _check_key(search: Search, key: str) -> None:
 
 
 def _check_metric(search: Search) -> None:
-    """Check the metric against the stage's last metrics.json.
+    """Check the metric against the stage's last figures.
 
     Where the stage has never run, the first trial checks the metric.
     """
-    path = ROOT / "artifacts" / search.stage / "metrics.json"
-    if path.exists():
-        require_metric(search, read_json(path))
+    if figures := read_figures(ROOT / "artifacts" / search.stage):
+        require_metric(search, figures)
 
 
 def require_metric(search: Search, metrics: Mapping[str, Any]) -> float:

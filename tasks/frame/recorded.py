@@ -27,7 +27,7 @@ CURVES = {
     "val_loss": "val/loss",
     "val_accuracy": "val/accuracy",
 }
-"""The metric behind each column of training.csv."""
+"""The metric behind each column of training.csv and evaluations.csv."""
 TABLES = ("predictions.csv", "answers.json", "general_answers.csv")
 """Outputs with a row for each test row, which MLflow shows for several runs side by side."""
 JUDGED = (

@@ -1,7 +1,7 @@
 """Runs in MLflow for stages whose outputs came from DVC's run cache or a remote."""
 
 from gptmill.device import RuntimeConfig
-from gptmill.files import read_json
+from gptmill.figures import read_figures
 from tasks.frame.recorded import MODELS
 from tasks.frame.resume import Training, key
 from tasks.frame.run import Run, numbers
@@ -52,7 +52,7 @@ def _record(stage: str, tracking: StageRun) -> None:
     run = Run(tracking, Training(stage, entry), runtime=checked(RuntimeConfig, "runtime"))
     run.out = out
     run.replay_curves()
-    run.record(numbers(read_json(out / "metrics.json")))
+    run.record(numbers(read_figures(out)))
     if stage in MODELS:
         kind, place = MODELS[stage]
         run.log_model(kind, out / place)

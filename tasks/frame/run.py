@@ -255,14 +255,12 @@ class Run(Inputs):
         self._stamp = self._tracking.metrics(figures, 0)
 
     def replay_curves(self) -> None:
-        """Record the steps in the output's training.csv, where the stage did not run here."""
-        path = self.out / "training.csv"
-        if not path.exists():
-            return
-        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-            step = int(row.pop("step"))
-            figures = {CURVES[name]: float(row[name]) for name in CURVES if row.get(name)}
-            self._tracking.metrics(figures, step)
+        """Record the tables of a training that did not run here."""
+        for path in (self.out / table for table in ("training.csv", "evaluations.csv")):
+            if path.exists():
+                for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+                    figures = {CURVES[name]: float(row[name]) for name in CURVES if row.get(name)}
+                    self._tracking.metrics(figures, int(row["step"]))
 
     def close(self) -> None:
         """Finish the progress line in the terminal."""

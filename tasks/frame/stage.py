@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict
 
 from gptmill.device import RuntimeConfig, device_name
-from gptmill.files import atomic_folder, write_json
+from gptmill.figures import write_figures
+from gptmill.files import atomic_folder
 from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume
@@ -37,6 +38,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     parallel: ClassVar[bool] = False
     """Whether several processes can run the stage together."""
+    quality: ClassVar[tuple[str, ...]] = ()
+    """The figures of quality; `dvc metrics` shows these alone."""
 
     def processes(self, runtime: RuntimeConfig) -> int:
         """Return the number of processes on this machine."""
@@ -181,7 +184,7 @@ def _produce(job: Job, run: Run) -> Metrics:
             figures = numbers(metrics)
             invalid = [key for key, value in figures.items() if not math.isfinite(value)]
             assert not invalid, f"{job.name} returned figures that are not numbers: {invalid}"
-            write_json(out / "metrics.json", metrics)
+            write_figures(out, metrics, quality=job.params.quality)
             run.record(figures)
             return metrics
     finally:

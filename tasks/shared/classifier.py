@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,11 @@ DIGITS = 6
 class ClassifierTraining(TrainingSection):
     """The params that both classifier stages have."""
 
+    quality: ClassVar[tuple[str, ...]] = (
+        "test_accuracy",
+        "validation_accuracy",
+        "validation_loss",
+    )
     balance: Balance = Field(
         description="classes of the training part: undersampled, oversampled or unchanged"
     )

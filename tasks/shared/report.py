@@ -19,6 +19,17 @@ CONTINUED = {
 RIGHT = ("right", "before_right", "baseline_right")
 ASSISTANT = ("kind", "rows", *RIGHT, "token_f1", "before_token_f1", "length_ratio")
 """The columns of the assistant's table in the report; the CSV file has all columns."""
+CLASSIFIER = ("accuracy", "f1", "auc")
+ANSWERS = ("token_f1", "stopped", "length_ratio", "repetition")
+JUDGED = {
+    "pretrain": ("loss", "bits_per_byte"),
+    "classify": CLASSIFIER,
+    "lora": CLASSIFIER,
+    "instruct": ("right", "exact_match", *ANSWERS),
+    "general_assistant": ("passed", "loss", *ANSWERS),
+}
+QUALITY = tuple(f"{model}_{name}" for model, names in JUDGED.items() for name in names)
+"""The figures of the project's own models, without bounds, counts and baselines."""
 
 
 def figures(tables: Tables) -> Metrics:

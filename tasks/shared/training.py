@@ -58,7 +58,7 @@ class TrainingSection(Section, ABC):
 
 @dataclass
 class Report:
-    """Reports each step, and collects the table of all steps."""
+    """Reports each step, and collects the tables of steps and of evaluations."""
 
     run: Run
     steps: int
@@ -66,33 +66,50 @@ class Report:
     """Peak FLOP/s by name, the denominators of MFU."""
     flops_per_token: float
     rows: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    """The evaluations by step; step 0 is before training."""
     costs: list[dict[str, float]] = field(default_factory=list)
     samples: dict[int, str] = field(default_factory=dict)
     _begun: tuple[float, int] | None = None
 
     def add(self, step: Step) -> None:
         """Record a step; after a rollback, drop the undone steps first."""
-        del self.rows[step.step - 1 :], self.costs[step.step - 1 :]
+        self._drop_undone(step.step)
         figures = {
             "train/loss": step.loss,
             "learning_rate": step.learning_rate,
             "grad_norm": step.grad_norm,
-            **(step.evaluation or {}),
         }
-        before = step.before or {}
-        if before:
-            self.run.step(0, self.steps, before, replayed=step.replayed)
+        if step.before is not None:
+            self.run.step(0, self.steps, step.before, replayed=step.replayed)
+            self.evaluations[0] = step.before
+        if step.evaluation is not None:
+            self.evaluations[step.step] = step.evaluation
         costs = self._costs(step)
         skipped = {} if step.fault is None else {"skipped": 1.0}
-        self.run.step(step.step, self.steps, figures | skipped, costs=costs, replayed=step.replayed)
-        figures |= {f"before_{name}": value for name, value in before.items()}
-        named = {name.replace("/", "_"): value for name, value in figures.items()}
+        shown = figures | (step.evaluation or {}) | skipped
+        self.run.step(step.step, self.steps, shown, costs=costs, replayed=step.replayed)
         fault = step.fault or ""
         data = {"batch_number": step.batch_number, "batch": step.batch}
-        self.rows.append({"step": step.step, **named, **data, "fault": fault})
+        self.rows.append({"step": step.step, **_as_columns(figures), **data, "fault": fault})
         self.costs.append({"step": step.step, **costs})
         if step.sample is not None:
             self.samples[step.step] = step.sample
+
+    def _drop_undone(self, step: int) -> None:
+        """Drop the records of a step and of later steps."""
+        del self.rows[step - 1 :], self.costs[step - 1 :]
+        self.evaluations = {known: row for known, row in self.evaluations.items() if known < step}
+
+    def tables(self) -> "tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]":
+        """Return a row per step, a row per evaluation, and the costs of each step.
+
+        pandas takes 70 MB, and is not needed while training.
+        """
+        import pandas as pd
+
+        evaluations = [{"step": step, **_as_columns(row)} for step, row in self.evaluations.items()]
+        return pd.DataFrame(self.rows), pd.DataFrame(evaluations), pd.DataFrame(self.costs)
 
     def _costs(self, step: Step) -> dict[str, float]:
         """Return rates and memory of a step: they vary between runs, so no artifact holds them."""
@@ -109,6 +126,10 @@ class Report:
             if steps:
                 costs["seconds_left"] = (now - self._begun[0]) / steps * (self.steps - step.step)
         return costs
+
+
+def _as_columns(figures: Mapping[str, float]) -> dict[str, float]:
+    return {name.replace("/", "_"): value for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,7 @@ def train(
     sample: Callable[[int], str] | None = None,
     flops_per_token: float = 0.0,
 ) -> Trained:
-    """Train to the end, or resume; report each step and write training.csv.
+    """Train to the end, or resume; report each step and write both tables.
 
     All ranks call this. The first one writes and reports.
     """
@@ -172,14 +193,13 @@ def train(
     with closing(trainer.steps()) as steps:
         for step in _with_bad_batches(run, trainer, steps):
             report.add(step)
-    import pandas as pd  # 70 MB, not needed while training
-
-    table = pd.DataFrame(report.rows)
+    table, evaluations, costs = report.tables()
     if run.is_first_rank:
         write_csv(run.out / "training.csv", table)
-        run.figure("training", plots.curves(table))
+        write_csv(run.out / "evaluations.csv", evaluations)
+        run.figure("training", plots.curves(table, evaluations))
         run.figure("learning_rate", plots.line(table, "learning_rate"))
-        run.figure("throughput", plots.line(pd.DataFrame(report.costs), "tokens_per_second"))
+        run.figure("throughput", plots.line(costs, "tokens_per_second"))
     return Trained(table, list(report.samples.values()), trainer.evaluation())
 
 

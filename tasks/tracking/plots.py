@@ -104,15 +104,14 @@ def right_answers(table: "pd.DataFrame") -> "Figure":
     return figure
 
 
-def curves(table: "pd.DataFrame") -> "Figure":
+def curves(steps: "pd.DataFrame", evaluations: "pd.DataFrame") -> "Figure":
     """Plot losses over steps, and the accuracy beside them if measured."""
-    names = ["loss", "accuracy"] if "val_accuracy" in table else ["loss"]
+    names = ["loss", "accuracy"] if "val_accuracy" in evaluations else ["loss"]
     figure = _figure(6 * len(names), 4)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for column in (f"train_{name}", f"val_{name}"):
+        for table, column in ((steps, f"train_{name}"), (evaluations, f"val_{name}")):
             if column in table:
-                measured = table[["step", column]].dropna()
-                axes.plot(measured["step"], measured[column], label=column.replace("_", " "))
+                axes.plot(table["step"], table[column], label=column.replace("_", " "))
         axes.set_xlabel("step")
         axes.set_ylabel(name)
         axes.legend()

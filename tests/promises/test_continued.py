@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptmill.checkpoint.checkpoint import load_causal_lm
+from gptmill.figures import read_figures
 from gptmill.files import read_json
 from tests.support.project import Project, tiny_project, write_tiny_manifest
 
@@ -63,7 +64,7 @@ def test_a_continued_training_reads_its_weights_and_is_compared_with_them(
     own = "data/weights/own"
     project.params({"tokenize": {"vocabulary": own}, "pretrain": {"start": own}})
     dvc(project, "repro")
-    figures = read_json(project.root / "artifacts" / "evaluate" / "metrics.json")
+    figures = read_figures(project.root / "artifacts" / "evaluate")
     low, high = (figures[f"continued_gain_bits_per_byte_{end}"] for end in ("low", "high"))
     assert high < 0, (low, high)  # 12 more steps help a model of 12 steps
     origins = read_json(project.root / "artifacts" / "load_gpt2" / "origins.json")

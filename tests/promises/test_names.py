@@ -18,6 +18,7 @@ from tasks.project.graph import (
     stages,
     upstream,
 )
+from tasks.shared.ledger import trained
 
 SHARED = {"seed", "runtime", "resume", "shared", "gate"}
 
@@ -75,9 +76,14 @@ def test_the_documented_stages_are_in_the_graph_s_order() -> None:
     assert len(listed) >= 9
 
 
-def test_metrics_are_declared_for_every_stage() -> None:
+def test_metrics_and_plots_are_declared_where_a_stage_writes_them() -> None:
     content = read_yaml(ROOT / "dvc.yaml")
-    assert content["metrics"] == [f"artifacts/{name}/metrics.json" for name in stages()]
+    measured = [name for name in stages() if load(name).section.quality]
+    assert content["metrics"] == [f"artifacts/{name}/metrics.json" for name in measured]
+    drawn = {name: plot["y"] for plots in content["plots"] for name, plot in plots.items()}
+    for name in trained():
+        files = [f"artifacts/{name}/{table}.csv" for table in ("training", "evaluations")]
+        assert drawn[name] == dict(zip(files, ("train_loss", "val_loss"), strict=True))
 
 
 # pygtrie, through which DVC keeps its paths, warns of a change of its own

@@ -11,7 +11,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from docs.site import artifacts
+from gptmill.figures import read_figures
 from gptmill.files import md5, read_json
+from tasks.frame.stage import load
 from tasks.project.graph import stages
 from tests.support.project import Project, commit, tiny_project
 
@@ -101,12 +103,13 @@ def test_the_reference_names_every_file_tag_and_metric(project: Project, first: 
     tags = {tag for run in project.runs() for tag in project.tags(run["id"])}
     assert not [tag for tag in tags if not _named(tag, artifacts.TAGS)]
     metrics = query(project, "select distinct key from metrics")
-    figures = {
-        key
-        for path in (project.root / "artifacts").glob("*/metrics.json")
-        for key in read_json(path)
-    }
+    folders = {stage: project.root / "artifacts" / stage for stage in artifacts.FILES}
+    figures = {key for folder in folders.values() for key in read_figures(folder)}
     assert not [key for key in {*metrics} - figures if not _named(key, artifacts.METRICS)]
+    for stage, folder in folders.items():
+        quality = load(stage).section.quality
+        written = read_json(folder / "metrics.json") if quality else {}
+        assert set(written) == set(quality), stage
 
 
 def _named(name: str, described: dict[str, str]) -> bool:

@@ -98,7 +98,7 @@ def root(tmp_path: Path) -> Path:
     _write_text(tmp_path / "tokenize")
     for name in ("pretrain", "load_gpt2"):
         save_causal_lm(tmp_path / name, tiny_gpt(), tiny_tokenizer())
-    write_json(tmp_path / "pretrain" / "metrics.json", {})
+    write_json(tmp_path / "pretrain" / "details.json", {})
     labelled = _write_labelled(tmp_path / "split" / "labelled")
     _write_classifier(tmp_path / "classify", tmp_path / "classify", labelled, seed=2)
     _write_classifier(tmp_path / "lora", tmp_path / "lora" / "merged", labelled, seed=3)
@@ -323,7 +323,7 @@ def test_another_base_is_scored_on_the_same_text(root: Path) -> None:
 def test_a_continued_model_is_compared_with_its_start(root: Path, seeds: tuple[int, int]) -> None:
     for name, seed in zip(("pretrain", "weights"), seeds, strict=True):
         save_causal_lm(root / name, tiny_gpt(seed=seed), tiny_tokenizer())
-    write_json(root / "pretrain" / "metrics.json", {"start": "weights", "window_length": 16})
+    write_json(root / "pretrain" / "details.json", {"start": "weights", "window_length": 16})
     run = FakeRun(root)
     found = body(run, resamples=400)
 

@@ -142,7 +142,7 @@ def test_the_card_of_our_own_weights_names_the_text(run: FakeRun, start: str | N
     uses = {"intended_use": "any", "limits": "none"}
     card = Card(name="a", task="text-generation", summary="s", origins=tuple(texts), **uses)
     write_card(stage, card)
-    write_json(stage / "metrics.json", {} if start is None else {"start": start})
+    write_json(stage / "details.json", {} if start is None else {"start": start})
     files = {"weights/first/model.safetensors": {"sha256": "3", "sources": ["first"]}}
     sources = {"first": {"licence": "MIT", "attribution": "them"}}
     (run.root / "data" / "manifest").mkdir()

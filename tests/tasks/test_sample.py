@@ -5,8 +5,8 @@ import pytest
 
 from gptmill.data.token_file import TokenFile
 from gptmill.data.windows import WindowConfig, WindowIndex
-from gptmill.files import read_json
 from gptmill.origins import write_origins
+from tasks.frame.run import Metrics
 from tasks.sample import Sample, sample
 from tests.support.fakes import FakeRun
 from tests.support.tiny import TINY_TEXT, tiny_tokenizer
@@ -38,19 +38,22 @@ def write_tokens(root: Path, **copies: int) -> None:
         )
 
 
-def body(project: Path, *, max_length: int = 16, stride: int = 16) -> FakeRun:
+def both(project: Path, *, max_length: int = 16, stride: int = 16) -> tuple[FakeRun, Metrics]:
     run = FakeRun(project, project / "artifacts" / f"sample-{max_length}-{stride}")
-    sample.body(Sample(windows=WindowConfig(max_length, stride)), run)
-    return run
+    return run, sample.body(Sample(windows=WindowConfig(max_length, stride)), run)
 
 
-def test_windows_cover_both_parts_and_statistics_say_how_many(project):
-    run = body(project)
+def body(project: Path, **windows: int) -> FakeRun:
+    return both(project, **windows)[0]
+
+
+def test_windows_cover_both_parts_and_figures_say_how_many(project):
+    run, figures = both(project)
     tokens = {p: TokenFile.open(project / f"artifacts/tokenize/{p}.bin") for p in PARTS}
     index = {part: WindowIndex.load(run.out, part) for part in PARTS}
     for part in PARTS:
         assert index[part].offsets.tolist() == list(range(0, len(tokens[part]) - 16, 16))
-    assert read_json(run.out / "statistics.json") == {
+    assert figures == {
         "training_windows": len(index["train"]),
         "validation_windows": len(index["validation"]),
         "tokens_per_epoch": len(index["train"]) * 16,
@@ -60,8 +63,8 @@ def test_windows_cover_both_parts_and_statistics_say_how_many(project):
 
 
 def test_overlap_is_said_and_recorded_and_kept_from_validation(project):
-    run = body(project, stride=4)
-    assert read_json(run.out / "statistics.json")["overlap"] == 0.75
+    run, figures = both(project, stride=4)
+    assert figures["overlap"] == 0.75
     assert "overlap by 75%: stride 4 is below max_length 16" in run.said[0]
     assert WindowIndex.load(run.out, "validation").config.stride == 16
 

@@ -18,6 +18,7 @@ from flows.sweeps.params import Changes, as_yaml, edited, shown
 from flows.sweeps.record import Record, print_table
 from flows.sweeps.search import best, open_study, params_of, record, suggest
 from flows.trees import tree
+from gptmill.figures import read_figures
 from gptmill.files import read_json, write_json
 from tasks.processes import locks
 from tasks.processes.process import end_group, start_group
@@ -122,8 +123,8 @@ class Work:
         tree.prepare(folder, commit)
         result = run_in(folder, search.stage, under=(self.runs.run, run))
         if result["failed"] is None:
-            path = folder / "artifacts" / search.stage / "metrics.json"
-            return TrialOutcome(read_json(path), result["states"])
+            figures = read_figures(folder / "artifacts" / search.stage)
+            return TrialOutcome(figures, result["states"])
         if not self._depends_on_search(result["failed"]):
             raise ValueError(f"{result['failed'] or 'dvc'}: {result['message']}")
         return TrialOutcome({}, result["states"], result["message"])

@@ -24,8 +24,8 @@ PRIMARY: dict[str, dict[str, tuple[str, str]]] = {
 OPERATORS: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 THRESHOLD = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
 FORM = (
-    "a threshold is a figure of artifacts/evaluate/metrics.json, >= or <=, and a number or another "
-    "figure, as in `classify_f1 >= 0.8`"
+    "a threshold is a figure of artifacts/evaluate (metrics.json or details.json), >= or <=, and a "
+    "number or another figure, as in `classify_f1 >= 0.8`"
 )
 
 

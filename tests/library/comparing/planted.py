@@ -29,8 +29,10 @@ def write_side(folder: Path, *, wrong: int = 30, rows: Sequence[int] = range(ROW
     for name in ("classify", "split/labelled", "split/instructions", "instruct", "evaluate"):
         (folder / name).mkdir(parents=True)
     write_csv(folder / "classify/predictions.csv", table)
-    steps = {"step": [1, 2], "train_loss": [2.0, 1.0], "val_loss": [None, 1.5]}
-    write_csv(folder / "classify/training.csv", pd.DataFrame(steps))
+    steps = pd.DataFrame({"step": [1, 2], "train_loss": [2.0, 1.0]})
+    write_csv(folder / "classify/training.csv", steps)
+    evaluations = pd.DataFrame({"step": [2], "val_loss": [1.5]})
+    write_csv(folder / "classify/evaluations.csv", evaluations)
     for part in ("train", "validation"):
         write_csv(folder / f"split/labelled/{part}.csv", trained_rows(part))
         write_json(folder / f"split/instructions/{part}.json", [exercise(f"{part} 1", "noun")])

@@ -7,7 +7,7 @@ import pytest
 from gptmill.comparing.report.facts import Facts
 from gptmill.comparing.report.page import render
 from gptmill.comparing.side import Side
-from gptmill.files import write_json
+from gptmill.figures import write_figures
 from tests.library.comparing.planted import write_side
 from tests.support.browser import FOUND, browser
 
@@ -27,7 +27,7 @@ def side(tmp_path_factory: pytest.TempPathFactory) -> Side:
     side = write_side(tmp_path_factory.mktemp("side") / "first")
     (side.folder / "evaluate/report.md").write_text(REPORT)
     figures = {"f1": 0.51234, "f1_low": 0.4, "f1_high": 0.6, "rows": 1234}
-    write_json(side.folder / "classify/metrics.json", figures)
+    write_figures(side.folder / "classify", figures, quality=["f1"])
     return side
 
 

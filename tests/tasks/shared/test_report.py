@@ -1,4 +1,4 @@
-"""The table of steps: an evaluation before step 1 adds a column, and nothing by default."""
+"""The tables of a training: an evaluation before step 1 is a row of step 0."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,23 +12,29 @@ from tests.support.fakes import FakeRun
 from tests.support.tiny import tiny_gpt
 
 
-def table(steps: list[Step], folder: Path) -> tuple[pd.DataFrame, list[float]]:
+def tables(steps: list[Step], folder: Path) -> tuple[pd.DataFrame, dict[int, float], list[float]]:
     fake = FakeRun(folder, folder / "out")
     report = Report(fake, len(steps), {}, 0.0)  # type: ignore[arg-type]
     for step in steps:
         report.add(step)
-    return pd.DataFrame(report.rows), [row["val/loss"] for row in fake.steps if "val/loss" in row]
+    rows, evaluations = report.tables()
+    losses = dict(zip(evaluations["step"], evaluations["val_loss"], strict=True))
+    return rows, losses, [row["val/loss"] for row in fake.steps if "val/loss" in row]
 
 
 def test_an_evaluation_before_the_first_step_is_recorded(tmp_path: Path) -> None:
     stopping = replace(STOPPING, evaluate_first=True)
-    losses = iter(range(100))
-    plans = {"steps": 4, "evaluate_every": 2, "evaluate": lambda: {"val/loss": float(next(losses))}}
-    plain, shown = table(run(tiny_gpt(), **plans), tmp_path / "plain")
-    first, shown_first = table(run(tiny_gpt(), stopping=stopping, **plans), tmp_path / "first")
-    assert (shown, shown_first) == ([0.0, 1.0], [2.0, 3.0, 4.0])
-    assert set(first) - set(plain) == {"before_val_loss"}
-    assert first["before_val_loss"].dropna().to_dict() == {0: 2.0}
-    pd.testing.assert_frame_equal(
-        first.drop(columns=["before_val_loss", "val_loss"]), plain.drop(columns="val_loss")
-    )
+    numbers = iter(range(100))
+    plans = {
+        "steps": 4,
+        "evaluate_every": 2,
+        "evaluate": lambda: {"val/loss": float(next(numbers))},
+    }
+    plain, losses, shown = tables(run(tiny_gpt(), **plans), tmp_path / "plain")
+    assert (losses, shown) == ({2: 0.0, 4: 1.0}, [0.0, 1.0])
+    steps = run(tiny_gpt(), stopping=stopping, **plans)
+    first, losses, shown = tables(steps, tmp_path / "first")
+    assert (losses, shown) == ({0: 2.0, 2: 3.0, 4: 4.0}, [2.0, 3.0, 4.0])
+    pd.testing.assert_frame_equal(first, plain)
+    undone = [*steps, *steps[2:]]  # a rollback before step 3
+    assert tables(undone, tmp_path / "undone")[1] == losses

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gptmill.device import RuntimeConfig
-from gptmill.files import checked, read_object
+from gptmill.figures import read_figures
+from gptmill.files import checked
 from gptmill.model.gpt import SIZES, GPTConfig, Size
 from gptmill.training.optimizers import OptimizerConfig
 from gptmill.training.plan import StoppingConfig
@@ -164,5 +165,6 @@ def _config_of(weights: str) -> GPTConfig:
 
 def tokenized() -> int | None:
     """Return the training tokens that `make tokenize` counted; None before."""
-    path = Path("artifacts/tokenize/metrics.json")
-    return checked(int, read_object(path).get("training_tokens"), path) if path.exists() else None
+    folder = Path("artifacts/tokenize")
+    figures = read_figures(folder)
+    return checked(int, figures.get("training_tokens"), folder) if figures else None

@@ -9,7 +9,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 
 from gptmill.comparing.side import Side
-from gptmill.files import read_json
+from gptmill.figures import read_figures
 
 EVALUATION = "evaluate/report.md"
 ENDS = ("low", "high")
@@ -17,13 +17,9 @@ INTERVAL = re.compile(r"[\d.]+ \(\S+ to \S+\)")
 
 
 def stage_figures(side: Side, stages: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """Return name and value of each stage's metrics, an interval beside its value."""
-    found = {}
-    for stage in stages:
-        path = f"{stage}/metrics.json"
-        if side.has(path):
-            found[stage] = _figures(read_json(side.file(path)))
-    return found
+    """Return name and value of each stage's figures, an interval beside its value."""
+    found = {stage: read_figures(side.folder / stage) for stage in stages}
+    return {stage: _figures(figures) for stage, figures in found.items() if figures}
 
 
 def _figures(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
