@@ -18,6 +18,7 @@ from gptmill.checkpoint.checkpoint import (
 )
 from gptmill.data.batching import RowOrder, by_length
 from gptmill.data.parts import PARTS
+from gptmill.evaluation.overlap import normalise, repetition
 from gptmill.files import read_json, write_json
 from gptmill.finetuning.instruction_rows import (
     TOO_LONG,
@@ -28,7 +29,7 @@ from gptmill.finetuning.instruction_rows import (
     encode_rows,
     without_shared,
 )
-from gptmill.finetuning.instructions import answers
+from gptmill.finetuning.instructions import Reply, answers
 from gptmill.finetuning.marking import bracketed, marked
 from gptmill.finetuning.templates import check_template, choose_template
 from gptmill.model.lora import LoRAConfig, add_lora, merge, narrow_frozen, restore_frozen
@@ -62,7 +63,12 @@ class Encoded:
 class Instruct(TrainingSection):
     """params.yaml `instruct:`."""
 
-    quality: ClassVar[tuple[str, ...]] = ("validation_loss",)
+    quality: ClassVar[tuple[str, ...]] = (
+        "validation_loss",
+        "test_stopped",
+        "test_length_ratio",
+        "test_repetition",
+    )
     adapter: LoRAConfig | None = Field(description="null: train all weights")
     mask_prompt: Masked = Field(
         description="true: learn every answer, not the prompts; last: the last answer; false: all"
@@ -163,6 +169,17 @@ def _named(places: list[int]) -> str:
     return f"rows {', '.join(str(place + 1) for place in places[:NAMED])}{more}"
 
 
+def held_out(replies: Sequence[Reply], expected: Sequence[str]) -> Metrics:
+    """Return stop rate, relative length and repetition of answers."""
+    words = [normalise(reply.text) for reply in replies]
+    n_expected = sum(len(normalise(text)) for text in expected)
+    return {
+        "test_stopped": sum(reply.stopped for reply in replies) / len(replies),
+        "test_length_ratio": sum(map(len, words)) / max(1, n_expected),
+        "test_repetition": sum(map(repetition, words)) / len(words),
+    }
+
+
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
     """Fine-tune the model, or an adapter, on instructions, then answer the test part.
@@ -195,11 +212,12 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         for indices in by_length(rows["validation"].lengths, params.batch_size)
     ]
     answer = partial(answers, max_new_tokens=params.max_new_tokens, weights=device.precision)
-    before = run.kept(
+    kept = run.kept(
         [BASE, "artifacts/split/instructions"],
         {"max_new_tokens": params.max_new_tokens, "template": params.template},
         lambda: answer(model, records["test"], tokenizer, template),
     )
+    before = [Reply(*reply) for reply in kept]
     if params.adapter is not None:
         add_lora(model, params.adapter, generator=torch.Generator().manual_seed(run.seed))
         if not device.sharded:  # shards of one unit have one dtype
@@ -225,7 +243,13 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         model, records["test"], tokenizer, template, consumed=not device.sharded
     )  # shards of one unit live and go together
     given = [
-        {**record, "before": first, "answer": last}
+        {
+            **record,
+            "before": first.text,
+            "before_stopped": first.stopped,
+            "answer": last.text,
+            "stopped": last.stopped,
+        }
         for record, first, last in zip(records["test"], before, after, strict=True)
     ]
     write_json(run.out / "answers.json", given)
@@ -239,6 +263,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         "skipped_steps": trained.skipped,
         "validation_loss": trained.evaluation["val/loss"],
         "test_rows": len(given),
+        **held_out(after, [record["output"] for record in records["test"]]),
     }
     train_file = run.input("split/instructions") / "train.json"
     tuned_card("instruct", run.out, run, train_file, metrics)

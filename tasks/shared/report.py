@@ -17,7 +17,10 @@ CONTINUED = {
 }
 """The texts on which a continued model is compared with its start."""
 RIGHT = ("right", "before_right", "baseline_right")
-ASSISTANT = ("kind", "rows", *RIGHT, "token_f1", "before_token_f1", "length_ratio")
+ASSISTANT = (
+    *("kind", "rows", *RIGHT, "token_f1", "before_token_f1"),
+    *("length_ratio", "stopped", "repetition"),
+)
 """The columns of the assistant's table in the report; the CSV file has all columns."""
 CLASSIFIER = ("accuracy", "f1", "auc")
 ANSWERS = ("token_f1", "stopped", "length_ratio", "repetition")
@@ -77,7 +80,7 @@ def report(tables: Tables) -> str:
             markdown_table(_with_intervals(classifiers, ("accuracy", "f1", "auc", "f1_gain"))),
             "## Assistant",
             _assistant_sentence(assistant),
-            markdown_table(_with_intervals(assistant, RIGHT)[list(ASSISTANT)]),
+            markdown_table(_with_intervals(assistant, (*RIGHT, "stopped"))[list(ASSISTANT)]),
             "Assistant minus base on the exercises:",
             markdown_table(_with_intervals(tables["assistant_gain"], ("named", "token_f1"))),
             "## General questions",
@@ -97,7 +100,8 @@ def report(tables: Tables) -> str:
             "short expected answer; `passed` is the share of answers that "
             "follow the rules of the question; `loss` is the loss of the reference answers in nats "
             "per token; `length_ratio` compares the words of the answers with the words of the "
-            "references; `stopped` is the share of answers that end before the limit.\n",
+            "references; `stopped` is the share of answers that end before the limit; "
+            "`repetition` is the mean share of runs of four words that repeat an earlier run.\n",
         ]
     )
 
@@ -122,10 +126,10 @@ def main_figures(tables: Tables) -> pd.DataFrame:
         for figure in ("accuracy", "f1", "auc"):
             value, usual = (classifiers[figure][name] for name in (model, words))
             rows.append(("classifier", figure, model, value, "bag of words", usual))
-    for figure in ("right", "token_f1"):
+    for figure in ("right", *ANSWERS):
         before = exercises[f"before_{figure}"]
         rows.append(("exercises", figure, "assistant", exercises[figure], "base", before))
-    for figure in ("passed", "loss", "token_f1", "length_ratio", "stopped"):
+    for figure in ("passed", "loss", *ANSWERS):
         value, usual = (total[figure][name] for name in ("assistant", "base"))
         rows.append(("general questions", figure, "assistant", value, "base", usual))
     columns = ["task", "figure", "model", "value", "beside", "value beside"]

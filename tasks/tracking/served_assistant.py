@@ -41,14 +41,14 @@ class Assistant(PythonModel):
             {"instruction": instruction, "input": input_text}
             for instruction, input_text in rows.to_numpy()
         ]
-        texts = answers(
+        replies = answers(
             self.model,
             records,
             self.tokenizer,
             self.template,
             max_new_tokens=int(params["max_new_tokens"]),
         )
-        return pd.DataFrame({"answer": texts})
+        return pd.DataFrame({"answer": [reply.text for reply in replies]})
 
 
 set_model(Assistant())

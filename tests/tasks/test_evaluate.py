@@ -176,7 +176,7 @@ def _write_answers(root: Path) -> None:
     answers = ["Hot."] * 12 + ["large", "red\n# big"]
     write_json(root / "split" / "instructions" / "train.json", train)
     given = [
-        {**row, "before": "warm", "answer": answer}
+        {**row, "before": "warm", "answer": answer, "stopped": answer != "large"}
         for row, answer in zip(test, answers, strict=True)
     ]
     write_json(root / "instruct" / "answers.json", given)
@@ -224,6 +224,9 @@ def test_figures_equal_scoring_the_artifacts_with_torch_and_sklearn(root: Path) 
     assert metrics["instruct_named"] == pytest.approx(13 / 14)
     assert metrics["assistant_gain_named"] == pytest.approx(13 / 14)
     assert metrics["instruct_kinds"] == 2
+    assert metrics["instruct_stopped"] == pytest.approx(13 / 14)
+    assert metrics["instruct_length_ratio"] == pytest.approx(16 / 14)
+    assert metrics["instruct_repetition"] == 0
     assert metrics["general_base_rows"] == metrics["general_gain_rows"] == 3
     gain = metrics["general_assistant_loss"] - metrics["general_base_loss"]
     assert metrics["general_gain_loss"] == pytest.approx(gain)
@@ -264,6 +267,8 @@ def test_pages_tables_and_figures_can_be_read(root: Path) -> None:
     assert run.shown["report"] == report
     assert "On 3 general questions the assistant is not worse than the base" in report
     assert "| exercises | right | assistant | 0.9286 | base | 0 |" in report
+    assert "| exercises | stopped | assistant | 0.9286 | base |" in report
+    assert "| 0.929 (0.685 to 0.987) |" in report
     assert "| language model | bits per byte | pretrain |" in report
     general = (run.out / "general_answers.md").read_text(encoding="utf-8")
     assert general.index("## a") < general.index("| Ho | a dog |") < general.index("## b")

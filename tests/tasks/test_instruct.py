@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, save_causal_lm
 from gptmill.files import read_json, write_json
-from gptmill.finetuning.instructions import answers, default_template, read_template
+from gptmill.finetuning.instructions import Reply, answers, default_template, read_template
 from gptmill.origins import write_origins
 from gptmill.tokenizer.tokenizer import Tokenizer
-from tasks.instruct import Instruct, instruct
+from tasks.instruct import Instruct, held_out, instruct
 from tasks.project.graph import params
 from tests.support.fakes import FakeRun
 from tests.support.tiny import (
@@ -72,7 +72,7 @@ def test_the_base_s_template_is_trained_in_asked_in_and_saved(tmp_path: Path, ch
     ids = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     assert template.encode(ours, asked) == ids
     assert ("Be kind." in ours.decode(ids)) is chatty
-    given = [row["answer"] for row in read_json(run.out / "answers.json")]
+    given = [(row["answer"], row["stopped"]) for row in read_json(run.out / "answers.json")]
     model = load_causal_lm(run.out)
     assert answers(model, records("test"), ours, template, max_new_tokens=4) == given
 
@@ -92,6 +92,16 @@ def test_the_adapter_on_the_base_is_the_merged_assistant(tmp_path: Path, chatty:
         on_base = PeftModel.from_pretrained(base, run.out / "adapter").eval()(ids).logits
         assert torch.allclose(on_base, merged(ids).logits, atol=1e-5)
         assert not torch.allclose(on_base, before, atol=1e-3)
+
+
+def test_stop_rate_length_and_repetition_are_those_counted_by_hand() -> None:
+    replies = [Reply("a b c d a b c d", stopped=False), Reply("Yes.", stopped=True)]
+    figures = held_out([*replies, Reply("", stopped=True)], ["a b", "no!", "one two"])
+    assert figures == {
+        "test_stopped": 2 / 3,
+        "test_length_ratio": 9 / 5,
+        "test_repetition": pytest.approx((1 - 4 / 5) / 3),
+    }
 
 
 def test_the_ledger_reads_the_rows_that_were_trained(tmp_path: Path) -> None:

@@ -15,17 +15,19 @@ from gptmill.comparing.rows import (
 )
 from gptmill.comparing.section import NATS, Example, Section, change, measured, share
 from gptmill.comparing.side import Side
-from gptmill.comparing.significance import on_resamples
+from gptmill.comparing.significance import Floats, on_resamples
 from gptmill.evaluation.assistant import score_exercises
-from gptmill.evaluation.overlap import token_f1
+from gptmill.evaluation.overlap import normalise, repetition, token_f1
 from gptmill.evaluation.paired import Figure, ratio
 
 TAUGHT = "split/instructions"
 ASKED = ["history", "instruction", "input"]
-OPTIONAL = ["history", "input", "key", "kind", "before"]
+OPTIONAL = ["history", "input", "key", "kind", "before", "stopped", "before_stopped"]
+FLAGS = {"True": 1.0, "False": 0.0}
 EXERCISE = ["instruction", "output", "answer"]
 QUESTION = ["question", "reference", "kind"]
-SCORES = (Figure("passed", "checked"), Figure("token_f1", "one"))
+PASSED, TOKEN_F1 = Figure("passed", "checked"), Figure("token_f1", "one")
+STOPPED = Figure("stopped", "one")
 LOSS = Figure("nats", "one", less_is_better=True)
 
 
@@ -57,7 +59,9 @@ def exercises(first: Side, second: Side) -> Section:
 
 def read_answers(side: Side) -> pd.DataFrame:
     """Return the assistant's answers to the exercises, with the questions."""
-    return read_records(side.file("instruct/answers.json"), EXERCISE, optional=OPTIONAL)
+    table = read_records(side.file("instruct/answers.json"), EXERCISE, optional=OPTIONAL)
+    flags = {name: table[name].map(FLAGS) for name in ("stopped", "before_stopped")}
+    return table.assign(**flags)
 
 
 def _read_taught(path: Path) -> pd.DataFrame:
@@ -102,12 +106,19 @@ def general_questions(first: Side, second: Side) -> Section:
 
 def _scored(table: pd.DataFrame, checked: "pd.Series[bool]") -> pd.DataFrame:
     pairs = zip(table["assistant"], table["reference"], strict=True)
+    words = [normalise(answer) for answer in table["assistant"]]
     return pd.DataFrame(
         {
             "passed": (checked & table["assistant_passed"].isin(["1", "1.0", "True"])).astype(int),
             "checked": checked.astype(int),
             "token_f1": [token_f1(answer, reference) for answer, reference in pairs],
             "one": 1,
+            "stopped": pd.to_numeric(
+                table.get("assistant_stopped", np.nan)
+            ),  # not in older results
+            "words": [len(answer) for answer in words],
+            "expected_words": [len(normalise(reference)) for reference in table["reference"]],
+            "repetition": [repetition(answer) for answer in words],
         }
     )
 
@@ -118,22 +129,17 @@ def _section(
     name, title, passing = names
     checked = scores[0]["checked"].to_numpy() == 1
     passed = [table["passed"].to_numpy() == 1 for table in scores]
-    values = on_resamples(
-        lambda weights: np.array(
-            [[ratio(table, score, weights) for table in scores] for score in SCORES]
-        ),
-        len(common),
-    )  # (2, 2, 1 + R)
-    figures = [measured("token F1", values[1])]
+    figures = [measured("token F1", _values(TOKEN_F1, scores))]
     if "nats" in scores[0]:
-        losses = on_resamples(
-            lambda weights: np.array([ratio(table, LOSS, weights) for table in scores]),
-            len(common),
-        )  # (2, 1 + R)
-        figures.append(measured("loss", losses, unit=NATS, less_is_better=True))
+        figures.append(measured("loss", _values(LOSS, scores), unit=NATS, less_is_better=True))
     if checked.any():
         flags = (passed[0][checked], passed[1][checked])
-        figures.insert(0, share(passing, flags, values[0, 1] - values[0, 0]))
+        figures.insert(0, share(passing, flags, np.diff(_values(PASSED, scores), axis=0)[0]))
+    stopped = [table["stopped"].to_numpy(float) for table in scores]
+    if not np.isnan(stopped).any():  # not recorded in older results
+        flags = (stopped[0] == 1, stopped[1] == 1)
+        differences = np.diff(_values(STOPPED, scores), axis=0)[0]
+        figures.append(share("answers that stop", flags, differences))
     flipped = [
         change(bool(a), bool(b)) if known else "unchecked"
         for a, b, known in zip(*passed, checked, strict=True)
@@ -143,7 +149,26 @@ def _section(
         name,
         title,
         rows=len(common),
-        notes=common.notes,
+        notes=(*common.notes, _manner(scores)),
         figures=tuple(figures),
         examples=tuple(Example(kind, *row) for kind, row in zip(flipped, fields, strict=True)),
+    )
+
+
+def _values(figure: Figure, scores: list[pd.DataFrame]) -> Floats:
+    """Return a figure of both sides on the rows and their resamples, (2, 1 + R)."""
+    return on_resamples(
+        lambda weights: np.array([ratio(table, figure, weights) for table in scores]),
+        len(scores[0]),
+    )
+
+
+def _manner(scores: list[pd.DataFrame]) -> str:
+    """Return length and repetition of both sides' answers in words."""
+    lengths = [table["words"].sum() / max(1, table["expected_words"].sum()) for table in scores]
+    repeated = [table["repetition"].mean() for table in scores]
+    return (
+        f"length in words of the expected answers: {lengths[0]:.2f} in A, {lengths[1]:.2f} in B; "
+        f"share of four-word runs that repeat an earlier run: {repeated[0]:.3f} in A, "
+        f"{repeated[1]:.3f} in B"
     )

@@ -3,6 +3,7 @@
 The baseline is the most frequent answer of each kind.
 """
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 
@@ -15,6 +16,7 @@ from gptmill.evaluation.paired import Figure, by_kind, columns
 CLOSED = 5  # uses of an answer, on average, in the training part of a closed kind
 COLUMNS = {"answer": "", "before": "before_", "baseline": "baseline_"}
 """The columns of answers, with the prefixes of their figures."""
+STOPPED = "stopped"
 ENDS = ("answer", "baseline")
 EXERCISES = {"named": Figure("named", "short"), "token_f1": Figure("token_f1", "one")}
 """The figures in which the assistant is compared with its base."""
@@ -61,7 +63,8 @@ def score_exercises(answers: pd.DataFrame, train: pd.DataFrame) -> dict[str, pd.
     `answers` has the columns kind, output (the expected answer), key (the words that a right answer
     names, empty for the output itself), answer, and before: the answer of the model before
     fine-tuning; `train` has the columns kind, output and key. The third column of
-    answers is the baseline, the most frequent answer of the kind.
+    answers is the baseline, the most frequent answer of the kind. The optional columns stopped and
+    before_stopped tell whether the model ended an answer before the limit.
     """
     usual, closed = most_frequent_answers(train), closed_answers(train)
     rows = answers.assign(baseline=answers["kind"].map(usual).fillna(""))
@@ -70,6 +73,8 @@ def score_exercises(answers: pd.DataFrame, train: pd.DataFrame) -> dict[str, pd.
     for column in COLUMNS:
         given = zip(rows[column], rows["output"], _expected(rows), others, strict=True)
         scores[column] = pd.DataFrame([_score_answer(*fields) for fields in given])
+        flags = f"{COLUMNS[column]}{STOPPED}"
+        scores[column][STOPPED] = rows[flags].to_numpy(float) if flags in rows else math.nan
         scores[column].insert(0, "kind", list(rows["kind"]))
     return scores
 
@@ -108,6 +113,7 @@ def score_assistant(answers: pd.DataFrame, train: pd.DataFrame) -> pd.DataFrame:
     - right: the share of answers that name a short expected answer, or match a long one exactly
     - token_precision, token_recall, token_f1: common words; length_ratio: the words of all answers
       divided by the words of all expected answers
+    - stopped: the share of answers that ended before the limit; empty where not recorded
     - words: the mean length; repetition: the mean share of four-word runs that repeat earlier runs
 
     `beats` is true where more answers are right than the baseline's; `beats_interval` where the
@@ -137,10 +143,13 @@ def _summed(rows: pd.DataFrame) -> dict[str, float]:
     n_short = int(rows["short"].sum())
     unknown = Estimate(float("nan"), float("nan"), float("nan"))
     named = wilson(int(rows["named"].sum()), n_short) if n_short else unknown
+    is_known = rows[STOPPED].notna().all()
+    stopped = wilson(int(rows[STOPPED].sum()), len(rows)) if is_known else unknown
     means = ("token_precision", "token_recall", "token_f1", "words", "repetition")
     return {
         **columns("named", named),
         **columns("right", wilson(int(rows["right"].sum()), len(rows))),
+        **columns(STOPPED, stopped),
         **columns("exact_match", wilson(int(rows["exact"].sum()), len(rows))),
         **{name: float(rows[name].mean()) for name in means},
         "length_ratio": float(rows["words"].sum() / max(1, rows["expected_words"].sum())),

@@ -62,7 +62,7 @@ def answer_table(
     """Return both models' answers beside the references, a row per question.
 
     `NAME_passed` is 1 or 0, and empty for a question without a check. `NAME_nats` is the loss of
-    the whole reference.
+    the whole reference. `NAME_stopped` is 1 for an answer that ended before the limit.
     """
     rows = [
         {
@@ -79,6 +79,7 @@ def answer_table(
     for name, scored in scores.items():
         passed = scored["passed"].where(scored["checked"] == 1)
         table[f"{name}_passed"] = passed.astype("Int64")
+        table[f"{name}_stopped"] = scored["stopped"]
         table[f"{name}_nats"] = scored["nats"].round(NATS_DIGITS)
     return table
 

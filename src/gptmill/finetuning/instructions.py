@@ -8,7 +8,7 @@ template gets the template below.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gptmill.device import release_freed_memory
 from gptmill.generation.decoder import GenerationConfig, generate
@@ -81,6 +81,14 @@ def _jinja(text: str) -> str:
     return f"'{escaped}'"
 
 
+class Reply(NamedTuple):
+    """A generated answer."""
+
+    text: str
+    stopped: bool
+    """Whether the model ended the answer before the limit."""
+
+
 def answers(
     model: GPT,
     records: Sequence[Mapping[str, Any]],
@@ -90,7 +98,7 @@ def answers(
     max_new_tokens: int,
     weights: WeightFormat = "fp32",
     consumed: bool = False,
-) -> list[str]:
+) -> list[Reply]:
     """Generate the model's answer to each instruction, decoded with `weights`.
 
     Decoding is greedy: the likeliest token at every step. If `consumed`, the model gives up its
@@ -107,4 +115,6 @@ def answers(
     new_ids = generate(decoding, prompts, greedy, stop_ids=stops, seed=0)
     del decoding
     release_freed_memory()  # of the weights in another format, and of the cache
-    return [tokenizer.decode(ids).strip() for ids in new_ids]
+    return [
+        Reply(tokenizer.decode(ids).strip(), stopped=len(ids) < max_new_tokens) for ids in new_ids
+    ]

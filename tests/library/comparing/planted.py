@@ -37,7 +37,12 @@ def write_side(folder: Path, *, wrong: int = 30, rows: Sequence[int] = range(ROW
         write_csv(folder / f"split/labelled/{part}.csv", trained_rows(part))
         write_json(folder / f"split/instructions/{part}.json", [exercise(f"{part} 1", "noun")])
     answers = [
-        {**exercise(str(k), "noun"), "before": "", "answer": "verb" if k < wrong else "a noun"}
+        {
+            **exercise(str(k), "noun"),
+            "before": "",
+            "answer": "verb" if k < wrong else "a noun",
+            "stopped": k >= wrong,
+        }
         for k in range(200)
     ]
     write_json(folder / "instruct/answers.json", answers)

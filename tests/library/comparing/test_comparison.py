@@ -46,7 +46,7 @@ def test_a_side_does_not_differ_from_itself_in_any_order(first: Side, tmp_path: 
         comparison = compared(first, other)
         assert set(verdicts(comparison).values()) == {"same"}
         assert {figure.corrected for _, figure in comparison.figures} == {1.0}
-        assert comparison.verdict == "No significant difference between A and B on 8 figures."
+        assert comparison.verdict == "No significant difference between A and B on 9 figures."
         assert section(comparison, "classify").rows == ROWS
 
 
@@ -56,6 +56,12 @@ def test_a_planted_loss_of_5_points_is_found_and_shown(first: Side, tmp_path: Pa
     accuracy = section(comparison, "classify").figures[0]
     assert accuracy.sentence.startswith("B is worse on accuracy by 5.0 points, ")
     assert comparison.verdict.startswith("B is worse on accuracy (classify), F1 of spam (classify)")
+    stops = section(comparison, "exercises").figures[-1]
+    assert stops.sentence.startswith("B is worse on answers that stop by 25.0 points, ")
+    assert section(comparison, "exercises").notes[-1] == (
+        "length in words of the expected answers: 1.85 in A, 1.60 in B; share of four-word runs "
+        "that repeat an earlier run: 0.000 in A, 0.000 in B"
+    )
     back = compared(Side("A", "second", tmp_path / "second"), first)
     assert set(verdicts(back).values()) == {"better"}
     json.dumps(as_json(comparison), allow_nan=False)
@@ -89,7 +95,7 @@ def test_fewer_than_30_common_rows_give_no_verdict(first: Side, tmp_path: Path) 
         "left out, since A or B was trained on them; a verdict needs at least 30 rows"
     )
     assert "Not compared: 29 test rows" in render(comparison)
-    assert len(comparison.figures) == 5
+    assert len(comparison.figures) == 6
 
 
 def test_predictions_without_texts_have_those_of_the_split(first: Side, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Scores of answers against counting by hand."""
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -73,6 +75,24 @@ def test_assistant_is_scored_by_kind_beside_the_most_frequent_answer() -> None:
     assert table.loc["all", "baseline_exact_match"] == pytest.approx(11 / 34)
     assert table["beats"].to_dict() == {"a": 1, "b": 0, "few": 1, "new": 1, "all": 1}
     assert table["beats_interval"].to_dict() == {"a": 1, "b": 0, "few": 1, "new": 1, "all": 1}
+
+
+def test_stop_rate_length_and_repetition_stand_beside_the_base_s() -> None:
+    train = pd.DataFrame({"kind": ["a"], "output": ["x"]})
+    rows = {
+        "kind": ["a"] * 3,
+        "output": ["x y", "x", "z"],
+        "answer": ["a b c d a b c d", "x", ""],
+        "stopped": [False, True, True],
+        "before": ["one two three", "x", "x"],
+    }
+    row = score_assistant(pd.DataFrame(rows), train).iloc[-1]
+    assert (row["stopped"], row["stopped_low"]) == (2 / 3, wilson(2, 3).low)
+    assert row["length_ratio"] == 9 / 4
+    assert row["words"] == 9 / 3
+    assert row["repetition"] == pytest.approx((1 - 4 / 5) / 3)
+    assert (row["before_length_ratio"], row["before_repetition"]) == (5 / 4, 0)
+    assert math.isnan(row["before_stopped"])  # not recorded
 
 
 def test_a_lead_within_the_baselines_interval_is_told_apart() -> None:

@@ -95,6 +95,7 @@ def test_scores_are_those_counted_by_hand() -> None:
     assert back.loc["all", "loss_worse"]
     shown = answer_table(QUESTIONS, BASE, BETTER, scores)
     assert shown["base_passed"].tolist() == [1, 0, pd.NA]
+    assert shown["base_stopped"].tolist() == [int(answer.stopped) for answer in BASE]
     assert shown["base_nats"].tolist() == [answer.nats for answer in BASE]
 
 

@@ -170,4 +170,6 @@ def test_a_model_that_is_taught_answers_gives_them():
         adamw.step()
     model.eval()
     given = answers(model, RECORDS, tokenizer, TEMPLATE, max_new_tokens=20)
-    assert given == [record["output"] for record in RECORDS]
+    assert given == [(record["output"], True) for record in RECORDS]
+    (cut,) = answers(model, RECORDS[:1], tokenizer, TEMPLATE, max_new_tokens=1)
+    assert not cut.stopped

@@ -187,8 +187,8 @@ def test_the_assistant_answers_elsewhere_as_its_checkpoint(
 ) -> None:
     model, tokenizer = load_causal_lm(folders["assistant"]), tiny_tokenizer()
     expected = answers(model, QUESTIONS, tokenizer, default_template(tokenizer), max_new_tokens=7)
-    assert [row["answer"] for row in answered["assistant"]] == expected
-    assert expected[0] != expected[1]
+    assert [row["answer"] for row in answered["assistant"]] == [reply.text for reply in expected]
+    assert expected[0].text != expected[1].text
 
 
 def test_the_generator_continues_elsewhere_as_its_checkpoint(
@@ -212,7 +212,7 @@ def test_the_assistant_takes_rows_without_an_input(
     expected = answers(
         load_causal_lm(folders["assistant"]), QUESTIONS[:1], tokenizer, template, max_new_tokens=5
     )
-    assert list(found["answer"]) == expected
+    assert list(found["answer"]) == [reply.text for reply in expected]
     with pytest.raises(mlflow.MlflowException, match="instruction"):
         model.predict(pd.DataFrame({"question": ["What jumps?"]}))
 
@@ -315,4 +315,4 @@ def test_mlflow_serves_the_assistant(
     found = _post(address, content)
     model, tokenizer = load_causal_lm(folders["assistant"]), tiny_tokenizer()
     expected = answers(model, QUESTIONS, tokenizer, default_template(tokenizer), max_new_tokens=6)
-    assert found == [{"answer": answer} for answer in expected]
+    assert found == [{"answer": reply.text} for reply in expected]
