@@ -22,7 +22,6 @@ from prefect.states import Completed, Failed
 
 from flows import pages
 from flows.changes import run_name
-from flows.dvc.command import dvc
 from flows.dvc.repro import EXECUTED, FAILED, UNCHANGED, StageOutcome
 from flows.flow_states import FlowNote, wait_for_prefect
 from flows.nights.keeping import Keeping
@@ -35,7 +34,6 @@ from flows.trees.apart import Apart
 from flows.trees.here import Here
 from gptmill.records import content_hash
 from tasks.processes import locks
-from tasks.project.environment import ROOT
 from tasks.project.graph import forget, stages, upstream
 from tasks.tracking import runs
 from tasks.tracking.record import SIGNAL_S, RunRecord
@@ -117,7 +115,7 @@ def _carry_out(plan: Plan, note: FlowNote) -> State[None]:
         work = Work(plan, place, note, Keeping(run, place.folder, start=start))
         state = _bring_up_to_date(work, name)
         if plan.push and state.is_completed():
-            dvc(ROOT, "push", "--run-cache")
+            place.push()
     return state
 
 

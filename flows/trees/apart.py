@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.dvc.command import push
 from flows.dvc.repro import StageOutcome
 from flows.registry.review import Reviewed
 from flows.results import Results
@@ -100,6 +101,10 @@ class Apart:
     def figures(self) -> dict[str, float]:
         """Return the main figures of the worktree's evaluation."""
         return dict(self._call("figures", {}, print))
+
+    def push(self) -> None:
+        """Send the worktree's data, outputs and run cache to DVC's default remote."""
+        push(self.folder)
 
     def close(self) -> None:
         """Remove the worktree: outputs are in DVC's cache, models in MLflow."""

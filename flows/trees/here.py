@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.commands.data.data import make_data, read_table, reason
-from flows.dvc.command import dvc
+from flows.dvc.command import dvc, push
 from flows.dvc.repair import repair
 from flows.dvc.repro import RESTORED, UNCHANGED, StageOutcome, repro, stale_stages, unchanged_stages
 from flows.registry.review import Reviewed, review
@@ -112,6 +112,10 @@ class Here:
     def figures(self) -> dict[str, float]:
         """Return the main figures of the last evaluation."""
         return main_figures()
+
+    def push(self) -> None:
+        """Send data, outputs and the run cache to DVC's default remote."""
+        push(ROOT)
 
     def close(self) -> None:
         """Do nothing: the tree is the user's."""

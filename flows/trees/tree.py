@@ -142,8 +142,17 @@ def prepare(folder: Path, commit_id: str) -> None:
     else:
         remove(folder)
         git("worktree", "add", "--quiet", "--force", "--detach", str(folder), commit_id)
-    config = f"[cache]\n    dir = {cache_folder(ROOT)}\n"
-    (folder / ".dvc" / "config.local").write_text(config, encoding="utf-8")
+    _configure(folder)
+
+
+def _configure(folder: Path) -> None:
+    """Give a worktree the project's DVC cache, and the remotes that git does not know."""
+    from dvc.config import Config
+
+    own = Config(str(ROOT / ".dvc")).load_one("local")
+    with Config(str(folder / ".dvc"), validate=False).edit("local") as config:
+        config.clear()
+        config.update({**own, "cache": {**own.get("cache", {}), "dir": str(cache_folder(ROOT))}})
 
 
 def remove(folder: Path) -> None:
