@@ -13,6 +13,8 @@ OURS = {
 TOOLS = {
     "MLFLOW_TRACKING_URI": "an MLflow server of your own, instead of mlflow/mlflow.db",
     "PREFECT_API_URL": "a Prefect server of your own",
+    "PREFECT_API_AUTH_STRING": "NAME:PASSWORD of a Prefect server",
+    "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD": "the login of an MLflow server",
     "PREFECT_API_DATABASE_CONNECTION_URL": "the database of Prefect's local server",
     "OMP_NUM_THREADS": "threads of a training; results with other numbers differ in the last bits",
     "OMP_WAIT_POLICY": "how threads wait; unset, they spin briefly and sleep",

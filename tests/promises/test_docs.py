@@ -31,8 +31,8 @@ NEEDS = {
 }
 # programs of other projects, and of the shell
 OTHERS = {
-    *("bash", "benchmarks/gpu.sh", "cd", "export", "git", "less", "llama-cli", "mlflow"),
-    *("ollama", "pip", "srun", "vllm"),
+    *("bash", "benchmarks/gpu.sh", "cd", "docker", "done", "echo", "export", "for", "git", "less"),
+    *("llama-cli", "mlflow", "ollama", "pip", "prefect", "srun", "vllm"),
 }
 BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>.*?) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.S)
 
