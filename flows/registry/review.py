@@ -156,13 +156,16 @@ def _decide(found: Registered, number: int, rule: Rule) -> tuple["Decision", str
 
 
 def _tag_run(found: Registered, number: int, text: str) -> None:
-    """Record the decision, and the URI of the version, on the run that made the version."""
+    """Record the decision and the version's URI on the run, the URI on the logged model too."""
     from mlflow import MlflowClient
 
-    run = found.versions[number].run_id
-    if run:
-        MlflowClient().set_tag(run, DECISION, text)
-        MlflowClient().set_tag(run, URI_TAG, f"{registry.MODELS}{found.name}/{number}")
+    version = found.versions[number]
+    uri = f"{registry.MODELS}{found.name}/{number}"
+    if version.run_id:
+        MlflowClient().set_tag(version.run_id, DECISION, text)
+        MlflowClient().set_tag(version.run_id, URI_TAG, uri)
+    sentence = f"Registered as `{uri}`, for `gptmill` and `mlflow models serve -m`."
+    registry.describe(version, sentence)
 
 
 def as_markdown(reviewed: list[Reviewed]) -> str:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tasks.project.cache import cached_file
+from tasks.project.cache import cached_file, cached_runs
 from tasks.project.environment import ROOT
+from tasks.project.graph import parse_yaml
 from tasks.project.hashes import known
 
 FOLDER = ".dir"  # the end of DVC's hash of a folder
 ARTIFACTS = "artifacts/"
+CODE = ("src/", "tasks/")
 
 
 def link_outputs(outputs: Mapping[str, str], folder: Path) -> list[str]:
@@ -28,6 +30,14 @@ def link_outputs(outputs: Mapping[str, str], folder: Path) -> list[str]:
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(cached)
     return missing
+
+
+def recorded_code(key: str) -> dict[str, str]:
+    """Return the hash of each code dep of a stage's run, by the run's key; empty if unknown."""
+    for file in sorted(cached_runs(ROOT, key).glob("*")) if key else ():
+        entry = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+        return {dep["path"]: dep["md5"] for dep in entry["deps"] if dep["path"].startswith(CODE)}
+    return {}
 
 
 def _files(place: Path, digest: str) -> Iterator[tuple[Path, Path]]:

@@ -1,6 +1,6 @@
 """Facts for the report on a side: dates, commits and cost from MLflow, params, sources, hashes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 from flows.commands.data import base
 from flows.pages import run_address
 from flows.sides.records import OUTPUTS, plain
+from flows.sides.runs import commit_of, makers
+from flows.sides.versions import registered
 from flows.trees.tree import git
 from gptmill.comparing.report.facts import UNKNOWN, Facts, Making
 from gptmill.comparing.side import Change, Side
@@ -17,7 +19,7 @@ from tasks.frame.cost import CPU_SECONDS, MEMORY_GB, SECONDS
 from tasks.project.environment import ROOT
 from tasks.project.graph import parse_yaml, stages
 from tasks.project.hashes import known
-from tasks.tracking import runs, store
+from tasks.tracking import runs
 from tasks.tracking.runs import flatten
 
 ORIGINS = ("tokenize", "split/labelled", "split/instructions", "load_gpt2")
@@ -29,7 +31,7 @@ NOT_STAGES = ("gate", "resume", "shared")
 def facts(side: Side, *, title: str = "") -> Facts:
     """Return the facts of a side, as far as they are recorded."""
     hashes = side.record.get(OUTPUTS) or _hashes(side)
-    made = dict(_makers(hashes))
+    made = dict(makers(hashes))
     making = [_making(stage, made.get(stage)) for stage in stages() if side.has(stage)]
     dates = [row.date for row in making if row.date != UNKNOWN]
     params = side.record.get("params", {})
@@ -45,6 +47,7 @@ def facts(side: Side, *, title: str = "") -> Facts:
         origins=_origins(side),
         making=making,
         hashes=hashes,
+        models=registered(hashes),
     )
 
 
@@ -53,17 +56,6 @@ def _hashes(side: Side) -> dict[str, str]:
     outs = [out for entry in stages().values() for out in entry["outs"]]
     places = {out: side.folder / out.removeprefix("artifacts/") for out in outs}
     return {out: known().content_hash(place) for out, place in places.items() if place.exists()}
-
-
-def _makers(hashes: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Yield the MLflow run that made the outputs of each stage."""
-    if store.is_own(store.tracking_uri()) and not store.STORE.exists():
-        return
-    for stage, entry in stages().items():
-        outputs = {out: hashes[out] for out in entry["outs"] if out in hashes}
-        run = runs.making_run(outputs) if outputs else None
-        if run is not None:
-            yield stage, run
 
 
 def _making(stage: str, run: Any) -> Making:
@@ -78,19 +70,13 @@ def _making(stage: str, run: Any) -> Making:
     return Making(
         stage,
         date=f"{datetime.fromtimestamp(ended / 1000):%Y-%m-%d %H:%M}",
-        commit=_commit_of(data.tags),
+        commit=commit_of(data.tags),
         device=data.params.get("device.model", ""),
         seconds=sum(seconds) if seconds else None,
         cpu_seconds=sum(cpu) if cpu else None,
         memory_gb=max(memory, default=None),
         link=run_address(name),
     )
-
-
-def _commit_of(tags: Mapping[str, str]) -> str:
-    """Return the commit in a run's tags, empty without one."""
-    commit = tags.get("mlflow.source.git.commit", "")[:7]
-    return f"{commit} with changes" if commit and tags.get("git.dirty") == "true" else commit
 
 
 def _commit(side: Side, making: list[Making]) -> str:

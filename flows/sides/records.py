@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.sides.cached import ARTIFACTS
+from flows.sides.cached import ARTIFACTS, CODE
 from tasks.tracking.runs import flatten
 
 Entries = Mapping[str, Mapping[str, Any]]
 Record = dict[str, dict[str, str]]
-CODE = ("src/", "tasks/")
 OUTPUTS = "outputs"
 """The kind of record with the hash of each output; two versions differ in hashes anyway."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flows.sides import records
 from flows.sides.cached import ARTIFACTS, link_outputs
-from flows.sides.runs import side_of_run
+from flows.sides.runs import makers, record_of, side_of_run
 from flows.sides.versions import side_of_version
 from flows.trees.tree import git
 from gptmill.comparing.side import Side
@@ -78,8 +78,16 @@ def _of_folder(letter: str, name: str, folder: Path) -> Side:
     if changed:
         names = ", ".join(stage for stage in entries if stage in changed)
         return Side(letter, name, folder, origin=f"a folder, other than in dvc.lock: {names}")
+    origin = "a folder, as recorded in dvc.lock"
+    return Side(letter, name, folder, origin=origin, record=_record(entries))
+
+
+def _record(entries: records.Entries) -> records.Record:
+    """Return the record of dvc.lock's entries, with commits and environment from MLflow."""
     record = records.of_lock(entries)
-    return Side(letter, name, folder, origin="a folder, as recorded in dvc.lock", record=record)
+    made = record_of([run for _, run in makers(record[records.OUTPUTS])])
+    known = {kind: made[kind] for kind in ("commit", "environment") if made.get(kind)}
+    return {**record, **known}
 
 
 def _of_checkpoint(letter: str, name: str, folder: Path, temporary: Path) -> Side:
@@ -107,7 +115,7 @@ def _of_revision(letter: str, name: str, commit: str, temporary: Path) -> Side:
             "makes them again"
         )
     subject = git("log", "-1", "--format=%h %cs %s", commit, cwd=ROOT)
-    record = {"commit": {"commit": subject}, **records.of_lock(entries)}
+    record = {**_record(entries), "commit": {"commit": subject}}
     absent = {
         path.removeprefix(ARTIFACTS): f"DVC's cache lacks {path} of that commit" for path in missing
     }

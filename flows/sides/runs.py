@@ -1,13 +1,16 @@
 """A side from MLflow: the outputs that a run of the pipeline or a stage recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.sides.cached import ARTIFACTS, link_outputs
+from flows.sides.cached import ARTIFACTS, link_outputs, recorded_code
 from flows.sides.records import OUTPUTS, Record, plain
 from gptmill.comparing.side import Side
+from tasks.project.graph import stages
+from tasks.tracking import store
 from tasks.tracking.delivery import find_run
+from tasks.tracking.runs import making_run
 
 OUT, DEP, STAGE = "dvc.out.", "dvc.dep.", "stage."
 DEVICE = "device."
@@ -56,7 +59,7 @@ def linked_side(
         )
     why = "neither DVC's cache nor a model of the run has the file"
     reasons = {path.removeprefix(ARTIFACTS): why for path in lacking} | dict(absent or {})
-    record = {**_record(runs), OUTPUTS: dict(recorded)}
+    record = {**record_of(runs), OUTPUTS: dict(recorded)}
     return Side(letter, name, folder, origin=origin, absent=reasons, record=record)
 
 
@@ -99,15 +102,36 @@ def _from_models(runs: list[Any], path: str, folder: Path) -> bool:
     return False
 
 
-def _record(runs: list[Any]) -> Record:
-    """Return params, data and environment of the runs, and the commit of the first."""
+def makers(hashes: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield each stage with the run that made the stage's outputs, hashes by path."""
+    if store.is_own(store.tracking_uri()) and not store.STORE.exists():
+        return
+    for stage, entry in stages().items():
+        outputs = {out: hashes[out] for out in entry["outs"] if out in hashes}
+        run = making_run(outputs) if outputs else None
+        if run is not None:
+            yield stage, run
+
+
+def commit_of(tags: Mapping[str, str]) -> str:
+    """Return the commit in a run's tags, empty without one."""
+    commit = tags.get("mlflow.source.git.commit", "")[:7]
+    return f"{commit} with changes" if commit and tags.get("git.dirty") == "true" else commit
+
+
+def record_of(runs: list[Any]) -> Record:
+    """Return commits, params, data, code and environment of runs.
+
+    DVC's run cache has the hashes of the code.
+    """
     record: Record = {"params": {}, "data": {}, "environment": {}}
-    tags = runs[0].data.tags if runs else {}
-    if commit := tags.get("mlflow.source.git.commit"):
-        dirty = " with uncommitted changes" if tags.get("git.dirty") == "true" else ""
-        record["commit"] = {"commit": f"{commit[:7]}{dirty}"}
+    commits = dict.fromkeys(filter(None, (commit_of(one.data.tags) for one in runs)))
+    code: dict[str, str] = {}
+    if commits:
+        record["commit"] = {"commit": ", ".join(commits)}
     for one in runs:
         stage = one.data.tags.get("stage", "")
+        code |= recorded_code(one.data.tags.get("dvc.stage_key", ""))
         for name, value in one.data.params.items():
             kind = "environment" if name.startswith(DEVICE) else "params"
             full = name if name == "seed" else f"{stage}.{name}"
@@ -115,4 +139,4 @@ def _record(runs: list[Any]) -> Record:
         for tag, digest in one.data.tags.items():
             if tag.startswith(DEP) and not tag.startswith(f"{DEP}{ARTIFACTS}"):
                 record["data"][tag.removeprefix(DEP)] = digest
-    return record
+    return {**record, "code": code} if code else record

@@ -1,6 +1,6 @@
 """A side from MLflow's model registry: one version, or the champions of all kinds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,29 @@ def has_champion() -> bool:
     if store.is_own(store.tracking_uri()) and not store.STORE.exists():
         return False
     return any(Registered(kind).champion is not None for kind in KINDS)
+
+
+def registered(hashes: Mapping[str, str]) -> dict[str, str]:
+    """Return the state of each registered version of outputs, by the version's URI.
+
+    The outputs are hashes by path. Empty while MLflow is away.
+    """
+    if store.is_own(store.tracking_uri()) and not store.STORE.exists():
+        return {}
+    try:
+        return registry.answered(lambda: dict(_states(hashes)))
+    except store.AwayError:
+        return {}
+
+
+def _states(hashes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for kind, spec in KINDS.items():
+        found = Registered(kind)
+        number = found.find(hashes[spec.output]) if spec.output in hashes else None
+        if number is not None:
+            aliases = [alias for alias, at in found.aliases.items() if at == number]
+            decision = found.versions[number].tags.get("gate", "not judged")
+            yield f"{URI}{found.name}/{number}", ", ".join([decision, *aliases])
 
 
 def _of_all(letter: str, alias: str, temporary: Path) -> Side:

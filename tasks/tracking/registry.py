@@ -15,6 +15,8 @@ from tasks.tracking.delivery import reason_away
 PREFIX = "gptmill-"
 CANDIDATE, CHAMPION = "candidate", "champion"
 OUT = "dvc.out."
+NOTE = "mlflow.note.content"
+"""MLflow's tag for a description."""
 MODELS = "models:/"
 """The start of a logged model's URI, and of a version's source."""
 HISTORY = "champions"
@@ -136,7 +138,7 @@ class Registered:
             run_id=model.source_run_id,
             tags=dict(tags),
             model_id=model.model_id,
-            description=model.tags.get("mlflow.note.content"),
+            description=model.tags.get(NOTE),
         )
         self._load()
         return int(version.version)
@@ -220,6 +222,22 @@ def has_files(version: Any) -> bool:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return False
+
+
+def describe(version: Any, text: str) -> None:
+    """Add a text to the descriptions of a version's run and logged model."""
+    client = _client()
+    if version.run_id:
+        note = client.get_run(version.run_id).data.tags.get(NOTE, "")
+        client.set_tag(version.run_id, NOTE, _with(note, text))
+    if has_files(version):
+        model = version.source.removeprefix(MODELS)
+        note = client.get_logged_model(model).tags.get(NOTE, "")
+        client.set_logged_model_tags(model, {NOTE: _with(note, text)})
+
+
+def _with(note: str, text: str) -> str:
+    return note if text in note else f"{note}\n\n{text}".strip()
 
 
 def user() -> str:

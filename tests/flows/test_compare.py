@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mlflow.entities import Metric, Run, RunData, RunInfo, RunTag
+from mlflow.entities import Metric, Param, Run, RunData, RunInfo, RunTag
 from ruamel.yaml import YAML
 
 from flows.commands.inspect import compare as command
@@ -66,7 +66,7 @@ def test_a_pipeline_run_has_the_outputs_of_its_stages(
     monkeypatch.setattr(runs, "find_run", store.get)
     for name in (RUN, STAGE_RUN):
         assert command.main([f"A={name}", "B=HEAD"]) == 0
-        assert "No significant difference between A and B on 8 figures" in capsys.readouterr().out
+        assert "No significant difference between A and B on 9 figures" in capsys.readouterr().out
     shutil.rmtree(project.root / ".dvc")
     with pytest.raises(ValueError, match=f"A={RUN}: neither DVC's cache nor the models"):
         command.main([f"A={RUN}"])
@@ -83,8 +83,10 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
     made = run(RUN, {"mlflow.source.git.commit": "abcdef12", "git.dirty": "true"})
     costs = {"cost/seconds": [60.0, 30.5], "cost/cpu_seconds": [50.0], "cost/peak_memory_gb": [2.0]}
     made = Run(made.info, RunData([Metric(name, 1, 0, 0) for name in costs], tags=tags_of(made)))
-    monkeypatch.setattr(facts.store, "is_own", lambda uri: False)
-    monkeypatch.setattr(facts.runs, "making_run", lambda outputs: made)
+    version = "models:/gptmill-classifier/1"
+    monkeypatch.setattr(facts, "registered", lambda hashes: {version: "promoted, champion"})
+    monkeypatch.setattr(runs.store, "is_own", lambda uri: False)
+    monkeypatch.setattr(runs, "making_run", lambda outputs: made)
     monkeypatch.setattr(facts.runs, "history", lambda run, name: costs[name])
     monkeypatch.setattr(facts, "run_address", lambda run: f"http://mlflow/{run}")
     facts._reference.cache_clear()
@@ -97,13 +99,14 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
         "the first version</dd>",
         '<td class="right">90.5</td><td class="right">50.0</td><td class="right">2.00</td>',
         "abcdef1 with changes",
+        f'<dd>{version} <span class="soft">promoted, champion</span></dd>',
         f'<a href="http://mlflow/{RUN}">classify</a>',
         "classify: 30 wrong test rows; the 20 most confident",
         "<tr><td>artifacts/classify</td><td>",
         "<svg",
     ):
         assert text in page, text
-    monkeypatch.setattr(facts.runs, "making_run", lambda outputs: None)
+    monkeypatch.setattr(runs, "making_run", lambda outputs: None)
     assert report.main(["RUN="]) == 0
     page = (project.root / "compare/report-artifacts.html").read_text()
     assert "The params of this run are not recorded" in page
@@ -111,6 +114,30 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
     for words in (["RUN=nothing"], ["A=HEAD"]):
         with pytest.raises(ValueError, match=r"RUN=nothing is none of these|usage: make report"):
             report.main(words)
+
+
+def test_commit_code_and_environment_are_those_of_the_making_runs(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "ab" * 32
+    folder = project.root / ".dvc/cache/runs/ab" / key
+    folder.mkdir(parents=True)
+    deps = [{"path": "tasks/classify.py", "md5": "1" * 32}, {"path": "artifacts/x", "md5": "2"}]
+    YAML().dump({"deps": deps}, folder / "record")
+    tags = {"mlflow.source.git.commit": "abcdef12", "dvc.stage_key": key, "stage": "classify"}
+    made = run(RUN, tags)
+    made = Run(made.info, RunData(params=[Param("device.model", "a GPU")], tags=tags_of(made)))
+    again = run(STAGE_RUN, {**tags, "git.dirty": "true", "dvc.stage_key": ""})
+    record = runs.record_of([made, made, again])
+    assert record["commit"] == {"commit": "abcdef1, abcdef1 with changes"}
+    assert record["code"] == {"tasks/classify.py": "1" * 32}
+    monkeypatch.setattr(runs.store, "is_own", lambda uri: False)
+    monkeypatch.setattr(runs, "making_run", lambda outputs: made)
+    shutil.rmtree(project.root / "artifacts")
+    write_side(project.root / "artifacts", wrong=30)
+    side = resolve.resolve("A", "artifacts", project.root)
+    assert side.record["commit"] == {"commit": "abcdef1"}
+    assert side.record["environment"] == {"classify.device.model": "a GPU"}
 
 
 def tags_of(made: Run) -> list[RunTag]:

@@ -127,6 +127,9 @@ def test_a_loss_is_refused_and_people_have_the_last_word(
     assert {"commit", f"dvc.out.{OUTPUT}", "dvc.out.artifacts/split/labelled"} <= {*tags}
     run = mlflow.get_run(Registered(KIND).versions[2].run_id)
     assert run.data.tags["model.uri"] == f"models:/{NAME}/2"
+    model = mlflow.get_logged_model(Registered(KIND).versions[2].source.removeprefix("models:/"))
+    for described in (run.data, model):
+        assert f"`models:/{NAME}/2`" in described.tags["mlflow.note.content"]
     assert run.data.tags["gate"].startswith("refused as version 2: accuracy 92.0 against")
 
     assert promote.main([f"KIND={NAME}", "VERSION=2", "WHY=a  trial"]) == 0
