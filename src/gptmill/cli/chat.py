@@ -3,8 +3,9 @@
 Each line typed is a message, and a chat may have many turns. Ctrl-C stops an answer, and the part
 printed by then stays in the conversation; Ctrl-D ends the chat. The history is kept as whole
 turns: where a prompt would leave less than --max-new-tokens (at most half the context) for the
-answer, the oldest turns are left out and a line on standard error reports their number. Standard
-input may be a pipe: each line is a message.
+answer, the oldest turns are left out and a line on standard error reports their number. In a
+terminal, a line that begins with / is a command, and /help lists the commands. Standard input may
+be a pipe: each line is a message.
 """
 
 import argparse
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 
 HELP = "chat with an assistant"
 Message = dict[str, str]
+COMMANDS = {
+    "/help": "list the commands",
+    "/reset": "begin a new conversation, with the same system message",
+    "/system TEXT": "begin a new conversation with the system message TEXT, or without one",
+    "/quit": "end, as Ctrl-D does",
+}
+"""The commands in a terminal. A message that begins with / needs a space before."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
             "use `gptmill generate` to continue a text with the model"
         )
     history: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-    for number, message in enumerate(_messages()):
+    for number, message in enumerate(_messages(history)):
         history.append({"role": "user", "content": message})
         try:
             answer = _answer(
@@ -61,13 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
             history.append({"role": "assistant", "content": answer})
 
 
-def _messages() -> Iterator[str]:
-    """Yield the lines of the input, without empty lines."""
+def _messages(history: list[Message]) -> Iterator[str]:
+    """Yield the lines of the input, without empty lines; carry out the commands of a terminal."""
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         import readline  # noqa: F401 - gives `input` line editing and a history
 
-        note("Ctrl-C stops an answer, Ctrl-D ends.")
+        note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends.")
     while True:
         try:
             line = input("> ") if at_terminal else _piped_line()
@@ -78,10 +86,33 @@ def _messages() -> Iterator[str]:
                 raise
             note("\n(Ctrl-D ends)")
             continue
-        if line.strip():
+        if at_terminal and line.startswith("/"):
+            if line.split() == ["/quit"]:
+                return
+            note(obey(options.utf8(line, "the command"), history))
+        elif line.strip():
             yield options.utf8(line, "the message")
     if at_terminal:
         print()
+
+
+def obey(line: str, history: list[Message]) -> str:
+    """Carry out a command on the conversation; return what to print."""
+    name, _, text = line.partition(" ")
+    text = text.strip()
+    if name == "/system":
+        history[:] = [{"role": "system", "content": text}] if text else []
+        return "(a new conversation, with this system message)" if text else NEW
+    if text or name not in COMMANDS:
+        return f"no command {line.strip()}; /help lists the commands"
+    if name == "/reset":
+        history[:] = [message for message in history if message["role"] == "system"]
+        return NEW
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"{command:{width}}  {effect}" for command, effect in COMMANDS.items())
+
+
+NEW = "(a new conversation)"
 
 
 def _piped_line() -> str:

@@ -1,4 +1,4 @@
-"""HTTP routes: models, chat, completions, health and the chat page."""
+"""HTTP routes: models, chat, completions, Markdown, health and the chat page."""
 
 import base64
 import hashlib
@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from gptmill.generation.completion import TextGenerator
 from gptmill.serving import requests
+from gptmill.serving.about import MarkdownRequest, about, as_html
 from gptmill.serving.decoding import CLIENT_LEFT, Decoding, Stream, whole
 from gptmill.serving.errors import ApiError, as_api_error, error_body
 from gptmill.serving.gate import MOST_BYTES, TooLargeError
@@ -33,7 +34,7 @@ def build(generator: TextGenerator, worker: Worker, limits: Limits) -> FastAPI:
     )
     _add_error_handlers(app)
     _add_decoding_routes(app, generator, worker, limits)
-    _add_information_routes(app, generator, worker)
+    _add_information_routes(app, generator, worker, limits)
     return app
 
 
@@ -60,9 +61,17 @@ def _add_decoding_routes(
         return await _answer(request, "text", work, generator, worker)
 
 
-def _add_information_routes(app: FastAPI, generator: TextGenerator, worker: Worker) -> None:
+def _add_information_routes(
+    app: FastAPI, generator: TextGenerator, worker: Worker, limits: Limits
+) -> None:
     """Add the routes that need no decoding."""
-    model_object = {"id": generator.name, "object": "model", "created": 0, "owned_by": "gptmill"}
+    model_object = {
+        "id": generator.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "gptmill",
+        "gptmill": about(generator, limits),
+    }
     content = PAGE.read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": content_security_policy(content),
@@ -79,6 +88,11 @@ def _add_information_routes(app: FastAPI, generator: TextGenerator, worker: Work
     async def model(name: str) -> dict[str, Any]:
         _check_model(name, generator)
         return model_object
+
+    @app.post("/v1/markdown")
+    async def markdown(request: Request) -> HTMLResponse:
+        body = requests.parse(await request.body(), MarkdownRequest)
+        return HTMLResponse(await run_in_threadpool(as_html, body.text), headers=headers)
 
     @app.api_route("/health", methods=READING)
     async def health() -> dict[str, Any]:

@@ -137,7 +137,7 @@ class Work:
         return sum(len(prompt) for prompt in self.prompts[:: self.n])
 
 
-Request = TypeVar("Request", bound=_BaseRequest)
+Request = TypeVar("Request", bound=Checked)
 
 
 def parse(body: bytes, kind: type[Request]) -> Request:

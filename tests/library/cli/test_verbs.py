@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from gptmill.checkpoint.checkpoint import load_causal_lm, load_classifier
+from gptmill.cli.chat import obey
 from gptmill.cli.frame import verbs
 from gptmill.cli.options import origin
 from gptmill.evaluation import perplexity
@@ -369,15 +370,15 @@ def test_score_reads_a_file_as_training_does(models: Path, tmp_path: Path) -> No
 
 def test_chat_answers_line_by_line_in_the_models_own_template(models: Path) -> None:
     words = ["chat", models / "assistant", "--max-new-tokens", "30"]
-    done = gptmill(*words, stdin="What jumps?\n\nWhy?\n")
+    done = gptmill(*words, stdin="What jumps?\n\n/help\n")
     assert (done.returncode, done.stderr) == (0, "")
-    # what was asked and answered before stands in the second prompt
+    # what was asked and answered before stands in the second prompt; a pipe has no commands
     template = Template.read(models / "assistant")
     assert template is not None
     talk = [{"role": "user", "content": "What jumps?"}]
     written = ["generate", models / "assistant", "--max-new-tokens", "30"]
     first = answer(*written, template.render(talk))["text"]
-    talk += [{"role": "assistant", "content": first}, {"role": "user", "content": "Why?"}]
+    talk += [{"role": "assistant", "content": first}, {"role": "user", "content": "/help"}]
     tokenizer = Tokenizer.from_folder(models / "assistant")
     second = generate(
         load_causal_lm(models / "assistant"),
@@ -398,7 +399,7 @@ def test_chat_leaves_out_whole_turns_when_the_context_is_full(models: Path) -> N
 
 
 def test_chat_in_a_terminal(models: Path) -> None:
-    """Ctrl-C stops an answer and the talk goes on; Ctrl-D ends it."""
+    """Ctrl-C stops an answer and the talk goes on; /help lists the commands; Ctrl-D ends it."""
     pid, terminal = pty.fork()
     words = ["chat", models / "assistant", "--max-new-tokens", "200", "--temperature", "1"]
     if pid == 0:
@@ -411,11 +412,34 @@ def test_chat_in_a_terminal(models: Path) -> None:
     seen = read_until(terminal, b"\r\n> ")
     assert b"(stopped)" in seen
     assert b"\x1b[" not in seen
+    for command_line, said in (
+        (b"/help\n", b"/system TEXT  begin a new conversation with"),
+        (b"/reset\n", b"(a new conversation)"),
+        (b"/rest\n", b"no command /rest; /help lists the commands"),
+        (b"/system Be brief.\n", b"with this system message)"),
+    ):
+        os.write(terminal, command_line)
+        assert said in read_until(terminal, b"\r\n> ")
     os.write(terminal, b"\x04")
     read_until(terminal, b"\r\n")
     _, status = os.waitpid(pid, 0)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_commands_of_a_chat_change_the_conversation() -> None:
+    """A system message stays until another is set."""
+    asked, system = {"role": "user", "content": "Why?"}, {"role": "system", "content": "Be brief."}
+    for line, before, after in (
+        ("/reset", [system, asked], [system]),
+        ("/reset now", [system, asked], [system, asked]),
+        ("/system  Be brief. ", [asked], [system]),
+        ("/system", [system, asked], []),
+        ("/help", [asked], [asked]),
+    ):
+        history = [*before]
+        obey(line, history)
+        assert history == after, line
 
 
 def read_until(terminal: int, wanted: bytes) -> bytes:

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from gptmill.checkpoint.checkpoint import save_causal_lm
+from gptmill.serving.about import as_html
 from gptmill.serving.app import PAGE, content_security_policy
 from tests.support.browser import (
     ENTER,
@@ -47,6 +48,23 @@ def test_the_policy_allows_the_pages_own_script_and_style_alone() -> None:
     assert "unsafe" not in policy
 
 
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("One\ntwo", "<p>One<br />\ntwo</p>"),
+        ("- a\n- **b**", "<ul>\n<li>a</li>\n<li><strong>b</strong></li>\n</ul>"),
+        ("| a |\n|---|\n| 1 |", "<table>"),
+        ("<script>alert(1)</script>", "&lt;script&gt;"),
+        ("a <b onclick=x>b</b>", "<p>a &lt;b onclick=x&gt;b&lt;/b&gt;</p>"),
+        ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
+        ('[a](https://x.org/"onclick="x)', 'href="https://x.org/%22onclick=%22x"'),
+        ("![a](https://x.org/p.png)", '<p>!<a href="https://x.org/p.png">a</a></p>'),
+    ],
+)
+def test_markdown_becomes_html_and_html_stays_text(text: str, html: str) -> None:
+    assert html in as_html(text)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_models(tmp_path_factory.mktemp("models"))
@@ -68,6 +86,17 @@ def window(tmp_path: Path) -> Iterator[Browser]:
     with browser(tmp_path) as window:
         yield window
         window.screenshot(tmp_path / "page.png")
+
+
+def test_the_page_can_tell_what_model_answers(server: Server, models: Path) -> None:
+    about = httpx.get(f"{server.url}/v1/models").json()["data"][0]["gptmill"]
+    assert (about["kind"], about["context_length"], len(about["examples"])) == ("assistant", 512, 3)
+    size = (models / "assistant" / "model.safetensors").stat().st_size
+    assert about["parameters"] == pytest.approx(size / 4, rel=0.05)
+    found = httpx.post(f"{server.url}/v1/markdown", json={"text": "*so*"})
+    assert found.text == "<p><em>so</em></p>\n"
+    assert "default-src 'none'" in found.headers["content-security-policy"]
+    assert httpx.post(f"{server.url}/v1/markdown", json={"markdown": ""}).status_code == 400
 
 
 def test_the_page_is_served_with_its_policy(server: Server) -> None:
@@ -100,7 +129,8 @@ class TestInABrowser:
         window.type("#message", asked + ENTER)
         window.until(lambda: not window.shown("#stop") and len(window.texts(".turn")) == 2)
         assert window.texts(".turn.user p") == [asked]
-        assert window.texts(".turn.assistant p:not(.note)") == [expected]
+        assert window.run("return turns[1].content") == expected
+        window.until(lambda: window.texts(".turn.assistant .rich") != [])
         assert window.texts(".turn.assistant .note") == ["Cut off at the maximum length."]
         assert window.run("return document.querySelectorAll('.turn b').length") == 0
         window.type("#message", "Why?" + SHIFT + ENTER + RELEASE + "Now." + ENTER)
@@ -166,13 +196,31 @@ class TestInABrowser:
             window.type("#message", "What jumps?" + ENTER)
             window.until(lambda: len(window.texts(".turn.assistant")) == 1)
 
-    def test_a_model_that_does_not_chat_says_so(self, window: Browser, models: Path) -> None:
+    def test_a_model_that_does_not_chat_continues_a_text(
+        self, window: Browser, models: Path
+    ) -> None:
         with serving(models / "lm") as server:
             window.open(server.url)
-            window.type("#message", "hello" + ENTER)
-            window.until(lambda: window.shown("#problem"))
-            assert "no chat template" in window.texts("#problem")[0]
-            assert window.texts(".turn") == []
+            window.until(lambda: window.shown("#about"))
+            assert window.texts("#about")[0].startswith("Generator: continues a text · 0.")
+            assert len(window.texts("#examples button")) == 3
+            window.click("#examples button")
+            window.until(lambda: not window.shown("#stop") and len(window.texts(".turn")) == 2)
+            assert window.texts(".turn.user p") == ["Once upon a time"]
+            assert window.texts(".turn.assistant .rich") == []
+            assert not window.shown("#problem")
+
+    def test_an_answer_s_markdown_is_shown_and_its_html_is_text(
+        self, window: Browser, server: Server
+    ) -> None:
+        window.open(server.url)
+        said = "# A\n\n<img src=x onerror=alert(1)> and [b](https://x.example)\n\n- c"
+        window.run("const turn = show('assistant', ''); render(turn, arguments[0])", said)
+        window.until(lambda: window.texts(".rich li") == ["c"])
+        assert window.texts(".rich p") == ["<img src=x onerror=alert(1)> and b"]
+        assert window.run("return document.querySelector('.rich a').rel") == "noopener noreferrer"
+        assert window.run("return document.querySelectorAll('.rich img').length") == 0
+        assert window.log() == []
 
     def test_what_needs_a_label_has_one(self, window: Browser, server: Server) -> None:
         window.open(server.url)
