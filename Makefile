@@ -58,7 +58,7 @@ data: $(if $(BASE),base) $(ENV)  ## fetch the raw data of sources.toml into data
 base: $(ENV)  ## switch to the weights and params of configs/bases/x.yaml, or to a preset: BASE=x, BASE=gpu/x
 	@python -m flows base $(BASE)
 
-pipeline: data  ## run every stale stage, from raw text to a classifier and an assistant; BASE=x
+pipeline: data  ## run every stale stage, from raw text to a classifier and an assistant; BASE=x, VERBOSE=1
 	@python -m flows pipeline
 
 reproduce: $(ENV)  ## make a pipeline run again from its record, and compare every output: RUN=<id in MLflow>

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from prefect import State, Task, flow, get_run_logger
+from prefect import State, Task, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -26,9 +26,10 @@ from flows.dvc.repro import EXECUTED, FAILED, UNCHANGED, StageOutcome
 from flows.flow_states import FlowNote, wait_for_prefect
 from flows.nights.keeping import Keeping
 from flows.nights.plan import KEEP, BaseName, Overrides, Plan, Stages
-from flows.nights.rows import StageRow, as_markdown, print_table, summary
+from flows.nights.rows import StageRow, as_markdown, summary
 from flows.registry.announce import REPORT, announce, attach_report
 from flows.results import Results
+from flows.terminal.views import VIEW
 from flows.trees import tree
 from flows.trees.apart import Apart
 from flows.trees.here import Here
@@ -89,7 +90,7 @@ def pipeline(
     plan = Plan(base, stages, overrides, force, push, data)
     note = FlowNote(str(flow_run.id))
     with note.kept():
-        with locks.project("make pipeline", say=get_run_logger().info):
+        with locks.project("make pipeline", say=VIEW.get().say):
             forget()  # while this run waited, another command may have written params.yaml
             try:
                 plan.check()
@@ -185,7 +186,7 @@ def _renamed(plan: Plan, note: FlowNote) -> str:
 
 def _bring_up_to_date(work: Work, name: str) -> State[None]:
     """Run the stages below a parent run in MLflow; return the flow's final state."""
-    started, rows = time.monotonic(), work.rows
+    started, rows, view = time.monotonic(), work.rows, VIEW.get()
     order = work.tree.order(work.plan.chosen) if work.plan.stages else [*stages()]
     tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline"}
     parent = RunRecord(name, tags={**tags, **work.plan.tags()})
@@ -196,6 +197,7 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
         _record(work, parent)
         told = []
         if not failed:
+            view.after("register and judge the models, and write the report")
             told += announce(work.tree, parent, work.note)
             told += attach_report(work.tree, parent, name)
         page, text = _page(rows, parent.id, failed=failed), summary(rows)
@@ -204,9 +206,9 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
         parent.end("KILLED", patience=SIGNAL_S)
         raise
     parent.end("FAILED" if failed else "FINISHED")
-    print_table(rows, time.monotonic() - started)
+    view.close(rows, time.monotonic() - started)
     for sentence in told:
-        print(sentence)
+        view.say(sentence)
     return Failed(message=rows[-1].figure) if failed else Completed(message=text)
 
 
@@ -216,6 +218,7 @@ def _run_stages(work: Work, order: list[str], parent: str) -> None:
         runs.PARENT_VARIABLE: parent,
         runs.FLOW_VARIABLE: runs.this_process(),
     }
+    VIEW.get().plan(order)
     work.unchanged.update(work.tree.unchanged())
     states: dict[str, State[State[None]]] = {}
     for stage in order:
@@ -233,11 +236,19 @@ def stage_task(stage: str, context: dict[str, str], work: Work) -> Task[[], Stat
     """
 
     def bring_up_to_date() -> State[None]:
-        started = time.monotonic()
+        started, view = time.monotonic(), VIEW.get()
+        page = pages.ProgressPage(stage, work.note)
+        if stage not in work.unchanged:
+            view.begin(stage)
+
+        def on_event(event: dict[str, Any]) -> None:
+            view.event(stage, event)
+            page.on_event(event)
+
         outcome, results = work.tree.bring(
             stage,
-            on_line=get_run_logger().info,
-            on_event=pages.ProgressPage(stage, work.note).on_event,
+            on_line=view.line,
+            on_event=on_event,
             context=context,
             unchanged=stage in work.unchanged,
             force=work.plan.force and stage in work.plan.chosen,
@@ -248,6 +259,7 @@ def stage_task(stage: str, context: dict[str, str], work: Work) -> Task[[], Stat
         if outcome.state != FAILED:
             work.note.send(lambda: pages.stage_page(outcome, results, seconds=seconds))
         state = _prefect_state(outcome, results, seconds, work.rows)
+        view.end(work.rows[-1])
         work.note.task(str(task_run.id), state)
         return state
 

@@ -72,6 +72,12 @@ def baseline(stage: str) -> str:
     return ", ".join(f"{label} {shown(value)}" for label, value in known.items())
 
 
+def beside(stage: str) -> str:
+    """Return the baselines to print after the main figure, ` (baseline: unigram 6.504)`, or ""."""
+    against = baseline(stage)
+    return f" (baseline: {against})" if against else ""
+
+
 def _has_same_inputs(stage: str) -> bool:
     """Return whether the last evaluation used the present inputs of a stage."""
     used = {dep["path"]: dep["md5"] for dep in lock().get(JUDGE, {}).get("deps", [])}
@@ -90,10 +96,9 @@ def shown(value: object) -> str:
 
 def result_lines(stage: str, state: str) -> list[str]:
     """Return the lines printed after a stage: figure beside baselines, folder, next command."""
-    figure, against = main_figure(stage), baseline(stage)
+    figure = main_figure(stage)
     text = f"{stage} {STATES[state]}" + (f": {figure}" if figure else "")
-    lines = [text + (f" (baseline: {against})" if against else "")]
-    lines.append(f"results   artifacts/{stage}/")
+    lines = [text + beside(stage), f"results   artifacts/{stage}/"]
     if use := stages()[stage]["meta"].get("use"):
         lines.append(f"use       {use}")
     lines.append(f"next      {_next_command(stage)}")

@@ -4,6 +4,7 @@ from docs.site.markdown import code, table
 from tasks.project.environment import KERNELS, QUIET, SPINNING
 
 OURS = {
+    "VERBOSE": "1: `make pipeline` prints all log lines with times; otherwise a line per stage",
     "GPTMILL_PREFECT_PORT, GPTMILL_MLFLOW_PORT": "ports of `make ui`: 4200 and 5000",
     "GPTMILL_ALLOWED_HOSTS": "names of hosts that a proxy with a login forwards, by commas",
     "GPTMILL_NODES": "number of machines of a training",

@@ -27,7 +27,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def first(project: Project) -> str:
-    """Return what the first `make pipeline` of the project printed."""
+    """Return what the first `make pipeline` of the project printed, by a pipe."""
     done = project.python("-m", "flows", "pipeline")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -48,7 +48,13 @@ def lock(project: Project) -> dict[str, str]:
 def test_every_stage_runs_once_and_shows_its_figure(project: Project, first: str) -> None:
     assert set(lock(project)) == {path for stage in stages().values() for path in stage["outs"]}
     assert "ran tokenize, sample, pretrain" in first
-    assert "step 12/12" in first  # a stage's output is live in the flow's log
+    assert "pretrain: train a GPT from scratch, or go on from weights\npretrain ran in " in first
+    assert " INFO " not in first  # no line of Prefect's
+    assert re.search(r"│ pretrain .* validation_loss [\d.]+ \(baseline:", first)
+    assert "gptmill chat artifacts/instruct" in first
+    assert "artifacts/evaluate/report.md" in first
+    (log,) = re.findall(r"^log       (.+)$", first, re.MULTILINE)
+    assert "Task run 'pretrain' - step 12/12" in (project.root / log).read_text(encoding="utf-8")
 
 
 def test_second_run_executes_nothing_and_says_so(project: Project, first: str) -> None:
@@ -56,7 +62,8 @@ def test_second_run_executes_nothing_and_says_so(project: Project, first: str) -
     done = project.python("-m", "flows", "pipeline")
     assert done.returncode == 0, done.stderr
     for stage in stages():
-        assert f"Task run '{stage}' - Finished in state Cached('unchanged" in done.stderr
+        assert f"Task run '{stage}' - Finished in state Cached('unchanged" in project.log()
+        assert f"{stage} is up to date: " in done.stdout
     assert "nothing ran" in done.stdout
     assert lock(project) == before
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -88,8 +89,10 @@ def test_a_mistake_fails_task_flow_and_run_with_the_stage_s_own_words(project: P
     done = project.python("-m", "flows", "pipeline")
     assert done.returncode == 1
     words = "the text is too short: 3 tokens are missing"
-    assert f"Task run 'sample' - Finished in state Failed('{words}')" in done.stderr
-    assert f"Finished in state Failed('{words}')" in done.stderr.split("Flow run")[-1]
+    assert done.stderr.splitlines() == [words]
+    assert re.search(r"\nsample failed after \d+s\nfix the error .*\nlog   ", done.stdout)
+    assert f"Task run 'sample' - Finished in state Failed('{words}')" in project.log()
+    assert f"Finished in state Failed('{words}')" in project.log().split("Flow run")[-1]
     assert "Traceback" not in done.stdout + done.stderr
     assert "NoneType" not in done.stdout + done.stderr
     assert [run["status"] for run in project.runs()] == ["FAILED", "FINISHED", "FAILED"]
@@ -98,9 +101,19 @@ def test_a_mistake_fails_task_flow_and_run_with_the_stage_s_own_words(project: P
 
 def test_a_killed_stage_is_reported_by_its_signal(project: Project) -> None:
     ends(project, "killed")
-    done = project.python("-m", "flows", "pipeline")
-    assert done.returncode == 1
-    assert "sample was killed by SIGKILL" in done.stdout
+    status, said = in_a_terminal(project, "python", "-m", "flows", "pipeline")
+    assert status == 1
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", said))
+    last = {
+        line.split()[0]: line.rstrip()
+        for line in lines
+        if "\N{BOX DRAWINGS HEAVY HORIZONTAL}" in line
+    }
+    assert last["tokenize"].endswith("steps 1")
+    assert "s sample was killed by SIGKILL; the kernel kills" in last["sample"]
+    assert any(line.startswith("sample was killed by SIGKILL; the kernel") for line in lines)
+    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l")  # the cursor is back
+    assert " INFO " not in said
     assert [run["status"] for run in project.runs()][-2:] == ["FAILED", "KILLED"]
     done = project.python("-m", "flows", "stage", "sample")
     assert done.returncode == 1
@@ -108,11 +121,31 @@ def test_a_killed_stage_is_reported_by_its_signal(project: Project) -> None:
     assert project.runs()[-1]["status"] == "KILLED"
 
 
+def in_a_terminal(project: Project, *command: str) -> tuple[int, str]:
+    """Run a command in a terminal; return the status, and what the terminal got."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        command,
+        cwd=project.root,
+        env={**project.environment(), "TERM": "xterm", "COLUMNS": "120"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with suppress(OSError):  # a terminal ends so
+            while part := os.read(ours, 1 << 16):
+                said += part
+    os.close(ours)
+    return process.returncode, said.decode()
+
+
 @pytest.fixture
 def flow(project: Project) -> Iterator[subprocess.Popen[str]]:
     """Start a pipeline whose second stage takes minutes, and wait until it is at work."""
     ends(project, "well", steps=3000)
-    process = project.start("python", "-m", "flows", "pipeline")
+    process = project.start("env", "VERBOSE=1", "python", "-m", "flows", "pipeline")
     assert process.stdout is not None
     for line in process.stdout:
         if "step 1/3000" in line:
@@ -225,7 +258,7 @@ def test_the_work_goes_on_without_prefects_server(project: Project, number: int)
     ends(project, "well", steps=100 + number)
     (project.root / ".state" / "flows").mkdir(parents=True, exist_ok=True)
     (project.root / ".state" / "flows" / "nothing.json").write_text("{", encoding="utf-8")
-    with project.start("python", "-m", "flows", "pipeline") as process:
+    with project.start("env", "VERBOSE=1", "python", "-m", "flows", "pipeline") as process:
         assert process.stdout is not None
         said = ""
         for line in process.stdout:

@@ -87,6 +87,10 @@ class Project:
             text=True,
         )
 
+    def log(self) -> str:
+        """Return the log of the newest pipeline run."""
+        return max((self.root / ".state" / "logs").glob("pipeline-*.log")).read_text("utf-8")
+
     def environment(self) -> dict[str, str]:
         """Return the variables of a fresh shell: none of pytest's, none that names a server."""
         kept = {

@@ -1,0 +1,1 @@
+"""A pipeline run in a terminal: its view, its log file, the run itself."""
