@@ -19,7 +19,7 @@ EXEMPT = {
 }
 WHOLE = 0.6
 """A stage that imports this share of a folder's lines depends on the folder."""
-MOST_LINES = 105
+MOST_LINES = 106
 """What the code deps of all stages may take up in dvc.yaml."""
 
 

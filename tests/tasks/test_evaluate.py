@@ -364,7 +364,7 @@ def test_a_continued_model_is_compared_with_its_start_on_other_text(root: Path) 
     """A question is a row: its messages and reference, every byte counted."""
     for name, seed in (("pretrain", 1), ("weights", 9)):
         save_causal_lm(root / name, tiny_gpt(seed=seed), tiny_tokenizer())
-    write_json(root / "pretrain" / "metrics.json", {"start": "weights", "window_length": 8})
+    write_json(root / "pretrain" / "details.json", {"start": "weights", "window_length": 8})
     run = FakeRun(root)
     found = body(run, resamples=400)
 
@@ -401,7 +401,7 @@ def test_a_continued_model_is_compared_with_its_start_on_other_text(root: Path) 
     assert {"continued_gain.csv", "continued_other.csv", "other_text.csv"} <= {
         path.name for path in run.out.iterdir()
     }
-    write_json(root / "pretrain" / "metrics.json", {})
+    write_json(root / "pretrain" / "details.json", {})
     assert not [name for name in body(FakeRun(root, "random")) if "other" in name]
 
 

@@ -17,7 +17,7 @@ def tables(steps: list[Step], folder: Path) -> tuple[pd.DataFrame, dict[int, flo
     report = Report(fake, len(steps), {}, 0.0)  # type: ignore[arg-type]
     for step in steps:
         report.add(step)
-    rows, evaluations = report.tables()
+    rows, evaluations, _ = report.tables()
     losses = dict(zip(evaluations["step"], evaluations["val_loss"], strict=True))
     return rows, losses, [row["val/loss"] for row in fake.steps if "val/loss" in row]
 
