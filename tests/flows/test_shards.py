@@ -43,18 +43,22 @@ def tokenized(project: Project) -> tuple[dict[str, str], str]:
     return file_hashes(project.root / "artifacts" / "tokenize"), done.stdout
 
 
-def start(project: Project, executor: str) -> subprocess.Popen[bytes]:
-    """Start `make shards` with two workers, and the packages of this process."""
+def packages() -> dict[str, str]:
+    """Return the variable by which a command finds datatrove where this process does."""
     spec = find_spec("datatrove")
     assert spec is not None
     assert spec.origin is not None
-    found = {**project.environment(), "PYTHONPATH": str(Path(spec.origin).parents[1])}
+    return {"PYTHONPATH": str(Path(spec.origin).parents[1])}
+
+
+def start(project: Project, executor: str) -> subprocess.Popen[bytes]:
+    """Start `make shards` with two workers."""
     options = "OPTIONS=mem_per_cpu_gb=1" if executor == "ray" else "OPTIONS="
     words = [f"EXECUTOR={executor}", f"SHARDS={SHARDS}", "WORKERS=2", options]
     return subprocess.Popen(
         [sys.executable, "-m", "flows", "shards", *words],
         cwd=project.root,
-        env=found,
+        env={**project.environment(), **packages()},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -99,3 +103,24 @@ def test_shards_of_several_processes_give_the_stage_s_bytes(
     hashes, printed = tokenized(project)
     assert f"ids read from {SHARDS} shards" in printed
     assert hashes == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["EXECUTOR=dask", "SHARDS=2"], "usage: make shards EXECUTOR=local|ray|slurm SHARDS=8"),
+        (["EXECUTOR=local", "SHARDS=two"], "given: EXECUTOR=local SHARDS=two"),
+        (["EXECUTOR=local", "SHARDS=13"], "13 shards of the 12 text file(s)"),
+        (["EXECUTOR=slurm", "SHARDS=2"], "EXECUTOR=slurm: missing a required argument: 'time'"),
+        (["EXECUTOR=local", "SHARDS=2", "OPTIONS=nodes=2"], "argument 'nodes'; allowed are"),
+    ],
+)
+def test_mistakes_are_one_sentence(project: Project, words: list[str], sentence: str) -> None:
+    if find_spec("datatrove") is None:
+        pytest.skip("the extra `shards` is not installed")
+    shutil.rmtree(project.root / ".state", ignore_errors=True)
+    done = project.python("-m", "flows", "shards", *words, extra=packages())
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+    assert not list((project.root / ".state").rglob("shards.json"))

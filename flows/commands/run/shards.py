@@ -5,9 +5,10 @@ datatrove's executors run the shards: `local` in processes of this machine, `ray
 folder under the same path. Shards lie in `.state`; `make tokenize` puts them together.
 """
 
+import inspect
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,22 +61,21 @@ def main(arguments: list[str]) -> int:
     """Write all shards of the text, or submit the jobs that write them."""
     given = named(arguments, ("EXECUTOR", "SHARDS", "WORKERS", "OPTIONS"), USAGE)
     name = given.get("EXECUTOR", "")
-    numbers = [given.get("SHARDS", ""), given.get("WORKERS", "1")]
-    if name not in EXECUTORS or not all(number.isdecimal() for number in numbers):
+    shards, workers = given.get("SHARDS", ""), given.get("WORKERS", given.get("SHARDS", ""))
+    if name not in EXECUTORS or not (shards.isdecimal() and workers.isdecimal()):
         raise ValueError(f"{USAGE}; given: {' '.join(arguments)}")
     _check_packages(name)
     if not stale_stages(["tokenize"]):
         print("tokenize is up to date: no shards are needed")
         return 0
-    shards, workers = map(int, numbers)
-    options = _options(given.get("OPTIONS", ""))
+    options = {"tasks": int(shards), "workers": int(workers), **_options(given.get("OPTIONS", ""))}
+    make = _executor(name, options)
     with locks.project("make shards"):
-        folder = prepare(shards)
-        step = ShardStep(ROOT / "data" / "text", folder)
-        run(name, step, folder / "logs", tasks=shards, workers=workers, **options)
-    missing = unfinished(folder, shards)
+        folder = prepare(int(shards))
+        run(name, make, ShardStep(ROOT / "data" / "text", folder), **options)
+    missing = unfinished(folder, int(shards))
     if name == "slurm":
-        print(f"submitted; `make tokenize` after the last of {len(missing)} jobs")
+        print(f"{shards} shards are submitted: run `make tokenize` after the last job")
     elif missing:
         print(
             f"{len(missing)} of {shards} shards are unfinished (logs: {folder}/logs): run the same "
@@ -106,18 +106,30 @@ def prepare(shards: int) -> Path:
     return folder
 
 
-def run(name: str, step: ShardStep, logs: Path, **options: Any) -> None:
+def run(name: str, make: Callable[..., Any], step: ShardStep, **options: Any) -> None:
     """Run a step by an executor of datatrove, and wait for all but the jobs of SLURM."""
-    from datatrove import executor
-
     path = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))  # for the workers
     if name == "ray":
         import ray
 
         ray.init()
-    make = getattr(executor, EXECUTORS[name])
-    make(pipeline=[step], logging_dir=str(logs), **options).run()
+    make(pipeline=[step], logging_dir=str(step.folder / "logs"), **options).run()
+
+
+def _executor(name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Return a class of datatrove; raise ValueError for options that the class has not."""
+    from datatrove import executor
+
+    make: Callable[..., Any] = getattr(executor, EXECUTORS[name])
+    signature = inspect.signature(make)
+    try:
+        signature.bind(pipeline=[], logging_dir="", **options)
+    except TypeError as error:
+        raise ValueError(
+            f"OPTIONS of EXECUTOR={name}: {error}; allowed are {', '.join(signature.parameters)}"
+        ) from None
+    return make
 
 
 def _check_packages(name: str) -> None:
