@@ -90,10 +90,11 @@ def near_examples(
     """Return the most similar documents, a pair of each group, each with part and beginning."""
     lies_in = {f"text/{d.name}": (part, d) for part, chosen in parts.items() for d in chosen}
     assert all(lies_in[name][0] == lies_in[near[name]["group"]][0] for name in near)
-    closest = sorted(near, key=lambda name: (-near[name]["similarity"], name))
-    first_of_group = {near[name]["group"]: name for name in reversed(closest)}
+    closest: dict[str, str] = {}
+    for name in sorted(near, key=lambda name: (-near[name]["similarity"], name)):
+        closest.setdefault(near[name]["group"], name)
     rows = []
-    for name in sorted(first_of_group.values(), key=closest.index)[:EXAMPLES]:
+    for name in list(closest.values())[:EXAMPLES]:
         row = {"similarity": near[name]["similarity"]}
         for which, path in (("", name), ("twin ", near[name]["twin"])):
             part, document = lies_in[path]

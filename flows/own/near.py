@@ -12,13 +12,14 @@ def near_lines(folder: Path, near: Near) -> list[str]:
     """Return lines on the near-duplicates of data/: the count, and the most similar pairs."""
     if not near:
         return []
-    best = {near[name]["group"]: name for name in sorted(near, key=lambda n: near[n]["similarity"])}
-    shown = sorted(best.values(), key=lambda name: -near[name]["similarity"])[:SHOWN]
+    closest: dict[str, str] = {}
+    for name in sorted(near, key=lambda name: (-near[name]["similarity"], name)):
+        closest.setdefault(near[name]["group"], name)
     return [
-        f"near-duplicates: {len(near):,} documents in {_groups(len(best))}; a group stays in one "
-        'part (`near_duplicates = 0.8` in the options of a source with `make = "texts"` leaves '
+        f"near-duplicates: {len(near):,} documents in {_groups(len(closest))}; a group stays in "
+        'one part (`near_duplicates = 0.8` in the options of a source with `make = "texts"` leaves '
         "later ones out)",
-        *(line for name in shown for line in _pair(folder, near, name)),
+        *(line for name in list(closest.values())[:SHOWN] for line in _pair(folder, near, name)),
     ]
 
 

@@ -67,12 +67,14 @@ def near_documents(texts: Sequence[Text], threshold: float = THRESHOLD) -> list[
 
 def groups(pairs: Iterable[Twins]) -> list[list[int]]:
     """Return the groups that pairs connect, each in order, ordered by the first number."""
-    members: dict[int, list[int]] = {}
+    group_of: dict[int, list[int]] = {}
     for pair in pairs:
-        first, second = (members.get(n, [n]) for n in (pair.first, pair.second))
-        joined = sorted({*first, *second})
-        members |= dict.fromkeys(joined, joined)
-    return sorted({group[0]: group for group in members.values()}.values())
+        both = (group_of.setdefault(number, [number]) for number in (pair.first, pair.second))
+        smaller, larger = sorted(both, key=len)
+        if smaller is not larger:
+            larger += smaller
+            group_of |= dict.fromkeys(smaller, larger)
+    return sorted(sorted(group) for group in {id(g): g for g in group_of.values()}.values())
 
 
 def later_twins(texts: Sequence[Text], threshold: float) -> list[Twins]:
