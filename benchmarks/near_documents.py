@@ -6,7 +6,6 @@ frequent, most are rare. Each cost is measured in its own process, on texts read
 
 import multiprocessing
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -104,8 +103,12 @@ def cost(path: Path, places: list[tuple[int, int]]) -> tuple[float, float, int]:
 
 
 def peak() -> float:
-    """Return the peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Return the peak memory of this process in MB, on Linux.
+
+    `getrusage` would count the parent's memory before this program was loaded.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def costs(megabytes: int) -> None:
