@@ -101,7 +101,8 @@ first, last, *options = sys.argv[1:]
 for number in range(int(first), int(last)):
     if number:  # a day passes
         with sqlite3.connect("mlflow/mlflow.db") as store:
-            store.execute("update runs set start_time = start_time - {DAY_MS}")
+            aged = "start_time = start_time - {DAY_MS}, end_time = end_time - {DAY_MS}"
+            store.execute(f"update runs set {{aged}}")
             stamp = "creation_timestamp_ms"
             store.execute(f"update logged_models set {{stamp}} = {{stamp}} - {DAY_MS}")
     pathlib.Path(f"books/{{number:02d}}.txt").write_text(f"Night {{number}}.", encoding="utf-8")
