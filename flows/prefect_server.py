@@ -11,14 +11,19 @@ import re
 import socket
 import sqlite3
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http import HTTPStatus
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from flows.servers import HOST, answers, answers_well, server
 from gptmill.files import write_json
+from gptmill.sources.address import hidden
 from tasks.project.environment import ROOT
 from tasks.tracking.runs import is_dead, this_process
 
@@ -49,7 +54,7 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> str:
     The server in PREFECT_API_URL comes first, then the server of `make ui`, then a temporary
     server. The temporary server stops when the process exits, after Prefect's own threads have
     sent their last messages. `meanwhile` is called while the temporary server starts. Raises
-    ValueError where PREFECT_API_URL does not answer.
+    ValueError where PREFECT_API_URL does not answer, or refuses the login.
     """
     url = os.environ.get("PREFECT_API_URL")
     if url and not answers(url.rstrip("/") + "/health"):
@@ -59,6 +64,7 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> str:
         )
     running = url or running_prefect()
     if running:
+        check_login(running)
         return running
     with socket.socket() as probe:
         probe.bind((HOST, 0))
@@ -66,6 +72,24 @@ def prefect_api(meanwhile: Callable[[], None] = lambda: None) -> str:
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(prefect_server(port, pages=False, meanwhile=meanwhile))
+
+
+def check_login(api: str) -> None:
+    """Raise ValueError where the server at `api` refuses this environment's login."""
+    key, pair = (os.environ.get(f"PREFECT_API_{name}", "") for name in ("KEY", "AUTH_STRING"))
+    login = f"Bearer {key}" if key else f"Basic {b64encode(pair.encode()).decode()}"
+    request = Request(f"{api.rstrip('/')}/admin/version", headers={"Authorization": login})
+    try:
+        urlopen(request, timeout=10).close()
+    except HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            raise ValueError(
+                f"the Prefect server at {hidden(api)} refuses the login: set "
+                "PREFECT_API_AUTH_STRING to the server's NAME:PASSWORD, and unset PREFECT_API_KEY"
+            ) from None
+    except OSError:
+        return  # a server away: work goes on
 
 
 def pages_at(api: str) -> str | None:

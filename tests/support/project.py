@@ -229,6 +229,8 @@ def one_stage_project(root: Path) -> Project:
     text = (root / "params.yaml").read_text(encoding="utf-8")
     kept = text.split("tokenize:")[0], "gate:" + text.partition("gate:")[2]
     (root / "params.yaml").write_text("sample: {times: 1}\n".join(kept), encoding="utf-8")
+    deployments = (root / "prefect.yaml").read_text(encoding="utf-8")  # others name more stages
+    (root / "prefect.yaml").write_text(deployments.partition("\n  - name: fine-tuning")[0] + "\n")
     (root / "books").mkdir()
     (root / "books" / "one.txt").write_text("One.\n", encoding="utf-8")
     with (root / ".gitignore").open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ import sys
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.nights.alerts import HEARTBEAT_S, alert_url, set_up
-from flows.prefect_server import PAGES, running_prefect
+from flows.prefect_server import PAGES, check_login, running_prefect
 from flows.servers import answers
 from tasks.processes.process import leashed
 from tasks.project.environment import ROOT
@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
     url = os.environ.get("PREFECT_API_URL") or running_prefect()
     if not url or not answers(url.rstrip("/") + "/health"):
         raise ValueError("no Prefect server is running: start `make ui` in a second terminal first")
+    check_login(url)
     alert = alert_url()
     environment = {
         **os.environ,

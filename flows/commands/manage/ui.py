@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.flow_states import settle
-from flows.prefect_server import PAGES, noted, prefect_server, running_prefect
+from flows.prefect_server import PAGES, check_login, noted, prefect_server, running_prefect
 from flows.servers import MLFLOW_VIEW, is_free, mlflow_port, mlflow_server, prefect_port
 from tasks.tracking.runs import close_dead_runs
 from tasks.tracking.store import connect
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     close_dead_runs(experiment)
     with ExitStack() as stack:
         prefect = stack.enter_context(prefect_server(prefect_port(), pages=True))
+        check_login(prefect)
         mlflow = stack.enter_context(mlflow_server(mlflow_port()))
         stack.enter_context(noted(prefect, mlflow))
         site = prefect.removesuffix("/api")

@@ -62,8 +62,8 @@ def answering(hook: HTTPServer) -> Iterator[None]:
 
 
 @contextmanager
-def running(project: Project, until: str, *words: str, **extra: str) -> Iterator[None]:
-    """Run a command during the block, which begins with the line `until`."""
+def running(project: Project, until: str, *words: str, **extra: str) -> Iterator[list[str]]:
+    """Run a command during the block, which begins with the line `until`; yield the lines."""
     process = subprocess.Popen(
         ["python", "-m", "flows", *words],
         cwd=project.root,
@@ -79,10 +79,10 @@ def running(project: Project, until: str, *words: str, **extra: str) -> Iterator
         if until in line:
             break
     assert until in lines[-1], "".join(lines)
-    rest = threading.Thread(target=process.stdout.read, daemon=True)
+    rest = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
     rest.start()
     try:
-        yield
+        yield lines
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=90)
