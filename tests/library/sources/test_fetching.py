@@ -587,8 +587,14 @@ def tool(path: Path, script: str) -> None:
     ],
 )
 def test_npm_and_apt_are_asked_for_one_archive(
-    kind: str, name: str, expected: str, tools: Path, tmp_path: Path
+    kind: str,
+    name: str,
+    expected: str,
+    tools: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A relative folder of downloads is below the present folder, not below the client's."""
     archive = tar_of(tmp_path / "x.tgz", MEMBERS)
     at = place(
         kind=kind,
@@ -613,10 +619,13 @@ def test_npm_and_apt_are_asked_for_one_archive(
     assert full.value.errno == errno.ENOSPC
     assert list((tmp_path / "downloads").iterdir()) == []
     tool(tools / name, f'echo "$@" > {tmp_path}/asked; /bin/cp {archive} "$PWD/x.tgz"')
-    fetched = fetch(at, tmp_path / "downloads", root=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    fetched = fetch(at, Path("downloads"), root=tmp_path)
     assert set(read_members(fetched, ["*"])) == set(MEMBERS)
     asked = (tmp_path / "asked").read_text(encoding="utf-8").strip()
-    assert asked.endswith(expected.replace("FOLDER", f"{fetched}.partial"))
+    assert asked.endswith(
+        expected.replace("FOLDER", f"{tmp_path}/downloads/{fetched.name}.partial")
+    )
 
 
 HUB = """
