@@ -180,6 +180,36 @@ def held_out(replies: Sequence[Reply], expected: Sequence[str]) -> Metrics:
     }
 
 
+def _show_rows(params: Instruct, run: Run, encoded: Encoded) -> None:
+    """Show the rows left out and the first rows as tokens; raise ValueError where none is left."""
+    left_out = unfit_rows(encoded, params.unfit)
+    if left_out:
+        run.show("rows left out", left_out)
+    run.show("rows as tokens", _tokens_page(params, run))
+    for part in ("train", "validation"):
+        if not encoded.rows[part].ids:
+            raise ValueError(
+                f"no instruction row of the {part} part fits a context of "
+                f"{encoded.context_length} ids"
+            )
+
+
+def _side_by_side(
+    records: Sequence[Record], before: Sequence[Reply], after: Sequence[Reply]
+) -> list[dict[str, Any]]:
+    """Return each record with the replies before and after fine-tuning."""
+    return [
+        {
+            **record,
+            "before": first.text,
+            "before_stopped": first.stopped,
+            "answer": last.text,
+            "stopped": last.stopped,
+        }
+        for record, first, last in zip(records, before, after, strict=True)
+    ]
+
+
 @stage
 def instruct(params: Instruct, run: Run) -> Metrics:
     """Fine-tune the model, or an adapter, on instructions, then answer the test part.
@@ -193,15 +223,7 @@ def instruct(params: Instruct, run: Run) -> Metrics:
     tokenizer, template = encoded.tokenizer, encoded.template
     records, rows, length = encoded.records, encoded.rows, encoded.context_length
     end = template.end_id(tokenizer)
-    left_out = unfit_rows(encoded, params.unfit)
-    if left_out:
-        run.show("rows left out", left_out)
-    run.show("rows as tokens", _tokens_page(params, run))
-    for part in ("train", "validation"):
-        if not rows[part].ids:
-            raise ValueError(
-                f"no instruction row of the {part} part fits a context of {length} ids"
-            )
+    _show_rows(params, run, encoded)
     model = load_causal_lm(folder).to(device.device)
     order = RowOrder(rows["train"].lengths, params.batch_size, run.seed)
     steps = params.epochs * order.steps_per_epoch
@@ -239,19 +261,9 @@ def instruct(params: Instruct, run: Run) -> Metrics:
         merge(model)
     ids = special_ids(tokenizer, sorted(template.stops))
     save_causal_lm(run.out, model, tokenizer, chat_template=template.source, ids=ids)
-    after = answer(
-        model, records["test"], tokenizer, template, consumed=not device.sharded
-    )  # shards of one unit live and go together
-    given = [
-        {
-            **record,
-            "before": first.text,
-            "before_stopped": first.stopped,
-            "answer": last.text,
-            "stopped": last.stopped,
-        }
-        for record, first, last in zip(records["test"], before, after, strict=True)
-    ]
+    consumed = not device.sharded  # shards of one unit live and go together
+    after = answer(model, records["test"], tokenizer, template, consumed=consumed)
+    given = _side_by_side(records["test"], before, after)
     write_json(run.out / "answers.json", given)
     run.show("answers on the test part", _first_of_kinds(given))
     metrics: Metrics = {
