@@ -20,7 +20,9 @@ from tests.support.talkers import make_models
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LIBRARY = PROJECT["dependencies"]
-PIPELINE = [*LIBRARY, *PROJECT["optional-dependencies"]["pipeline"]]
+EXTRAS = PROJECT["optional-dependencies"]
+PIPELINE = [*LIBRARY, *EXTRAS["pipeline"]]
+COMMANDS = [*PIPELINE, *EXTRAS["shards"]]
 ORCHESTRATORS = ("prefect", "dvc", "mlflow")
 PINNED = ("--constraint", ROOT / "configs" / "constraints.txt")
 LEAST_F1 = 0.9
@@ -71,7 +73,7 @@ def imported(folder: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "requirements"), [("src", LIBRARY), ("tasks", PIPELINE), ("flows", PIPELINE)]
+    ("folder", "requirements"), [("src", LIBRARY), ("tasks", PIPELINE), ("flows", COMMANDS)]
 )
 def test_the_requirements_cover_the_imports(folder: str, requirements: list[str]) -> None:
     allowed, packages = brought(requirements), metadata.packages_distributions()
