@@ -181,6 +181,7 @@ def test_nothing_is_freed_that_something_needs(project: Project, server: dict[st
     assert "waiting for process" in waiting.stdout.readline()
     assert counts(project) == before
     held.terminate()
+    held.communicate(timeout=60)
     assert "freed " in waiting.communicate(timeout=200)[0]
     after = counts(project)
     assert (after["runs"], after["models"], after["refs"]) == (4, 2, 2)
@@ -208,6 +209,6 @@ def test_thirty_nights_stay_small_and_the_first_champion_can_return(
     assert "generator version 1 is champion" in flows(project, "rollback", "KIND=generator")
     assert generated(project)
     said = flows(project, "lineage", "MODEL=generator@champion")
-    first = re.search(r"pretrain ([0-9a-f]{32})", said)
+    first = re.search(r"runs pretrain ([0-9a-f]{32}) ", said)
     assert first, said
     assert "equal: 1 stages" in flows(project, "reproduce", f"RUN={first[1]}")
