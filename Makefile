@@ -7,7 +7,7 @@ ENV := .venv/installed
 STAGES := $(shell awk '/^[a-z]/ {on = /^stages:/} on && /^  [a-z]/ {sub(":", ""); print $$1}' dvc.yaml)
 
 .DEFAULT_GOAL := help
-.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh gc params ledger show compare report promote rollback bench bench-generation test test-all lint check format wheel docs docs-serve doctor clean $(STAGES)
+.PHONY: help env lock base data pipeline reproduce shards lineage sweep adopt ui serve accept fresh gc params ledger show compare plots report promote rollback bench bench-generation test test-all lint check format wheel docs docs-serve doctor clean $(STAGES)
 
 help:  ## print this list
 	@echo "make COMMAND, one of:"
@@ -113,6 +113,9 @@ lineage: $(ENV)  ## print commit, params, data, licences and runs behind a model
 ##@ Compare and promote
 compare: $(ENV)  ## compare two versions on the same test rows: A=champion B=artifacts, a folder, revision or run id
 	@python -m flows compare "A=$(A)" "B=$(B)"
+
+plots: $(ENV)  ## draw the curves of each stage on a page without a network: AGAINST=revision
+	@python -m flows plots $(if $(AGAINST),"AGAINST=$(AGAINST)")
 
 report: $(ENV)  ## write one HTML page on a run: RUN=artifacts, champion, a folder, revision or run id
 	@python -m flows report "RUN=$(RUN)"
