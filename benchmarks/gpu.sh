@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every GPU figure within 6 minutes on one H100, on a machine with Python, torch and numpy alone.
+# Every GPU figure within 7 minutes on one H100, on a machine with Python, torch and numpy alone.
 #   benchmarks/gpu.sh pack              before: download what else is needed into .state/bench/wheels
 #   benchmarks/gpu.sh --out FOLDER      there: measure all parts; status 1 if a part failed
 #   benchmarks/gpu.sh --device cpu --tiny --out FOLDER   a trial of all parts without a GPU

@@ -6,7 +6,7 @@ from pathlib import Path
 from flows.commands.data.data import read_table
 from flows.trees import apart
 from gptmill.sources.fetch import cache_name
-from tasks.frame import resume
+from tasks.frame import resume, states
 from tasks.project.environment import ROOT
 
 
@@ -15,7 +15,7 @@ def unneeded(since: float) -> list[Path]:
 
     A training that did not finish keeps its state, whatever the age.
     """
-    kept = [path for path in (resume.STATES / "kept").glob("*.json") if _is_older(path, since)]
+    kept = [path for path in (states.STATES / "kept").glob("*.json") if _is_older(path, since)]
     return [*resume.finished(), *apart.RUNS.glob("*"), *kept, *_downloads(since)]
 
 

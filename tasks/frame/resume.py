@@ -1,37 +1,32 @@
 """The training state of a stage on disk, and the decision whether a run may resume from it.
 
-States lie in `.state/STAGE/KEY/`, where KEY is DVC's own key of a run: the hash of the stage's
-command, inputs, params and outputs. So a state is found by everything that determines the bytes,
-and by nothing more. States stay until DVC holds the outputs under the key: a stage that was
-interrupted between its end and DVC's commit rewrites the outputs without training.
+States lie in `.state/STAGE/KEY/`, or in the same place of the folder that workers share. KEY is
+DVC's own key of a run: the hash of the stage's command, inputs, params and outputs. So a state is
+found by everything that determines the bytes, and by nothing more. States stay until DVC holds the
+outputs under the key: a stage that was interrupted between its end and DVC's commit rewrites the
+outputs without training.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TextIO
+from typing import Any, ClassVar
 
 from gptmill.files import read_json, write_json
 from gptmill.records import content_hash, file_hashes
 from gptmill.training.state.store import StateStore, progress
-from tasks.processes.locks import take
+from tasks.frame import states
 from tasks.processes.progress import duration
 from tasks.project import graph
 from tasks.project.cache import cached_file, cached_runs
 from tasks.project.environment import ROOT
 from tasks.tracking.runs import flatten
 
-STATES = ROOT / ".state"
 NOTE = "training.json"
-CLAIM_TIMEOUT_S = 10.0
-"""Seconds to wait for another process to release the stage."""
-
-_CLAIMED: dict[str, TextIO] = {}
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class Training:
     @property
     def folder(self) -> Path:
         """Return the folder of the states."""
-        return STATES / self.stage / self.key
+        return states.of_stage(self.stage) / self.key
 
     @property
     def shards(self) -> Path:
@@ -82,36 +77,27 @@ class Training:
         return str(note["run"]) if note and "run" in note and progress(self.folder) else None
 
     def store(self, config: ResumeConfig, run: str) -> StateStore:
-        """Open the states, and note their training and MLflow run."""
+        """Open the states, and note their training and MLflow run.
+
+        Raises ValueError while another worker runs this training.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.claim()
         self.note(run)
         return StateStore(self.folder, every=config.every_seconds, keep=config.keep)
 
+    def origin(self) -> str:
+        """Return a line that says where the training begins, and who saved the state."""
+        return states.origin(self.folder, read_note(self.folder / NOTE))
+
+    def claim(self) -> None:
+        """Lock the states until this process ends; raise ValueError while another worker does."""
+        states.hold(self.stage, self.folder / "lock")
+
     def note(self, run: str) -> None:
-        """Write the note that identifies the states' training and MLflow run."""
-        content = {"entry": self.entry, "code": self.code, "run": run}
+        """Write the note that identifies the states' training, MLflow run and worker."""
+        content = {"entry": self.entry, "code": self.code, "run": run, "worker": states.worker()}
         write_json(self.folder / NOTE, content)
-
-
-def claim(stage: str) -> None:
-    """Lock a stage's states and outputs until this process ends.
-
-    DVC locks its own runs, but a stage outlives a killed DVC for a moment, and a stage can run
-    without DVC. Raises ValueError if another process keeps the lock.
-    """
-    if stage in _CLAIMED:
-        return
-    path = STATES / f"{stage}.lock"
-    file = take(path, patience=CLAIM_TIMEOUT_S)
-    if file is None:
-        raise ValueError(
-            f"{stage}: process {path.read_text(encoding='utf-8')} is running this stage: wait "
-            "for the end of the process, or stop the process"
-        )
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    _CLAIMED[stage] = file
 
 
 def training(stage: str, described: Mapping[str, Any], hashes: Mapping[str, str]) -> Training:
@@ -157,8 +143,9 @@ def finished() -> list[Path]:
     return [
         folder
         for stage in graph.stages()
-        for folder in _folders(stage)
-        if locked.get(stage) == folder.name or _in_run_cache(folder.name)
+        for folder in states.folders(stage)
+        if (locked.get(stage) == folder.name or _in_run_cache(folder.name))
+        and states.is_free(folder)
     ]
 
 
@@ -257,14 +244,15 @@ def _changed_files(
 
 
 def fresh(stage: str) -> list[str]:
-    """Remove all states of a stage; return a line about each."""
+    """Remove all states of a stage, but not those of other workers; return a line about each."""
     lines = []
     for folder in _folders(stage):
         saved = progress(folder)
         steps = f"{saved.step:,} steps, {duration(saved.seconds)}" if saved else "nothing"
         shutil.rmtree(folder)
         lines.append(f"{stage}: dropped {steps} of training")
-    return lines
+    left = [str(folder) for folder in states.folders(stage)]
+    return [*lines, *(f"{stage}: left the state of another worker, {folder}" for folder in left)]
 
 
 def adopt(current: Training) -> str | None:
@@ -282,4 +270,5 @@ def adopt(current: Training) -> str | None:
 
 
 def _folders(stage: str) -> list[Path]:
-    return sorted(path for path in (STATES / stage).glob("*") if path.is_dir())
+    """Return the states of a stage's trainings that this worker may drop."""
+    return [folder for folder in states.folders(stage) if states.is_own(read_note(folder / NOTE))]

@@ -15,7 +15,7 @@ from gptmill.files import read_json, write_json
 from gptmill.origins import Origin, manifest_of, manifest_origins
 from gptmill.training.distributed import SINGLE_PROCESS, World
 from gptmill.training.state.store import StateStore
-from tasks.frame import resume
+from tasks.frame import resume, states
 from tasks.frame.recorded import CURVES, JUDGED, MEASURED_ON, MODELS, TABLES
 from tasks.processes.progress import Meter
 from tasks.processes.receipt import tell
@@ -114,7 +114,8 @@ class Run(Inputs):
         return self.world.rank == 0
 
     def store(self) -> StateStore:
-        """Return the store of the training's states."""
+        """Return the store of the training's states; log where the training begins."""
+        self.log(self._training.origin())
         return self._training.store(checked(resume.ResumeConfig, "resume"), self._tracking.id)
 
     @property
@@ -145,7 +146,7 @@ class Run(Inputs):
             "code": self._training.code,
         }
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        path = resume.STATES / "kept" / f"{name}.json"
+        path = states.STATES / "kept" / f"{name}.json"
         try:
             content = read_json(path)
             os.utime(path)  # `make gc` removes what no run used for long

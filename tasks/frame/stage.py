@@ -20,7 +20,7 @@ from gptmill.figures import write_figures
 from gptmill.files import atomic_folder
 from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
-from tasks.frame import ranks, resume
+from tasks.frame import ranks, resume, states
 from tasks.frame.cost import cost
 from tasks.frame.run import Follower, Metrics, Run, numbers
 from tasks.processes import locks
@@ -138,8 +138,10 @@ def _follow(stage: Stage[Any], params: Section, runtime: RuntimeConfig) -> None:
 def _lead(job: Job, world: World) -> None:
     """Execute a stage as the process that reports and writes."""
     locks.keep_project(job.name)
-    resume.claim(job.name)
+    states.claim(job.name)
     training = resume.training(job.name, job.entry, job.inputs)
+    if training.folder.is_dir():
+        training.claim()
     resume.clean()
     for line in resume.others(training, job.resume):
         print(line, flush=True)

@@ -23,6 +23,11 @@ from tests.support.courses import (
 from tests.support.decoders import PROMPTS, babbler, greedy
 from tests.support.tiny import tiny_config, tiny_gpt, tiny_tokenizer
 
+# torch's remarks about its own compiler, on a GPU
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning"),
+    pytest.mark.filterwarnings("ignore:TensorFloat32:UserWarning"),
+]
 ON_CUDA = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),

@@ -9,7 +9,7 @@ the new code in the same way.
 from flows.dvc.command import dvc
 from flows.dvc.repair import repair
 from gptmill.records import content_hash
-from tasks.frame import resume
+from tasks.frame import resume, states
 from tasks.processes import locks
 from tasks.project.environment import ROOT
 from tasks.project.graph import check_inputs, locked_outputs, one_stage, stages
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 def accept(stage: str) -> None:
     """Record the outputs, or let an unfinished training resume, under the present code."""
     repair()
-    resume.claim(stage)
+    states.claim(stage)
     resume.clean()  # a training with finished outputs is not a training to resume
     adopted = resume.adopt(resume.training(stage, stages()[stage], check_inputs(stage)))
     if adopted is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gptmill.device import Device, RuntimeConfig
-from tasks.frame import resume
+from tasks.frame import resume, states
 from tasks.frame.run import Run
 
 ENTRY = {"deps": [{"path": "artifacts/a", "md5": "1"}, {"path": "artifacts/b", "md5": "2"}]}
@@ -15,7 +15,7 @@ ENTRY = {"deps": [{"path": "artifacts/a", "md5": "1"}, {"path": "artifacts/b", "
 def test_content_is_made_again_where_an_input_or_the_code_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resume, "STATES", tmp_path)
+    monkeypatch.setattr(states, "STATES", tmp_path)
     device = Device("cpu", "", "fp32", compile=False, threads=1, torch="")
     monkeypatch.setattr(Run, "device", lambda self: device)
     made = iter(range(100))

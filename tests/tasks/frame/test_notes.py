@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gptmill.device import RuntimeConfig
-from tasks.frame import resume
+from tasks.frame import resume, states
 
 ENTRY = {"cmd": "c", "deps": [], "params": {"params.yaml": {"seed": 1}}, "outs": ["artifacts/x"]}
 RUNTIME = RuntimeConfig(
@@ -16,7 +16,7 @@ GARBAGE = [b"", b"{", b"\xff\xfe\x00", b"null", b"[1, 2]", b"7", b"{}", b'{"entr
 
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> resume.Training:
-    monkeypatch.setattr(resume, "STATES", tmp_path)
+    monkeypatch.setattr(states, "STATES", tmp_path)
     monkeypatch.setattr(resume, "progress", lambda folder: object())
     made = resume.Training("x", ENTRY)
     made.folder.mkdir(parents=True)

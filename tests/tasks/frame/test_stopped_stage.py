@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.frame import resume
+from tasks.frame import resume, states
 from tasks.processes.receipt import VARIABLE, ReceiptReader
 from tasks.project import graph
 from tests.support.killing import forget, lock_entry
@@ -441,7 +441,7 @@ def test_a_state_stays_until_dvc_holds_the_outputs(
     key, value = "ab" * 32, "cd" * 16 + ".dir"
     for module in (resume, graph):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(resume, "STATES", tmp_path / ".state")
+    monkeypatch.setattr(states, "STATES", tmp_path / ".state")
     monkeypatch.setattr(graph, "stages", lambda: {"pretrain": {}})
     state = tmp_path / ".state" / "pretrain" / key
     state.mkdir(parents=True)
