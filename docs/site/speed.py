@@ -13,7 +13,7 @@ PANELS = {  # title, heading above the table
     "2 CPU cores (AMD EPYC), 124M, bf16": "## Side by side",
     "one H100, 124M, bf16": "### Measured on one H100",
 }
-WIDTH, ROW, BAR = 500, 26, 220
+WIDTH, ROW, BAR = 530, 26, 220
 FREE = "not deterministic"
 """Our figure with algorithms whose sums have no fixed order, as the others' have none."""
 STYLE = """
@@ -83,7 +83,7 @@ def _panel(title: str, bars: dict[str, float], left: int) -> str:
         shown = name.replace("ours", "gptmill")
         lines += [
             f'<text x="{left + 16}" y="{y + 15}">{shown}</text>',
-            f'<rect class="{kind}" x="{left + 162}" y="{y}" width="{width}" height="19"/>',
-            f'<text x="{left + 170 + width}" y="{y + 15}">{value:,.0f}</text>',
+            f'<rect class="{kind}" x="{left + 192}" y="{y}" width="{width}" height="19"/>',
+            f'<text x="{left + 200 + width}" y="{y + 15}">{value:,.0f}</text>',
         ]
     return "\n".join(lines) + "\n"
