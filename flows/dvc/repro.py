@@ -21,7 +21,7 @@ from flows.dvc.command import dvc, run_dvc
 from flows.dvc.repair import repair
 from flows.dvc.verify import Faults, verify
 from tasks.processes import locks, receipt
-from tasks.processes.process import end_group, killed_by, start_group
+from tasks.processes.process import killed_by, running_group
 from tasks.project.cache import cache_folder, cached_digest, drop_damaged
 from tasks.project.environment import ROOT
 from tasks.project.graph import lock, stages
@@ -153,26 +153,18 @@ def _run(
         words = ["-m", "dvc", "--wait-for-lock", "repro", "--single-item", *options, stage]
         variables = {**(context or {}), receipt.VARIABLE: str(reader.path)}
         variables[locks.HELD] = str(ROOT)
-        process = start_group(words, folder=ROOT, variables=variables)
         events: list[dict[str, Any]] = []
         last = ""
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
+        with running_group(words, folder=ROOT, variables=variables) as (process, lines):
+            for line in lines:
                 if not CHATTER.match(line):
                     last = line.strip() + "\n" + last[:2000]
                     if not line.startswith(FAILURE):
                         on_line(line.rstrip())
                 _forward_events(reader, events, on_event)
-            status = process.wait()
-        except BaseException:
-            end_group(process)
-            raise
-        finally:
-            process.stdout.close()
         _forward_events(reader, events, on_event)
-    if status != 0:
-        message = _failure_message(stage, status, last, events)
+    if process.returncode != 0:
+        message = _failure_message(stage, process.returncode, last, events)
         return StageOutcome(stage, FAILED, message, events)
     return StageOutcome(stage, _state(before, lock().get(stage), events), "", events)
 

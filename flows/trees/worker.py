@@ -1,4 +1,4 @@
-"""`python -m flows.trees.worker CALL FILE`: a call in the worktree of a pipeline run.
+"""`python -m flows.trees.worker CALL FILE`: a call in the worktree of a run or of a sweep's trial.
 
 The call is the name of a function below with its arguments, as JSON. The result goes to FILE. The
 working directory is the worktree, and ROOT is the worktree, too.
@@ -90,6 +90,22 @@ def bring(*, stage: str, context: Mapping[str, str], force: bool) -> dict[str, A
     return {"outcome": asdict(outcome), "results": asdict(results)}
 
 
+def trial(*, stage: str) -> dict[str, Any]:
+    """Bring a trial's stage and its upstream stages up to date, until the first failure."""
+    from flows.dvc.repro import FAILED, repro
+    from flows.trees.here import Here
+    from tasks.project.graph import ancestors
+
+    Here().restore_data()
+    states: dict[str, str] = {}
+    for name in [*ancestors(stage), stage]:
+        outcome = repro(name, on_line=lambda line: print(line, flush=True))
+        states[name] = outcome.state
+        if outcome.state == FAILED:
+            return {"failed": name, "message": outcome.message, "states": states}
+    return {"failed": None, "message": "", "states": states}
+
+
 def review() -> list[dict[str, Any]]:
     """Register and judge the models of the worktree."""
     from flows.trees.here import Here
@@ -116,6 +132,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "pinned": pinned,
     "order": order,
     "bring": bring,
+    "trial": trial,
     "review": review,
     "report": report,
     "figures": figures,

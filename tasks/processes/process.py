@@ -11,12 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -144,13 +144,17 @@ def leashed(command: list[str]) -> list[str]:
     return [sys.executable, "-m", "tasks.processes.leash", *command]
 
 
-def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str]) -> Popen[str]:
-    """Start `python WORDS` as a process group tied to this process.
+@contextmanager
+def running_group(
+    words: list[str], *, folder: Path, variables: Mapping[str, str], patience: float = 15.0
+) -> Iterator[tuple[Popen[str], IO[str]]]:
+    """Run `python WORDS` as a process group; yield the process and its output.
 
-    The output is a pipe. Ctrl-C in the terminal does not reach a separate process group: end the
-    group with `end_group`.
+    The block reads the output to the end, line by line; the process has its return code after the
+    block. An exception in the block ends the whole group (`end_group`), and so does a signal:
+    Ctrl-C in the terminal does not reach a separate process group.
     """
-    return subprocess.Popen(
+    process = subprocess.Popen(
         leashed([sys.executable, *words]),
         cwd=folder,
         env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"},
@@ -161,6 +165,14 @@ def start_group(words: list[str], *, folder: Path, variables: Mapping[str, str])
         errors="replace",
         start_new_session=True,
     )
+    assert process.stdout is not None
+    with process.stdout:
+        try:
+            yield process, process.stdout
+            process.wait()
+        except BaseException:
+            end_group(process, patience=patience)
+            raise
 
 
 def killed_by(number: int) -> str:

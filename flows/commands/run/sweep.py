@@ -7,6 +7,7 @@ at which its stage can resume, and the result equals the result of a sweep witho
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,16 @@ from flows.sweeps.params import Changes, as_yaml, edited, shown
 from flows.sweeps.record import Record, print_table
 from flows.sweeps.search import best, open_study, params_of, record, suggest
 from flows.trees import tree
+from flows.trees.call import Caller
 from gptmill.figures import read_figures
 from gptmill.files import read_json, write_json
 from tasks.processes import locks
-from tasks.processes.process import end_group, start_group
 from tasks.processes.progress import duration
 from tasks.project.environment import ROOT
 from tasks.project.graph import read_text, stages
 from tasks.tracking import runs
-from tasks.tracking.store import tracking_uri
 
 SWEEPS = ROOT / ".state" / "sweeps"
-# seconds for a trial to close its records; the trial's own stage has 20 of these seconds
-CLOSE_TIMEOUT_S = 40.0
 HOPELESS = 3  # failed trials, without a successful trial, after which a sweep stops
 
 
@@ -126,7 +124,7 @@ class Work:
             figures = read_figures(folder / "artifacts" / search.stage)
             return TrialOutcome(figures, result["states"])
         if not self._depends_on_search(result["failed"]):
-            raise ValueError(f"{result['failed'] or 'dvc'}: {result['message']}")
+            raise ValueError(f"{result['failed']}: {result['message']}")
         return TrialOutcome({}, result["states"], result["message"])
 
     def _depends_on_search(self, stage: str) -> bool:
@@ -149,46 +147,18 @@ class Work:
 
 
 def run_in(folder: Path, stage: str, *, under: tuple[str, str]) -> dict[str, Any]:
-    """Update a stage in a worktree and return the outcome.
+    """Update a stage in a worktree, with the worktree's own code, and return the outcome.
 
-    The stage runs with the worktree's own code. When the call ends early, every process of the
-    trial is ended first.
-    """
-    file = folder / ".state" / "trial.json"
-    file.parent.mkdir(exist_ok=True)
-    file.unlink(missing_ok=True)
-    words = ["-m", "flows.sweeps.trial", stage, str(file)]
-    process = start_group(words, folder=folder, variables=_context(folder, under))
-    assert process.stdout is not None
-    last = ""
-    try:
-        for line in process.stdout:
-            print(f"  {line.rstrip()}", flush=True)
-            last = line.strip() or last
-        process.wait()
-    except BaseException:
-        end_group(process, patience=CLOSE_TIMEOUT_S)
-        raise
-    finally:
-        process.stdout.close()
-    if not file.exists():
-        raise ValueError(f"the trial's process ended with status {process.returncode}: {last}")
-    return dict(read_json(file))
-
-
-def _context(folder: Path, under: tuple[str, str]) -> dict[str, str]:
-    """Return the environment variables for a trial's process.
-
-    The variables direct the trial's records into this tree's store, below the runs of the sweep.
+    The trial's records go into this tree's store, below the runs of the sweep.
     """
     sweep, trial = under
-    return {
-        "MLFLOW_TRACKING_URI": tracking_uri(),
+    variables = {
         runs.SWEEP_VARIABLE: sweep,
         runs.PARENT_VARIABLE: trial,
         runs.FLOW_VARIABLE: runs.this_process(),
-        "DVC_SITE_CACHE_DIR": str(folder / ".dvc" / "tmp" / "site"),
     }
+    say = partial(print, " ", flush=True)
+    return dict(Caller(folder, variables).call("trial", {"stage": stage}, on_line=say))
 
 
 def named(arguments: list[str]) -> Sweep:

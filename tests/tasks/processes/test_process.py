@@ -1,13 +1,15 @@
-"""A signal that asks a process to end does so at any moment."""
+"""Signals end a process at any moment, and a group ends with the block that reads its lines."""
 
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tasks.processes.process import running_group
 from tasks.project.environment import ROOT
 
 PROGRAM = """
@@ -95,3 +97,39 @@ def test_an_end_by_the_death_of_the_parent_is_told_apart(dies: str, tmp_path: Pa
         rest = parent.stdout.read().strip()
     cause = ", since its parent process, dvc, died" if dies == "parent" else ""
     assert rest == f"ended by SIGTERM{cause}"
+
+
+GROUP = """
+import pathlib, subprocess, sys, time
+print("first")
+while not pathlib.Path("read").exists():  # the reader has the first line by now
+    time.sleep(0.01)
+if sys.argv[1] == "waits":
+    child = subprocess.Popen(["sleep", "60"])
+    print(child.pid)
+    child.wait()
+print("last")
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "waits"])
+def test_a_group_s_lines_come_at_once_and_an_exception_ends_all_its_processes(
+    how: str, tmp_path: Path
+) -> None:
+    (tmp_path / "group.py").write_text(GROUP, encoding="utf-8")
+    group = running_group(["group.py", how], folder=tmp_path, variables={"PYTHONPATH": str(ROOT)})
+    with suppress(KeyboardInterrupt), group as (process, lines):
+        assert next(lines) == "first\n"
+        (tmp_path / "read").touch()
+        rest = next(lines)
+        if how == "waits":
+            assert psutil.pid_exists(int(rest))
+            raise KeyboardInterrupt
+        assert next(lines, None) is None
+    assert lines.closed
+    if how == "ends":
+        assert (rest, process.returncode) == ("last\n", 3)
+    else:
+        assert process.returncode == -signal.SIGTERM
+        assert not psutil.pid_exists(int(rest))
