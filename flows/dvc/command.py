@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 from gptmill.sources.address import hidden
@@ -37,6 +38,12 @@ def run_dvc(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+@cache
+def default_remote(root: Path) -> str:
+    """Ask DVC once, and return the name of the default remote, "" without one."""
+    return run_dvc(root, "config", "core.remote").stdout.strip()
 
 
 def push(root: Path) -> None:

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.dvc.command import dvc, run_dvc
+from flows.dvc.command import default_remote, dvc, run_dvc
 from flows.dvc.repair import repair
 from flows.dvc.verify import Faults, verify
+from gptmill.sources.address import hidden
 from tasks.processes import locks, receipt
 from tasks.processes.process import killed_by, running_group
 from tasks.project.cache import cache_folder, cached_digest, drop_damaged
@@ -71,15 +72,21 @@ def repro(
     Lines and events are forwarded as they appear. When the call ends early (Ctrl-C, a cancel, an
     error), the stage's whole process group is ended first. A damaged file in DVC's cache is removed
     and made again, and a missing one is stored again. DVC does not start for a stage that
-    `unchanged_stages` named. With `force` the stage runs, up to date or not.
+    `unchanged_stages` named. Outputs that this machine lacks come from the default remote, where
+    one is set and has them. With `force` the stage runs, up to date or not.
     """
     repair()
     _mend_cache(stage, on_line)
     if unchanged and not force and not verify(lock()[stage]):
         return StageOutcome(stage, UNCHANGED)
-    options = ("--force",) if force else ()
+    remote = "" if force else default_remote(ROOT)
+    options = ["--force"] if force else ["--pull"] if remote else []
     run = partial(_run, stage, options, on_line=on_line, on_event=on_event, context=context)
     outcome = run()
+    if remote and _is_remote_away(outcome):
+        on_line(f"the DVC remote {remote} gives no answer: {hidden(outcome.message)}")
+        options.clear()
+        outcome = run()
     while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
         locks.wait_for_dvc(on_line)
         outcome = run()
@@ -94,6 +101,11 @@ def repro(
     if outcome.state == FAILED and start:
         runs.close_killed(start["run"], outcome.message)
     return outcome
+
+
+def _is_remote_away(outcome: StageOutcome) -> bool:
+    """Return whether DVC failed before the stage began, and not for another DVC at work."""
+    return outcome.state == FAILED and not outcome.events and BUSY not in outcome.message
 
 
 def unchanged_stages() -> set[str]:
