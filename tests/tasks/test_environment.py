@@ -1,14 +1,17 @@
-"""The variables that every command of the project sets for its tools."""
+"""The variables that every command sets for its tools, and the library that it imports."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tasks.project.environment import OF_A_HOOK, ROOT, set_environment
+from tasks.project.graph import read_yaml
 
 
 def test_git_works_in_its_own_repository_below_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +81,58 @@ def test_waiting_threads_leave_the_cores_to_others(
         check=True,
     )
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
+ENTER = """
+import importlib, runpy, sys
+sys.modules["prefect"] = None  # its import takes seconds, and comes after the choice of a library
+module, function, *words = sys.argv[1:]
+sys.argv = [module, *words]
+try:
+    if function == "__main__":
+        runpy.run_module(module, run_name=function, alter_sys=True)
+    else:
+        getattr(importlib.import_module(module), function)()
+except BaseException as error:
+    print(repr(error))
+print("imported" if "gptmill" in sys.modules else "not imported")
+import gptmill
+print(gptmill.__file__)
+"""
+WORDS = {"flows": "params"}
+WITHOUT = {"flows.commands.inspect.doctor", "tasks.processes.leash"}
+"""Entry points that import no library."""
+
+
+def entries() -> Iterator[tuple[str, str]]:
+    """Yield the module and the function of each process that runs code of flows/ and tasks/."""
+    for path in [*ROOT.glob("flows/**/*.py"), *ROOT.glob("tasks/**/*.py")]:
+        text = path.read_text(encoding="utf-8")
+        if '__name__ == "__main__"' in text:
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__main__"), "__main__"
+        yield from re.findall(r'"((?:flows|tasks)[\w.]*):(\w+)"', text)  # for uvicorn
+    steps = [name for step in read_yaml(ROOT / "prefect.yaml")["pull"] for name in step]
+    (own,) = [name for name in steps if not name.startswith("prefect.")]
+    module, _, function = own.rpartition(".")
+    yield module, function  # in a worker, before the flow
+
+
+@pytest.mark.parametrize(("module", "function"), sorted(entries()))
+def test_every_entry_point_imports_the_library_of_its_own_tree(
+    module: str, function: str, tmp_path: Path
+) -> None:
+    (tmp_path / "gptmill").mkdir()
+    (tmp_path / "gptmill" / "__init__.py").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", ENTER, module, function, *WORDS.get(module, "").split()],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    state, path = done.stdout.splitlines()[-2:]
+    if module in WITHOUT:
+        assert state == "not imported", done.stdout
+    else:
+        assert path == str(ROOT / "src" / "gptmill" / "__init__.py"), done.stdout
