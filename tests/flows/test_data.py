@@ -28,27 +28,12 @@ from gptmill.sources import build
 from gptmill.sources.fetch import fetch
 from gptmill.sources.table import Source, parse
 from tasks.project import graph
-from tests.support.project import OWN_SOURCE
+from tests.support.project import OWN_SOURCE, source_entry
 from tests.support.tiny import tiny_bpe
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = f"""{OWN_SOURCE}[[source]]
-name = "bpe"
-target = "bpe"
-licence = "MIT"
-[[source.place]]
-kind = "path"
-path = "bpe"
-"""
-LABELLED = """
-[[source]]
-name = "mail"
-target = "labelled"
-licence = "mine"
-[[source.place]]
-kind = "path"
-path = "mail.csv"
-"""
+TABLE = OWN_SOURCE + source_entry("bpe", "bpe")
+LABELLED = source_entry("mail", "labelled", path="mail.csv")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from docs.site import artifacts, commands, library, params, speed, variables
 from docs.site.__main__ import PICTURES
 from tasks.project import graph
 from tasks.project.environment import ROOT
-from tests.support.project import TINY, Project, commit, copy_tree, write_tiny_data
+from tests.support.project import TINY, Project, commit, copy_tree, source_entry, write_tiny_data
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {
@@ -195,11 +195,8 @@ def project_with_sources(root: Path) -> Project:
     raw = root / "raw"
     write_tiny_data(raw)
     shutil.rmtree(raw / "manifest")
-    table = [
-        f'[[source]]\nname = "{kind.name}"\ntarget = "{kind.name}"\nlicence = "CC0-1.0"\n'
-        f'[[source.place]]\nkind = "path"\npath = "raw/{kind.name}"\n'
-        for kind in sorted(raw.iterdir())
-    ]
+    kinds = [kind.name for kind in sorted(raw.iterdir())]
+    table = [source_entry(kind, kind, licence="CC0-1.0", path=f"raw/{kind}") for kind in kinds]
     (root / "sources.toml").write_text("\n".join(table), encoding="utf-8")
     (root / "books").mkdir()
     prose = (raw / "text" / "00.txt").read_text(encoding="utf-8")

@@ -208,16 +208,19 @@ stages:
     outs: [artifacts/sample]
     meta: {main: texts}
 """
-OWN_SOURCE = """
-[[source]]
-name = "books"
-target = "text/books"
-licence = "mine"
-[[source.place]]
-kind = "path"
-path = "books"
-make = "documents"
-"""
+
+
+def source_entry(name: str, target: str, *, licence: str = "mine", **place: str) -> str:
+    """Return an entry of sources.toml; the place is the path NAME unless another is given."""
+    at = place if "kind" in place else {"kind": "path", "path": name, **place}
+    facts = {"name": name, "target": target, "licence": licence}
+    first, second = (
+        "".join(f'{key} = "{word}"\n' for key, word in of.items()) for of in (facts, at)
+    )
+    return f"[[source]]\n{first}[[source.place]]\n{second}"
+
+
+OWN_SOURCE = source_entry("books", "text/books", make="documents")
 
 
 def one_stage_project(root: Path) -> Project:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import HEAD, Project, one_stage_project, prefect_of
+from tests.support.project import HEAD, Project, one_stage_project, prefect_of, source_entry
 from tests.support.tiny import tiny_bpe
 
 pytestmark = pytest.mark.slow
@@ -55,15 +55,6 @@ stages:
     outs: [artifacts/pretrain]
     meta: {main: texts}
 """
-VOCABULARY = """
-[[source]]
-name = "bpe"
-target = "bpe"
-licence = "MIT"
-[[source.place]]
-kind = "path"
-path = "bpe"
-"""
 FOLDERS = (".dvc/cache", ".git", ".state", "artifacts", "data", "mlflow")
 DAY_MS = 24 * 60 * 60 * 1000
 LONG_AGO = {"GIT_COMMITTER_DATE": "2020-01-01T00:00:00Z"}
@@ -77,7 +68,7 @@ def model_project(root: Path) -> Project:
     (root / "tasks" / "pretrain.py").write_text(STAGE, encoding="utf-8")
     (root / "dvc.yaml").write_text(GRAPH, encoding="utf-8")
     with (root / "sources.toml").open("a", encoding="utf-8") as file:
-        file.write(VOCABULARY)
+        file.write(source_entry("bpe", "bpe"))
     params = (root / "params.yaml").read_text(encoding="utf-8")
     params = params.replace("sample: {times: 1}", "pretrain: {width: 64}")
     (root / "params.yaml").write_text(params, encoding="utf-8")

@@ -8,20 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.project import Project, one_stage_project, prefect_of, run_flow
+from tests.support.project import Project, one_stage_project, prefect_of, run_flow, source_entry
 
 pytestmark = pytest.mark.slow
 TEXT = b"Fetched.\n"
-SOURCE = """
-[[source]]
-name = "fetched"
-target = "text/fetched"
-licence = "mine"
-[[source.place]]
-kind = "http"
-url = "{url}"
-sha256 = "{digest}"
-"""
 BACKOFF = "BACKOFF_S = [10.0, 60.0, 240.0]"
 
 
@@ -56,8 +46,9 @@ def url() -> Iterator[str]:
 def project_of(root: Path, url: str) -> Project:
     """Return a project with a source at `url`, and short pauses."""
     project = one_stage_project(root)
+    digest = hashlib.sha256(TEXT).hexdigest()
     with (root / "sources.toml").open("a", encoding="utf-8") as file:
-        file.write(SOURCE.format(url=url, digest=hashlib.sha256(TEXT).hexdigest()))
+        file.write(source_entry("fetched", "text/fetched", kind="http", url=url, sha256=digest))
     flow = root / "flows" / "pipeline.py"
     text = flow.read_text(encoding="utf-8")
     assert BACKOFF in text
