@@ -73,15 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Check the arguments and serve the model until a signal."""
+    from gptmill.serving import server
+
     folders.check_model(arguments.model, "language model")
     _check_numbers(arguments)
     key = options.secret(arguments.api_key_env, arguments.api_key_file)
-    try:
-        from gptmill.serving import server
-    except ImportError as error:
-        raise ValueError(
-            f"the server needs the package {error.name}: pip install fastapi uvicorn"
-        ) from None
     if key is None and not arguments.no_key and not server.is_loopback(arguments.host):
         raise ValueError(
             f"{arguments.host} can be reached from other machines: set a key with --api-key-env "

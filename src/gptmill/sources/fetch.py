@@ -8,7 +8,6 @@ downloads are cached under their hash; a partial HTTP download is resumed.
 
 import errno
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -251,8 +250,6 @@ def _from_http(place: Place, cached: Path) -> Path:
 
 def _from_hub(place: Place, downloads: Path) -> Path:
     """Download a pinned hub revision into a separate folder."""
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ValueError(f"{place} needs huggingface_hub: `.venv/bin/pip install huggingface_hub`")
     cached = downloads / cache_name(place)
     if cached.exists():
         return cached
