@@ -1,4 +1,4 @@
-"""What `make gc` would free, kind by kind, and the freeing itself."""
+"""The plan of `make gc`: garbage by kind, with the calls to free the garbage."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ COMMIT_TAGS = (COMMIT_TAG, "mlflow.source.git.commit")
 
 @dataclass(frozen=True)
 class Row:
-    """A kind of garbage: the number of things, the bytes, and a call for each to free it."""
+    """A kind of garbage: the size in bytes, and a call per item to free the item."""
 
     kind: str
     size: int
@@ -30,10 +30,10 @@ class Row:
 
 
 def plan(*, nights: int, refused: int | None) -> Iterator[Row]:
-    """Yield what can be freed, nothing of it from the last `nights` nights.
+    """Yield the garbage by kind; the last `nights` nights are kept.
 
-    `refused` is the number of refused versions of a kind that stay, None for all. The rows are
-    freed in this order: where the command stops in between, the next one frees the rest.
+    The newest `refused` refused versions of each kind of model are kept, all of them for None. Rows
+    are freed in this order, so that the next `make gc` can free the rest after an interruption.
     """
     since, links = time.time() - nights * NIGHT_S, Links()
     spare = [] if refused is None else list(_spare(refused))
@@ -78,7 +78,7 @@ def _of_mlflow(
 
 
 def _asked(delete: Callable[..., None], *arguments: Any) -> Callable[[], None]:
-    """Return a deletion in MLflow that raises AwayError where MLflow is away."""
+    """Return a deletion in MLflow, to raise AwayError while MLflow is away."""
     return partial(answered, partial(delete, *arguments))
 
 
@@ -87,12 +87,12 @@ def _files(kind: str, paths: list[Path], links: Links, remove: Callable[[Path], 
 
 
 def _commits(found: History, runs: set[str]) -> set[str]:
-    """Return the commits of the runs that stay."""
+    """Return the commits of the kept runs."""
     kept = [run for run in found.runs if run.id in runs]
     return {run.tags[tag] for run in kept for tag in COMMIT_TAGS if tag in run.tags}
 
 
 def _digests(found: History, runs: set[str]) -> set[str]:
-    """Return the hashes of outputs and inputs of the versions and runs that stay."""
+    """Return the hashes of outputs and inputs of kept versions and runs."""
     kept = [run.outputs(prefix) for run in found.runs if run.id in runs for prefix in OUT_AND_DEP]
     return {digest for outputs in (found.outputs, *kept) for _, digest in outputs}

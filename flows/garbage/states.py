@@ -1,4 +1,4 @@
-"""Files in .state/ that no work needs: finished trainings, unused results, old downloads."""
+"""Unneeded files in .state/: states of finished trainings, old results, old downloads."""
 
 import shutil
 from pathlib import Path
@@ -11,16 +11,16 @@ from tasks.project.environment import ROOT
 
 
 def unneeded(since: float) -> list[Path]:
-    """Return states of finished trainings, and files not used since a time.
+    """Return states of finished trainings, and files unused since `since`.
 
-    A training that did not finish keeps its state, whatever the age.
+    An unfinished training keeps its state at any age.
     """
     kept = [path for path in (states.STATES / "kept").glob("*.json") if _is_older(path, since)]
     return [*resume.finished(), *apart.RUNS.glob("*"), *kept, *_downloads(since)]
 
 
 def _downloads(since: float) -> list[Path]:
-    """Return old downloads that no enabled source of sources.toml names."""
+    """Return old downloads of no enabled source in sources.toml."""
     places = [place for source in read_table(ROOT / "sources.toml") for place in source.places]
     named = {cache_name(place) for place in places if place.kind != "path"}
     files = (ROOT / ".state" / "downloads").glob("*")

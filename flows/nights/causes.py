@@ -1,4 +1,4 @@
-"""Differences between a run and its reproduction: files, and the causes of other bytes."""
+"""Differences between a run and its reproduction: output files, and their causes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,10 @@ SHOWN = 4  # package versions and files listed by name
 
 
 def different_files(tree: Path, before: Entry, now: Entry) -> list[str]:
-    """Return the files of a stage's outputs that differ, as far as DVC's cache lists files."""
+    """Return the output files of a stage with changed hashes.
+
+    A changed folder is listed as a whole if DVC's cache has no list of the recorded files.
+    """
     hashes = {out["path"]: out["md5"] for out in now.get("outs", [])}
     names: list[str] = []
     for out in before.get("outs", []):
@@ -36,7 +39,7 @@ def different_files(tree: Path, before: Entry, now: Entry) -> list[str]:
 
 
 def causes(before: Entry, now: Entry) -> list[str]:
-    """Return the inputs of a stage that differ: code, data, outputs of other stages, params."""
+    """Return a stage's changed inputs: code, data, upstream outputs, params."""
     first, second = (
         {dep["path"]: dep["md5"] for dep in one.get("deps", [])} for one in (before, now)
     )
@@ -46,7 +49,7 @@ def causes(before: Entry, now: Entry) -> list[str]:
 
 
 def conditions(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the package versions and the hardware that differ, in a sentence."""
+    """Describe changed package versions and hardware in a sentence."""
     if not before:
         return "package versions or hardware: the run has no record of either"
     found = []

@@ -1,7 +1,7 @@
-"""`make gc`: show what the disk need not keep, and free it with FREE=1.
+"""`make gc`: list garbage on the disk; FREE=1 frees the garbage.
 
-All stays that an alias or a registered version needs, the present artifacts, the user's branches
-and tags, and the last nights.
+The present artifacts, the runs of the last nights, everything behind an alias or a registered
+version, and the user's branches and tags are kept.
 """
 
 from rich.console import Console
@@ -18,17 +18,17 @@ from tasks.tracking.outbox import finish_runs
 
 NIGHTS = 30
 USAGE = (
-    "usage: make gc, with NIGHTS=30 for the nights whose runs stay, REFUSED=3 to give up refused "
-    "versions but the newest 3 of each kind, and FREE=1 to free what the table shows"
+    "usage: make gc, with NIGHTS=30 to keep the runs of the last 30 nights, REFUSED=3 to keep only "
+    "the newest 3 refused versions of each kind, and FREE=1 to free the listed garbage"
 )
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table, and free its things on demand."""
+    """Print the garbage, and free the garbage with FREE=1."""
     given = named(arguments, ("NIGHTS", "REFUSED", "FREE"), USAGE)
     nights, refused = _number(given, "NIGHTS"), _number(given, "REFUSED")
     if given.get("FREE", "1") != "1":
-        raise ValueError(f"FREE={given['FREE']}: FREE=1 frees, and without it nothing; {USAGE}")
+        raise ValueError(f"FREE={given['FREE']}: allowed is FREE=1; {USAGE}")
 
     def rows() -> list[Row]:
         nights_kept = NIGHTS if nights is None else nights
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
     if "FREE" not in given:
         _print(rows())
-        print("nothing is freed yet: add FREE=1 to free this")
+        print("nothing is freed yet: add FREE=1 to free the garbage above")
         return 0
     with locks.project("make gc"):
         finish_runs()  # a run that waits for MLflow is recent
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 def _number(given: dict[str, str], name: str) -> int | None:
     text = given.get(name)
     if text is not None and not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{name}={text} is no whole number from 0; {USAGE}")
+        raise ValueError(f"{name}={text} is not a whole number from 0; {USAGE}")
     return None if text is None else int(text)
 
 
@@ -63,7 +63,7 @@ def _free(rows: list[Row]) -> None:
 
 def _print(rows: list[Row]) -> None:
     table = Table(show_footer=True)
-    table.add_column("not needed", footer="in all")
+    table.add_column("not needed", footer="total")
     table.add_column("count", justify="right", footer=str(sum(len(row.frees) for row in rows)))
     table.add_column("size", justify="right", footer=shown(sum(row.size for row in rows)))
     for row in rows:
@@ -71,11 +71,11 @@ def _print(rows: list[Row]) -> None:
     Console().print(table)
     if not cache.is_own():
         print(
-            f"DVC's cache, {cache_folder(ROOT)}, lies outside the project, may serve other "
-            "projects, and stays as it is"
+            f"DVC's cache, {cache_folder(ROOT)}, lies outside the project and may serve "
+            "other projects: nothing in the cache is freed"
         )
 
 
 def shown(size: int) -> str:
-    """Return a number of bytes for a person."""
+    """Format a number of bytes in MB."""
     return f"{size / 1e6:,.1f} MB"
