@@ -1,9 +1,10 @@
-"""Prefect pages of a stage run: figures, samples, progress, links.
+"""Prefect pages of stages and pipeline runs: figures, samples, progress, links.
 
-The links lead to the stage's run and plots in MLflow.
+The links lead to runs, plots and files in MLflow.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from prefect.artifacts import (
 
 from flows.dvc.repro import StageOutcome
 from flows.flow_states import FlowNote
+from flows.nights.rows import StageRow, as_markdown, summary
 from flows.results import Results, shown
 from flows.servers import MLFLOW_VIEW, mlflow_address
 from tasks.project.graph import stages
@@ -83,6 +85,17 @@ def stage_page(outcome: StageOutcome, results: Results, *, seconds: float) -> No
     hashes = [f"- `{path}` {value}" for path, value in results.outputs.items()]
     parts.append("\n".join(["## Output files", *hashes, f"\nready after {seconds:.1f} s"]))
     create_markdown_artifact("\n\n".join(parts), key=slug(stage), description=results.figure)
+
+
+def pipeline_page(rows: Sequence[StageRow], run: str, *, report: str | None) -> None:
+    """Create the page of a pipeline run: links to MLflow, and the table of the stages.
+
+    `report` is the path of the report in the MLflow run, if the run has a report.
+    """
+    links = [f"[MLflow run]({run_address(run)})"]
+    links += [f"[{report}]({file_address(run, report)})"] if report else []
+    text = f"{', '.join(links)} (open with `make ui`)\n\n{as_markdown(rows)}"
+    create_markdown_artifact(text, key="pipeline", description=summary(rows))
 
 
 def run_address(run: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 from prefect import State, Task, flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
@@ -26,7 +25,7 @@ from flows.dvc.repro import EXECUTED, FAILED, UNCHANGED, StageOutcome
 from flows.flow_states import FlowNote, wait_for_prefect
 from flows.nights.keeping import Keeping
 from flows.nights.plan import KEEP, BaseName, Overrides, Plan, Stages
-from flows.nights.rows import StageRow, as_markdown, summary
+from flows.nights.rows import StageRow, summary
 from flows.registry.announce import REPORT, announce, attach_report
 from flows.results import Results
 from flows.terminal.views import VIEW
@@ -200,8 +199,8 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
             view.after("register and judge the models, and write the report")
             told += announce(work.tree, parent, work.note)
             told += attach_report(work.tree, parent, name)
-        page, text = _page(rows, parent.id, failed=failed), summary(rows)
-        work.note.send(lambda: create_markdown_artifact(page, key="pipeline", description=text))
+        report = None if failed else REPORT
+        work.note.send(lambda: pages.pipeline_page(rows, parent.id, report=report))
     except BaseException:
         parent.end("KILLED", patience=SIGNAL_S)
         raise
@@ -209,7 +208,7 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
     view.close(rows, time.monotonic() - started)
     for sentence in told:
         view.say(sentence)
-    return Failed(message=rows[-1].figure) if failed else Completed(message=text)
+    return Failed(message=rows[-1].figure) if failed else Completed(message=summary(rows))
 
 
 def _run_stages(work: Work, order: list[str], parent: str) -> None:
@@ -300,10 +299,3 @@ def _record(work: Work, parent: RunRecord) -> None:
     lock = work.tree.folder / "dvc.lock"
     if lock.exists():
         parent.tag("dvc.lock", content_hash(lock))
-
-
-def _page(rows: list[StageRow], run: str, *, failed: bool) -> str:
-    """Return the table of the stages, with links to the run in MLflow and to the report."""
-    links = [f"[MLflow run]({pages.run_address(run)})"]
-    links += [] if failed else [f"[{REPORT}]({pages.file_address(run, REPORT)})"]
-    return f"{', '.join(links)} (open with `make ui`)\n\n{as_markdown(rows)}"
