@@ -115,6 +115,10 @@ METRICS = {
     "mfu, mfu_*": "share of the device's peak arithmetic",
     "peak_memory_gb, seconds_left": "memory, and the estimated rest of the time",
     "cost/seconds, cost/cpu_seconds, cost/peak_memory_gb": "of the stage",
+    "cost/gpu_energy_wh, cost/cpu_energy_wh": (
+        "watt-hours of the stage's GPUs and of the machine's CPU packages, by their own counters; "
+        "absent where a counter cannot be read, and for a stage on several machines"
+    ),
     "system/*": "CPU, memory, disk, network and GPU of the machine, once every 10 seconds",
     "every key of metrics.json and details.json": "the stage's final figures",
 }

@@ -8,6 +8,7 @@ OURS = {
     "GPTMILL_PREFECT_PORT, GPTMILL_MLFLOW_PORT": "ports of `make ui`: 4200 and 5000",
     "GPTMILL_ALLOWED_HOSTS": "names of hosts that a proxy with a login forwards, by commas",
     "GPTMILL_STATES": "a folder of training states that workers share, instead of .state",
+    "GPTMILL_POWERCAP": "folder of the CPUs' energy counters, unless /sys/class/powercap",
     "GPTMILL_NODES": "number of machines of a training",
     "GPTMILL_NODE": "number of this machine; machine 0 runs DVC",
     "GPTMILL_RENDEZVOUS": "HOST:PORT on machine 0, where the machines meet",

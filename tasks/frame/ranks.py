@@ -60,6 +60,12 @@ def follows() -> bool:
     return joined() and os.environ["RANK"] != "0"
 
 
+def share_machine(size: int) -> bool:
+    """Return whether all `size` processes of a group are known to run on this machine."""
+    on_one_node = size == 1 or os.environ.get("SLURM_STEP_NUM_NODES") == "1"
+    return on_one_node or os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+
+
 def launches(processes: int) -> bool:
     """Return whether a stage with `processes` processes per node needs a launcher."""
     return not joined() and (processes > 1 or _nodes()[0] > 1)

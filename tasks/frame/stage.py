@@ -22,6 +22,7 @@ from gptmill.training.distributed import SINGLE_PROCESS, World, join
 from gptmill.training.signals import uninterrupted
 from tasks.frame import ranks, resume, states
 from tasks.frame.cost import cost
+from tasks.frame.energy import EnergyMeter
 from tasks.frame.run import Follower, Metrics, Run, numbers
 from tasks.processes import locks
 from tasks.processes.receipt import tell
@@ -146,6 +147,7 @@ def _lead(job: Job, world: World) -> None:
     for line in resume.others(training, job.resume):
         print(line, flush=True)
     shutil.rmtree(job.out.with_name(f".{job.name}.partial"), ignore_errors=True)
+    meter = EnergyMeter(world.size, gpus=job.runtime.device in ("auto", "cuda"))
     tracking = StageRun(job.name, description=_description(job), earlier=training.run)
     tell("start", run=tracking.id)
     try:
@@ -160,16 +162,16 @@ def _lead(job: Job, world: World) -> None:
     except BaseException as error:
         # a launcher that ends this rank because of another must not cut off the record
         with uninterrupted():
-            _end(tracking, error)
+            _end(tracking, error, meter)
         raise
-    tracking.metrics(cost(), 0)
+    tracking.metrics({**cost(), **meter.end()}, 0)
     tracking.end("FINISHED")
     tell("end", metrics=metrics)
 
 
-def _end(tracking: StageRun, error: BaseException) -> None:
+def _end(tracking: StageRun, error: BaseException, meter: EnergyMeter) -> None:
     """Close the run of an unfinished stage."""
-    tracking.metrics(cost(), 0)
+    tracking.metrics({**cost(), **meter.end()}, 0)
     if isinstance(error, Exception):
         tracking.text(traceback.format_exc(), "error.txt")
         tracking.end("FAILED", str(error))

@@ -81,8 +81,8 @@ def test_the_requirements_cover_the_imports(folder: str, requirements: list[str]
         for name in imported(folder) - {"gptmill", "tasks", "flows"}
         if allowed.isdisjoint(map(normalized, packages.get(name, [name])))
     }
-    executors = {normalized(one) for one in EXTRAS["shards"]} if folder == "flows" else set()
-    assert missing == executors  # those of `make shards`, an extra of its own
+    optional = {"flows": {normalized(one) for one in EXTRAS["shards"]}, "tasks": {"pynvml"}}
+    assert missing == optional.get(folder, set())  # of the extras `shards` and `gpu`
     assert folder != "src" or allowed.isdisjoint(ORCHESTRATORS)
 
 
