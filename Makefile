@@ -107,7 +107,7 @@ show: $(ENV)  ## print rows as tokens, with those counted in the loss marked: ST
 ledger: $(ENV)  ## print a step's training rows: STAGE=x STEP=n; or where two runs diverge: STAGE=x AGAINST=folder
 	@python -m flows ledger STAGE=$(STAGE) STEP=$(STEP) AGAINST=$(AGAINST)
 
-lineage: $(ENV)  ## print commit, params, data, licences and runs behind a model: MODEL=classifier@champion or a folder
+lineage: $(ENV)  ## print commit, params, data, licences, runs and energy behind a model: MODEL=classifier@champion or a folder
 	@python -m flows lineage "MODEL=$(MODEL)"
 
 ##@ Compare and promote

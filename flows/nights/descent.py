@@ -6,6 +6,7 @@ from typing import Any
 
 from flows.nights.keeping import COMMIT_TAG, REF_TAG
 from flows.sides.cached import ARTIFACTS
+from flows.sides.energy import energy
 from flows.sides.runs import DEP, DEVICE, OUT
 from tasks.project.cache import cached_file
 from tasks.project.environment import ROOT
@@ -52,6 +53,8 @@ def lines(run: Any) -> Iterator[str]:
     yield from _pairs("sources", _licences(behind))
     yield from _pairs("runs", {_stage(one): _times(one) for one in behind})
     yield f"{'seconds':<10}{sum(map(_seconds, behind)):.1f} in all"
+    spent = energy((_stage(one), one) for one in behind)
+    yield from _pairs("energy", spent or {"not told by this device": ""})
 
 
 def _pairs(title: str, values: Mapping[str, str]) -> Iterator[str]:

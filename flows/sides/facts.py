@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.commands.data import base
 from flows.pages import run_address
+from flows.sides.energy import energy
 from flows.sides.records import OUTPUTS, plain
 from flows.sides.runs import commit_of, makers
 from flows.sides.versions import registered
@@ -45,6 +46,7 @@ def facts(side: Side, *, title: str = "") -> Facts:
         params=differing,
         are_params_known=bool(params),
         origins=_origins(side),
+        energy=energy((stage, run) for stage, run in made.items() if side.has(stage)),
         making=making,
         hashes=hashes,
         models=registered(hashes),

@@ -82,6 +82,7 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
 ) -> None:
     made = run(RUN, {"mlflow.source.git.commit": "abcdef12", "git.dirty": "true"})
     costs = {"cost/seconds": [60.0, 30.5], "cost/cpu_seconds": [50.0], "cost/peak_memory_gb": [2.0]}
+    costs["cost/cpu_energy_wh"] = [0.5, 0.25]
     made = Run(made.info, RunData([Metric(name, 1, 0, 0) for name in costs], tags=tags_of(made)))
     version = "models:/gptmill-classifier/1"
     monkeypatch.setattr(facts, "registered", lambda hashes: {version: "promoted, champion"})
@@ -99,6 +100,7 @@ def test_a_report_tells_the_params_the_cost_and_the_mistakes_of_a_run(
         "the first version</dd>",
         '<td class="right">90.5</td><td class="right">50.0</td><td class="right">2.00</td>',
         "abcdef1 with changes",
+        "<dt>energy CPU</dt><dd>3.000 Wh in split, classify, instruct, evaluate</dd>",
         f'<dd>{version} <span class="soft">promoted, champion</span></dd>',
         f'<a href="http://mlflow/{RUN}">classify</a>',
         "classify: 30 wrong test rows; the 20 most confident",

@@ -52,6 +52,25 @@ def reproduce(project: Project, run: str, **extra: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+HOUR = 3_600_000_000
+"""Microjoules of a watt-hour."""
+SPENDING = """
+    if "GPTMILL_POWERCAP" in os.environ:
+        counter = os.path.join(os.environ["GPTMILL_POWERCAP"], "intel-rapl:0", "energy_uj")
+        open(counter, "w").write("3600000000")
+    texts = ["""
+
+
+def package(powercap: Path) -> Path:
+    """Make the folder of a CPU package with a counter that is a watt-hour from its end."""
+    folder = powercap / "intel-rapl:0"
+    folder.mkdir(parents=True)
+    values = {"name": "package-0", "energy_uj": 6 * HOUR, "max_energy_range_uj": 7 * HOUR}
+    for name, value in values.items():
+        (folder / name).write_text(f"{value}\n")
+    return folder
+
+
 @pytest.mark.slow
 def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     project = one_stage_project(tmp_path)
@@ -60,7 +79,8 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     stage.write_text(
         stage.read_text(encoding="utf-8")
         .replace("import ROOT\n", "import ROOT\nimport os\n")
-        .replace("params.times)", "params.times + os.environ.get('TRIAL', ''))"),
+        .replace("params.times)", "params.times + os.environ.get('TRIAL', ''))")
+        .replace("    texts = [", SPENDING),
         encoding="utf-8",
     )
     (root / "tasks" / "new.txt").write_text("https://user:planted@example.org/x?token=planted\n")
@@ -68,7 +88,8 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     index = (root / ".git" / "index").read_bytes()
     head = project.run("git", "for-each-ref", "refs/heads").stdout
     assert project.python("-m", "flows", "data").returncode == 0
-    done = project.python("-m", "flows", "pipeline")
+    counter = {"GPTMILL_POWERCAP": str(package(tmp_path / "powercap").parent)}
+    done = project.python("-m", "flows", "pipeline", extra=counter)
     assert done.returncode == 0, done.stderr
     assert (root / ".git" / "index").read_bytes() == index
     assert project.run("git", "for-each-ref", "refs/heads").stdout == head
@@ -93,7 +114,7 @@ def test_a_run_is_kept_and_made_again(tmp_path: Path) -> None:
     assert f"commit sample {commit} (refs/gptmill/runs/" in said
     assert "sample.times 1 data data/text " in said
     assert "sources books mine runs sample" in said
-    assert said.endswith(" in all")
+    assert said.endswith(" in all energy in all 2.000 Wh CPU 2.000 Wh in sample")
 
     # the tree goes on: other data, other code, other params
     (root / "books" / "two.txt").write_text("Two.\n", encoding="utf-8")

@@ -92,7 +92,9 @@ def test_the_descent_of_a_version_is_told(root: Path) -> None:
     make(root, wrong=30)
     judged()
     for name in ("classifier@champion", "classifier/1", "models:/gptmill-classifier/1"):
-        assert lineage.described(name).startswith(f"model     classifier version 1 ({OUTPUT} ")
+        described = lineage.described(name)
+        assert described.startswith(f"model     classifier version 1 ({OUTPUT} ")
+        assert described.endswith("\nenergy    not told by this device")
     with pytest.raises(ValueError, match="aliases and versions of classifier are candidate, cham"):
         lineage.described("classifier/2")
     with pytest.raises(ValueError, match="neither a folder nor a version of generator, classifier"):

@@ -42,6 +42,8 @@ class Facts:
     origins: Sequence[Origin] = ()
     """Sources of raw data."""
     making: Sequence[Making] = ()
+    energy: Mapping[str, str] = field(default_factory=dict)
+    """Energy in all and by part, as text; empty where no device told any."""
     hashes: Mapping[str, str] = field(default_factory=dict)
     """DVC's hash of each output."""
     models: Mapping[str, str] = field(default_factory=dict)
