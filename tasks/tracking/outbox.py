@@ -88,6 +88,7 @@ class Outbox:
     def close(self) -> None:
         """Release the outbox, and remove it if everything is sent."""
         if self.is_empty:
+            self._journal.unlink(missing_ok=True)  # first: without its lock nobody may send it
             shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 

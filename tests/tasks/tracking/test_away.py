@@ -1,6 +1,7 @@
 """An MLflow server that hangs or dies: figures wait, and are sent later, in order and once."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -162,3 +163,27 @@ def test_the_figures_of_a_run_wait_for_the_server(
     assert model.tags["mlflow.note.content"] == "# a model"
     kept = client.list_logged_model_artifacts(model.model_id, "artifacts")
     assert [file.path for file in kept] == ["artifacts/pretrain", "artifacts/record"]
+
+
+def test_an_outbox_in_removal_is_sent_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "FOLDER", tmp_path / "outbox")
+    remove, found = shutil.rmtree, []
+
+    def in_any_order(folder: Path, **options: bool) -> None:
+        """Remove the lock first, as the order of a folder's files may have it."""
+        (folder / "lock").unlink()
+        (folder / "sent").unlink()
+        others = list(outbox.waiting())
+        found.extend(entry for other in others for entry in other.entries)
+        remove(folder, **options)
+        for other in others:
+            other.release()
+
+    sent = outbox.open_outbox(None)
+    sent.add("open", uri=outbox.address(), time=1)
+    sent.mark(1)
+    monkeypatch.setattr(outbox.shutil, "rmtree", in_any_order)
+    sent.close()
+    assert found == []
