@@ -87,11 +87,16 @@ def _silence() -> Automation:
 
 
 def _put(automation: Automation) -> None:
-    """Create an automation, or update the one of the same name; a switch of the user stays."""
+    """Create an automation, or update the one of the same name where it differs.
+
+    A switch of the user stays. An update would make Prefect forget the runs that the automation
+    watches: a run killed together with its worker would count as running for ever.
+    """
     try:
         known = cast("Automation", Automation.read(name=automation.name))
     except ValueError:
         automation.create()
         return
     automation.id, automation.enabled = known.id, known.enabled
-    automation.update()
+    if automation != known:
+        automation.update()
