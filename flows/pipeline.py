@@ -36,7 +36,8 @@ from gptmill.records import content_hash
 from tasks.processes import locks
 from tasks.project.graph import forget, stages, upstream
 from tasks.tracking import runs
-from tasks.tracking.record import SIGNAL_S, RunRecord
+from tasks.tracking.outbox import finish_runs
+from tasks.tracking.record import END_S, SIGNAL_S, RunRecord
 
 BACKOFF_S = [10.0, 60.0, 240.0]
 """Seconds before each new try of a fetch: about five minutes in all."""
@@ -188,6 +189,7 @@ def _bring_up_to_date(work: Work, name: str) -> State[None]:
     started, rows, view = time.monotonic(), work.rows, VIEW.get()
     order = work.tree.order(work.plan.chosen) if work.plan.stages else [*stages()]
     tags = {"prefect.flow_run_id": str(flow_run.id or ""), "stage": "pipeline"}
+    finish_runs(END_S)  # the runs and models of earlier commands are found again, and registered
     parent = RunRecord(name, tags={**tags, **work.plan.tags()})
     try:
         work.kept.begin(parent)

@@ -9,7 +9,7 @@ from tasks.project import graph
 from tasks.project.environment import ROOT
 from tasks.project.params import checked
 from tasks.tracking.outbox import finish_runs
-from tasks.tracking.record import SIGNAL_S, StageRun
+from tasks.tracking.record import END_S, SIGNAL_S, StageRun
 from tasks.tracking.runs import lacks_maker
 
 TAG = "restored"
@@ -24,7 +24,7 @@ def record_restored(stage: str, *, parent: str | None = None) -> bool:
     outputs = graph.locked_outputs(stage)
     if not outputs or not lacks_maker(outputs):
         return False
-    finish_runs()  # the run may wait in the outbox of an earlier process
+    finish_runs(END_S)  # the run may wait in the outbox of an earlier process
     if not lacks_maker(outputs):
         return False
     description = (

@@ -261,7 +261,7 @@ def send_waiting() -> None:
 
 
 def finish_runs(patience: float = 30.0) -> None:
-    """Send what earlier processes left, if MLflow answers within `patience` seconds."""
+    """Send what earlier processes left while MLflow answers, for `patience` seconds at most."""
     if not FOLDER.is_dir() or not any(FOLDER.iterdir()):
         return
     thread = threading.Thread(target=_try_waiting, daemon=True)

@@ -134,6 +134,8 @@ def _experiment(uri: str) -> str:
 
     # mlflow logs a traceback beside each exception that it raises
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # and urllib3 warns of each retry: a server away is told in our own sentence
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(uri)
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is not None:
