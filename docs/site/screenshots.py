@@ -1,7 +1,7 @@
 """`python -m docs.site screenshots`: pictures of the pages, from this project's own runs.
 
-Needs Chromium, and a project after `make pipeline` and `make compare`. The servers of `make ui` and
-`gptmill serve` run meanwhile.
+Needs Chromium, and a project after `make pipeline`, `make compare` and `make serve`. The servers of
+`make ui` and `gptmill serve` run meanwhile.
 """
 
 import subprocess
@@ -55,19 +55,24 @@ def main(root: Path, out: Path) -> int:
 
 
 def _addresses(root: Path) -> dict[str, str]:
-    """Return the addresses of the pages: comparison, report, models, run in Prefect."""
+    """Return the addresses of the pages: comparison, models, a run and its results, the form."""
     from mlflow import MlflowClient
 
     experiment, newest = connect(), ["attributes.start_time DESC"]
     last = MlflowClient().search_runs([experiment], "tags.stage = 'pipeline'", order_by=newest)
     run = next(one for one in last if any(key.startswith("gate.") for key in one.data.tags))
-    site = str(running_prefect()).removesuffix("/api")
+    api = str(running_prefect())
+    site = f"{api.removesuffix('/api')}/{PAGES}"
+    in_prefect = f"{site}/runs/flow-run/{run.data.tags['prefect.flow_run_id']}"
+    nightly = httpx.get(f"{api}/deployments/name/pipeline/nightly").raise_for_status().json()
     compared = max((root / "compare").glob("*.html"), key=lambda file: file.stat().st_mtime)
     mlflow = pages.run_address(run.info.run_id).partition("/#/")[0]
     return {
         "compare": compared.as_uri(),
         "models": f"{mlflow}/#/models",
-        "run": f"{site}/{PAGES}/runs/flow-run/{run.data.tags['prefect.flow_run_id']}",
+        "run": in_prefect,
+        "results": f"{in_prefect}?tab=Artifacts",
+        "form": f"{site}/deployments/deployment/{nightly['id']}/run",
     }
 
 

@@ -30,6 +30,7 @@ TESTS = {
     "GPTMILL_GPT2, GPTMILL_VERDICT": "GPT-2's weights and The Verdict, for the published figures",
     "GPTMILL_TOKENIZERS, GPTMILL_VLLM, GPTMILL_NODE_LLAMA_CPP": "folders of optional references",
     "FUZZ_SECONDS": "duration of the fuzz test",
+    "OUTAGE_SECONDS": "duration of MLflow's outage in the test of outages",
 }
 INTERNAL = (
     "GPTMILL_FLOW_PROCESS", "GPTMILL_LOCKED", "GPTMILL_PARENT_RUN", "GPTMILL_RECEIPT",

@@ -1,7 +1,7 @@
-"""Folders of training states, and the worker that wrote each.
+"""Folders of training states, and the workers that wrote the states.
 
-The folder is `.state` of the project, or a folder that several workers share: GPTMILL_STATES names
-it, and another worker then goes on where a killed one stopped.
+States lie in the project's `.state`, or in the folder that GPTMILL_STATES names. Workers that share
+such a folder continue each other's trainings after a kill.
 """
 
 import os
@@ -24,7 +24,7 @@ _CLAIMED: dict[Path, TextIO] = {}
 
 
 def shared() -> Path | None:
-    """Return the folder that workers share; raise ValueError where the folder is missing."""
+    """Return the workers' common folder, if set; raise ValueError where the folder is missing."""
     named = os.environ.get(VARIABLE)
     if not named:
         return None
@@ -53,7 +53,7 @@ def worker() -> dict[str, str]:
 
 
 def is_own(note: Mapping[str, Any] | None) -> bool:
-    """Return whether a state with this note may be dropped here: no other worker wrote it."""
+    """Return whether this worker wrote the state with a note, and may drop the state."""
     return shared() is None or (note or {}).get("worker") == worker()
 
 
@@ -95,7 +95,7 @@ def is_free(folder: Path) -> bool:
 
 
 def origin(folder: Path, note: Mapping[str, Any] | None) -> str:
-    """Return a line that says where a training begins: whose newest state, or none."""
+    """Return a line on the beginning of a training: the newest state and its worker, or none."""
     place = folder.parent if shared() else folder.parent.relative_to(ROOT)
     saved = progress(folder)
     if saved is None:
