@@ -110,6 +110,27 @@ def test_labels_of_any_type_and_tables_without_a_header() -> None:
     assert of_tabs["t.csv"] == b'label,text\nham,"""Go on, then"\nspam,"Win, win"\n'
 
 
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        (b"Review text;Mood", {"text": "Review text", "label": "Mood"}),
+        (b"MessageBody;Ticket category", {"text": "MessageBody", "label": "Ticket category"}),
+        (b"text_id;body;tag", {"text": "body", "label": "tag"}),
+        (b"text_length;mail;label", None),
+        (b"first comment;last comment;label", None),
+    ],
+)
+def test_columns_are_known_by_a_word_of_their_names(
+    header: bytes, found: dict[str, str] | None
+) -> None:
+    content = header + b"\n" + b";".join([b"1"] * len(header.split(b";"))) + b"\n"
+    if found is None:
+        with pytest.raises(ValueError, match="has no single column for text"):
+            label_fields({"x.csv": content})
+    else:
+        assert label_fields({"x.csv": content}) == found
+
+
 def test_numbered_classes_of_hugging_face_get_their_names() -> None:
     table = pa.table({"text": ["a", "b"], "label": [1, 0]})
     features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}

@@ -19,6 +19,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Usual column names; `text` and `label` win over all others."""
+MEASURES = {"count", "date", "id", "index", "length", "number", "score", "time", "url"}
+"""Words in the names of columns about a text: `text_length` holds no text."""
 SHOWN = 40  # letters of a cell in a message
 
 
@@ -36,6 +38,7 @@ def guessed(table: pd.DataFrame, roles: Sequence[str], where: str) -> dict[str, 
     columns = list(map(str, table.columns))
     for role in roles:
         likely = [column for column in columns if column.casefold() in NAMES[role]]
+        likely = likely or [column for column in columns if _tells(column, role)]
         fields |= {role: role} if role in columns else _only(role, likely)
     rest = [column for column in columns if column not in fields.values()]
     missing = [role for role in roles if role not in fields]
@@ -49,6 +52,12 @@ def guessed(table: pd.DataFrame, roles: Sequence[str], where: str) -> dict[str, 
             ".tsv without a header"
         )
     return fields
+
+
+def _tells(column: str, role: str) -> bool:
+    """Return whether a column's name has a usual name among its words: `Review text`."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", column).casefold())
+    return not MEASURES.intersection(words) and bool({*words}.intersection(NAMES[role]))
 
 
 def _only(role: str, likely: Sequence[str]) -> dict[str, str]:
