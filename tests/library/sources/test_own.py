@@ -250,6 +250,20 @@ def test_dolly_s_context_is_the_input_and_its_category_the_kind() -> None:
     ]
 
 
+def test_self_instruct_has_a_row_for_each_instance() -> None:
+    tasks = [
+        {"instruction": "add", "instances": [{"input": "1 1", "output": "2"}, {"output": "3"}]},
+        {"instruction": "none", "instances": []},
+    ]
+    members = {"s.jsonl": "\n".join(map(json.dumps, tasks)).encode()}
+    made = chats(members, name="s", fields=chat_fields(members), turns="all")
+    assert json.loads(made["s.json"]) == [
+        {"instruction": "add", "input": "1 1", "output": "2"},
+        {"instruction": "add", "input": "", "output": "3"},
+    ]
+    assert any(note.startswith("rows dropped: 1 ") for note in made.notes)
+
+
 def test_a_conversation_is_kept_whole_or_cut_after_the_first_answer_on_request() -> None:
     system = {"role": "system", "content": "Be kind."}
     members = {

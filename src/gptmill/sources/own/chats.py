@@ -78,6 +78,7 @@ def chats(
     where = ", ".join(sorted(members)[:3])
     _check_options(fields, turns)
     table, form = read_tables(members, header=not by_position(fields))
+    table = _with_instances(table)
     rows = chosen(table, fields, where)
     if "messages" not in fields and isinstance(rows["instruction"].iloc[0], list):
         rows = pd.DataFrame({"messages": _joined(rows, where)}, dtype=object)
@@ -98,7 +99,7 @@ def chats(
 
 def chat_fields(members: Mapping[str, bytes]) -> dict[str, str]:
     """Return the columns of the form; raise ValueError for an unknown form."""
-    table, _ = read_tables(members)
+    table = _with_instances(read_tables(members)[0])
     for fields in FORMS:
         if set(fields.values()) <= set(table.columns):
             return fields
@@ -108,6 +109,16 @@ def chat_fields(members: Mapping[str, bytes]) -> dict[str, str]:
         f"are {forms}; add "
         "FIELDS=instruction=COLUMN,output=COLUMN or FIELDS=messages=COLUMN"
     )
+
+
+def _with_instances(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each instance of an instruction, as Self-Instruct's tasks have them."""
+    if not {"instruction", "instances"} <= set(table.columns):
+        return table
+    rows = table.explode("instances", ignore_index=True)
+    cells = [cell if isinstance(cell, dict) else {} for cell in rows.pop("instances")]
+    rest = rows.drop(columns=["input", "output"], errors="ignore")
+    return rest.join(pd.DataFrame(cells, columns=["input", "output"], dtype=object))
 
 
 def _check_options(fields: Mapping[str, str], turns: str) -> None:
