@@ -11,7 +11,7 @@ from tasks.tracking import runs, store
 
 NEXT = """report    artifacts/evaluate/report.md; `make report` writes a page with plots
 try       gptmill chat artifacts/instruct
-          gptmill generate artifacts/pretrain "Once upon a time"
+          gptmill generate artifacts/pretrain "Once upon a time" --temperature 0.8
           gptmill classify artifacts/classify "See you at lunch"
 next      make ui                     pages of every run, models, comparisons
           edit params.yaml, then `make pipeline`: only the affected stages run again
