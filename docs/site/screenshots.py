@@ -40,13 +40,15 @@ def main(root: Path, out: Path) -> int:
         stack.enter_context(_running(serve, root))
         _wait(lambda: running_prefect() is not None and _answers(CHAT))
         window = stack.enter_context(browser(folder))
-        window.resize(WIDTH, HEIGHT)
         for name, address in _addresses(root).items():
+            # the results of a run stand below its times
+            window.resize(WIDTH, 2 * HEIGHT if name == "results" else HEIGHT)
             window.open(address)
             time.sleep(8)  # the pages draw what they asked their servers for
             window.run(CLOSE)
             time.sleep(1)
             _save(window, out / f"{name}.png")
+        window.resize(WIDTH, HEIGHT)
         window.open(CHAT)
         window.type("#message", QUESTION + ENTER)
         window.until(lambda: not window.shown("#stop") and len(window.texts(".turn")) == 2, 120)
