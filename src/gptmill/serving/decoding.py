@@ -96,6 +96,8 @@ async def _events(answer: Answer, decoding: Decoding) -> AsyncGenerator[bytes, N
             answer.take(deltas)
             for chunk in answer.events(deltas):
                 yield chunk
+                # queued events are sent without a pause: the loop must see that the client left
+                await asyncio.sleep(0)
     except Exception as error:  # the status is already sent: report the error as an event
         yield event(as_api_error(error).body)
         return
