@@ -83,8 +83,9 @@ def repro(
     options = ["--force"] if force else ["--pull"] if remote else []
     run = partial(_run, stage, options, on_line=on_line, on_event=on_event, context=context)
     outcome = run()
-    if remote and _is_remote_away(outcome):
-        on_line(f"the DVC remote {remote} gives no answer: {hidden(outcome.message)}")
+    if remote and _did_not_begin(outcome):
+        reason = hidden(outcome.message)
+        on_line(f"DVC failed with the remote {remote}, and is called without the remote: {reason}")
         options.clear()
         outcome = run()
     while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
@@ -103,7 +104,7 @@ def repro(
     return outcome
 
 
-def _is_remote_away(outcome: StageOutcome) -> bool:
+def _did_not_begin(outcome: StageOutcome) -> bool:
     """Return whether DVC failed before the stage began, and not for another DVC at work."""
     return outcome.state == FAILED and not outcome.events and BUSY not in outcome.message
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,18 +15,9 @@ from gptmill.files import write_json
 from tasks.frame import resume, states
 from tests.support.killing import lock_entry
 from tests.support.project import Project, commit, tiny_project
+from tests.tasks.frame.test_stopped_stage import PARAMS
 
-STEPS = 60
 REPRO = ("dvc", "repro", "-s", "pretrain")
-PARAMS: dict[str, Any] = {
-    "resume": {"every_seconds": 0},
-    "pretrain": {
-        "shape": {"emb_dim": 64, "n_layers": 2, "n_heads": 2},
-        "steps": STEPS,
-        "evaluate_every": 20,
-        "sample_every": 0,
-    },
-}
 
 
 @pytest.mark.parametrize("named", ["states", "/no/such/folder"])
@@ -97,7 +87,7 @@ def killed_in_training(project: Project, folder: Path) -> None:
 @pytest.mark.slow
 def test_another_worker_goes_on_and_says_from_where(tmp_path: Path) -> None:
     first = tiny_project(tmp_path / "first")
-    first.params(PARAMS)
+    first.params({**PARAMS, "resume": {"every_seconds": 0}})
     commit(first, "a training that can be killed")
     assert first.run("dvc", "repro", "sample").returncode == 0
     others = {}
