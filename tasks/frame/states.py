@@ -100,7 +100,10 @@ def origin(folder: Path, note: Mapping[str, Any] | None) -> str:
     saved = progress(folder)
     if saved is None:
         return f"no state of this training in {place}: starts from the beginning"
-    writer = (note or {}).get("worker")
-    who = "this worker" if writer in (None, worker()) else "{host}, {folder}".format(**writer)
+    match (note or {}).get("worker"):
+        case {"host": host, "folder": tree} if {"host": host, "folder": tree} != worker():
+            who = f"{host}, {tree}"
+        case _:
+            who = "this worker"
     trained = f"step {saved.step:,}, after {duration(saved.seconds)} of training"
     return f"newest state in {place}: {trained}, by {who}"
