@@ -80,21 +80,21 @@ def repro(
     if unchanged and not force and not verify(lock()[stage]):
         return StageOutcome(stage, UNCHANGED)
     remote = "" if force else default_remote(ROOT)
-    options = ["--force"] if force else ["--pull"] if remote else []
-    run = partial(_run, stage, options, on_line=on_line, on_event=on_event, context=context)
-    outcome = run()
+    options = ("--force",) if force else ("--pull",) if remote else ()
+    run = partial(_run, stage, on_line=on_line, on_event=on_event, context=context)
+    outcome = run(options)
     if remote and _did_not_begin(outcome):
         reason = hidden(outcome.message)
         on_line(f"DVC failed with the remote {remote}, and is called without the remote: {reason}")
-        options.clear()
-        outcome = run()
+        options = ()
+        outcome = run(options)
     while outcome.state == FAILED and BUSY in outcome.message:  # a `dvc repro` of the user's own
         locks.wait_for_dvc(on_line)
-        outcome = run()
+        outcome = run(options)
     faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults and faults.damaged and outcome.state == RESTORED:  # of an older run than dvc.lock's
         _mend_cache(stage, on_line)
-        outcome = run()
+        outcome = run(options)
         faults = verify(lock()[stage]) if outcome.state != FAILED else None
     if faults:
         outcome = StageOutcome(stage, FAILED, _faults_message(stage, faults), outcome.events)
